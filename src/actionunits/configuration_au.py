@@ -1,0 +1,180 @@
+"""Configuration shared by all methods: which action units a model answers for, and how answers are read."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.utils import logging
+
+from actionunits.action_units import CORPUS_AUS, au_label, check_aus, parse_au_label
+
+logger = logging.get_logger(__name__)
+
+LABEL_FIELDS = ("aus", "id2label", "label2id", "num_labels")
+"""Four ways to name the outputs; a config keeps them in step."""
+PER_LABEL_FIELDS = ("au_thresholds", "au_occurrence_rates")
+"""Lists with one entry an output; a config carries them along by name when the outputs change."""
+
+
+@strict
+class AUConfig(PreTrainedConfig):
+    """Base class of the configurations of all action unit models.
+
+    The outputs may be named by `aus`, by `id2label` / `label2id` or (without names) by `num_labels`, when the
+    config is made, in `from_pretrained(folder, aus=[1, 12])` or later by assignment; the others follow.
+
+    Args:
+        aus: FACS numbers in output order. Defaults to the twelve of BP4D. `None` in a config whose labels are
+            no action units ("LABEL_0").
+        au_thresholds: Probability from which on an action unit counts as active, one an output; `None` means
+            0.5 for all. Kept by name when the outputs change (0.5 for new ones).
+        au_occurrence_rates: Share of the training pictures, in (0, 1), on which each action unit occurs: the
+            weights of the training loss (ESCDA Eq. 8). `None` means no weighting. Kept by name when the
+            outputs change; dropped, with a warning, if an action unit without a rate comes in.
+
+    Raises:
+        ValueError: Unknown or repeated action units; names that disagree (`aus=[1]`, `id2label={0: "AU2"}`);
+            a list of the wrong length or out of range; a `problem_type` other than multi-label.
+    """
+
+    # What the Trainer must not gather as predictions.
+    keys_to_ignore_at_inference = [
+        "branch_logits",
+        "au_attentions",
+        "au_attentions_unconstrained",
+        "au_masks",
+        "au_evidence",
+        "hidden_states",
+        "attentions",
+    ]
+
+    aus: Any = None
+    au_thresholds: list[float | int] | None = None
+    au_occurrence_rates: list[float | int] | None = None
+
+    def __post_init__(self, **kwargs):
+        """Settle the labels, then let transformers do the rest."""
+        if self.problem_type not in (None, "multi_label_classification"):
+            raise ValueError(
+                f"problem_type={self.problem_type!r}: action units are not exclusive, so only "
+                '"multi_label_classification" fits; leave it out.'
+            )
+        self.problem_type = "multi_label_classification"
+        self._store_labels(
+            _resolve_labels(self.aus, self.id2label, self.label2id, kwargs.pop("num_labels", None))
+        )
+        for name in PER_LABEL_FIELDS:
+            self._check_per_label(name, getattr(self, name))
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """Make a config from a saved one; labels asked for by keyword replace the saved ones."""
+        asked = {name: kwargs.pop(name) for name in LABEL_FIELDS if name in kwargs}
+        per_label = {name: kwargs.pop(name) for name in PER_LABEL_FIELDS if name in kwargs}
+        result = super().from_dict(config_dict, **kwargs)
+        config = result[0] if isinstance(result, tuple) else result
+        config.relabel(**asked)
+        for name, values in per_label.items():
+            setattr(config, name, values)
+        return result
+
+    @property
+    def au_labels(self) -> list[str]:
+        """The labels in output order, such as "AU12"."""
+        return list((self.id2label or {}).values())
+
+    def relabel(self, **names: Any) -> None:
+        """Rename the outputs by some of `aus`, `id2label`, `label2id` and `num_labels`, which must agree."""
+        names = {name: value for name, value in names.items() if value is not None}
+        if names and names != {"num_labels": self.num_labels}:
+            old_labels = self.au_labels
+            self._store_labels(_resolve_labels(**names))
+            self._carry_over(old_labels)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        is_complete = "_name_or_path" in self.__dict__  # transformers sets it after the labels
+        if is_complete and name in LABEL_FIELDS:
+            self.relabel(**{name: value})
+            return
+        if is_complete and name in PER_LABEL_FIELDS:
+            self._check_per_label(name, value)
+        super().__setattr__(name, value)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Return what is saved; transformers would leave out two labels without names."""
+        return super().to_diff_dict() | {"id2label": self.id2label, "label2id": self.label2id}
+
+    def _store_labels(self, labels: list[str]) -> None:
+        numbers = [parse_au_label(label) for label in labels]
+        store = super().__setattr__  # past our own hook, which would come back here
+        store("aus", None if None in numbers else check_aus(numbers))
+        store("id2label", dict(enumerate(labels)))
+        store("label2id", {label: i for i, label in enumerate(labels)})
+
+    def _carry_over(self, old_labels: list[str]) -> None:
+        labels = self.au_labels
+        if self.au_thresholds is not None:
+            old_thresholds = dict(zip(old_labels, self.au_thresholds, strict=True))
+            self.au_thresholds = [old_thresholds.get(label, 0.5) for label in labels]
+        if self.au_occurrence_rates is not None:
+            old_rates = dict(zip(old_labels, self.au_occurrence_rates, strict=True))
+            if missing := [label for label in labels if label not in old_rates]:
+                logger.warning(f"au_occurrence_rates dropped: none known for {', '.join(missing)}.")
+            self.au_occurrence_rates = None if missing else [old_rates[label] for label in labels]
+
+    def _check_per_label(self, name: str, values: list[float] | None) -> None:
+        if values is None:
+            return
+        if len(values) != self.num_labels:
+            raise ValueError(
+                f"{name} has {len(values)} entries, but the model has {self.num_labels} outputs."
+            )
+        bounds_allowed = name == "au_thresholds"  # a rate of 0 or 1 would give weights of 0 or infinity
+        if wrong := [x for x in values if not (0 < x < 1 or bounds_allowed and x in (0, 1))]:
+            raise ValueError(f"{name} must lie between 0 and 1, got {wrong[0]}.")
+
+
+def _resolve_labels(aus=None, id2label=None, label2id=None, num_labels: int | None = None) -> list[str]:
+    """Return the labels in output order; BP4D's where nothing is given."""
+    given: dict[str, list[str]] = {}
+    if aus is not None:
+        given["aus"] = [au_label(au) for au in check_aus(aus)]
+    if id2label is not None:
+        given["id2label"] = _in_order(id2label)
+    if label2id is not None:
+        given["label2id"] = _in_order({index: label for label, index in label2id.items()})
+    if not given:
+        return [au_label(au) for au in CORPUS_AUS["bp4d"]] if num_labels is None else _anonymous(num_labels)
+
+    (name, labels), *others = given.items()
+    for other_name, other_labels in others:
+        if other_labels != labels:
+            raise ValueError(
+                f"{name} {labels} and {other_name} {other_labels} disagree; pass only one of them."
+            )
+    if num_labels not in (None, len(labels)):
+        raise ValueError(
+            f"num_labels={num_labels}, but {name} names {len(labels)} outputs; leave num_labels out."
+        )
+    return labels
+
+
+def _in_order(id2label: Mapping[int | str, str]) -> list[str]:
+    by_index = {int(index): label for index, label in id2label.items()}
+    labels = [by_index.get(i) for i in range(len(id2label))]
+    if not labels or None in labels or len(set(labels)) < len(labels):
+        raise ValueError(
+            f"id2label must name the outputs 0, 1, ... with different labels, got {dict(id2label)}."
+        )
+    return labels  # type: ignore[return-value]
+
+
+def _anonymous(num_labels: int) -> list[str]:
+    if num_labels < 1:
+        raise ValueError(f"num_labels={num_labels}: a model needs at least one output.")
+    return [f"LABEL_{i}" for i in range(num_labels)]
+
+
+__all__ = ["AUConfig"]

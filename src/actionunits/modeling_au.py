@@ -1,0 +1,111 @@
+"""Base class of the models of all methods, and the output layer that they share."""
+
+import copy
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from actionunits.configuration_au import AUConfig
+from actionunits.losses import occurrence_weights, weighted_au_loss
+
+
+class AUPreTrainedModel(PreTrainedModel):
+    """What all action unit models have in common.
+
+    Parameters that belong to one action unit are stored under its label (`classifier.AU12.weight`). So
+    `from_pretrained(folder, aus=[25, 12])` finds the heads of those action units that the folder knows, in
+    any order, and initialises the others.
+    """
+
+    config: AUConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)  # type: ignore[assignment]
+    accepts_loss_kwargs = False  # the Trainer, not the loss, divides by the accumulation steps
+    supports_gradient_checkpointing = True
+
+    def adapt_to_aus(self, aus: Iterable[int]):
+        """Return a copy of this model for other action units; those it knows keep their heads.
+
+        Args:
+            aus: FACS numbers in the new output order.
+
+        Raises:
+            ValueError: Unknown or repeated action units.
+        """
+        config = copy.deepcopy(self.config)
+        config.aus = list(aus)
+        model = type(self)(config)
+        model.load_state_dict(self.state_dict(), strict=False)
+        model.to(device=self.device, dtype=self.dtype)  # type: ignore[call-arg]
+        return model.train(self.training)
+
+    def au_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return `weighted_au_loss` with the occurrence rates of the config."""
+        rates = self.config.au_occurrence_rates
+        w, v = (None, None) if rates is None else occurrence_weights(rates)
+        return weighted_au_loss(logits, labels, w, v)
+
+    def _set_gradient_checkpointing(
+        self,
+        enable: bool = True,
+        gradient_checkpointing_func: Callable[..., Any] = checkpoint,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        arguments = getattr(gradient_checkpointing_func, "keywords", {})
+        if arguments.get("use_reentrant") is False and "context_fn" not in arguments:
+            gradient_checkpointing_func = functools.partial(
+                gradient_checkpointing_func,
+                context_fn=lambda: (nullcontext(), _batch_statistics_kept(self)),
+            )
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, *args, **kwargs)
+
+
+class AUClassifier(nn.ModuleDict):
+    """One linear output for every action unit, named by its label: features (B, C) -> logits (B, m)."""
+
+    def __init__(self, config: AUConfig, in_features: int):
+        super().__init__({name: nn.Linear(in_features, 1) for name in module_names(config)})
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the logits."""
+        return F.linear(features, self.weight, self.bias)
+
+    @property
+    def weight(self) -> Tensor:
+        """Weights of all outputs, (m, C)."""
+        return torch.cat([head.get_parameter("weight") for head in self.values()])
+
+    @property
+    def bias(self) -> Tensor:
+        """Biases of all outputs, (m,)."""
+        return torch.cat([head.get_parameter("bias") for head in self.values()])
+
+
+def module_names(config: AUConfig) -> list[str]:
+    """Return the labels of the outputs as names for submodules, which may not contain dots."""
+    return [label.replace(".", "_") for label in config.au_labels]
+
+
+@contextmanager
+def _batch_statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Keep a batch that checkpointed layers see a second time from entering the running statistics again."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, num_batches_tracked) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, num_batches_tracked
+
+
+__all__ = ["AUClassifier", "AUPreTrainedModel", "module_names"]
