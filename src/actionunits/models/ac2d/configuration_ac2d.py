@@ -1,0 +1,189 @@
+"""Configuration of AC2D, its ablations, and a compact one for CPUs.
+
+Shao, Zhu, Zhou, Xiang, Liu, Yao, Ma: Facial action unit detection by adaptively constraining self-attention
+and causally deconfounding sample. International Journal of Computer Vision, 2025.
+The defaults are the paper's.
+"""
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+
+from actionunits.configuration_au import AUConfig
+
+Widths = list[int] | tuple[int, ...]
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "B-Net": {"constraint": "none", "deconfounding": "none"},
+    "A^v-Net": {"constraint": "average", "deconfounding": "none"},
+    "A^e-Net": {"constraint": "each", "deconfounding": "none"},
+    "AC2D": {"constraint": "average", "deconfounding": "dynamic"},
+    "A^vC^e(s)-Net": {"constraint": "average", "deconfounding": "static"},
+    "A^vC^s(d)-Net": {"constraint": "average", "deconfounding": "shared"},
+}
+"""The variants of Table 8 as values of `Ac2dConfig`."""
+
+
+@strict
+class Ac2dConfig(AUConfig):
+    """Configuration of AC2D.
+
+    The network is a stem, two stages that all action units share, and a third stage, the branch, for each.
+    Stem, second and third stage halve the map.
+
+    Args:
+        image_size: Height and width of the input in pixels (l).
+        num_channels: Channels of the input.
+        stem_channels: Channels of the stem's first convolution.
+        hidden_sizes: Channels of the three stages, multiples of their `num_heads`; the last is c.
+        depths: Blocks of the three stages (n1, n2, n3).
+        num_heads: Heads of the stages' self-attention; the last is k.
+        key_reductions: Factor by which each stage shrinks the map, in height and in width, that keys and
+            values are made of.
+        mlp_ratio: Hidden channels of a block's perceptron over its channels.
+        drop_path_rate: Probability that training skips the last block's residuals; it grows linearly from 0
+            at the first block.
+        layer_norm_eps: Epsilon of the layer normalisations.
+        initializer_range: Standard deviation of the initial weights.
+        constraint: What the attention loss holds to the predefined attention: the "average" of all channels
+            of the self-attention (A^v, Eqs. 6-7), "each" of them (A^e), or "none".
+        constraint_weight: Weight of the attention loss (lambda_a, Eq. 15).
+        attention_sigma: Standard deviation of the predefined attention in cells of the branch's map (delta).
+        round_centers: Move the predefined attention's centres to the nearest cells, as the authors' code
+            does.
+        deconfounding: Where samples are deconfounded: "dynamic" in each branch, prototypes gathered while an
+            epoch trains (C^e(d)); "static", gathered by another pass at its end (C^e(s)); "shared", dynamic
+            and on the map that all branches share (C^s(d)); or "none".
+        intervention_ratio: Outputs of W_X and W_Z over c: 1 gives the parameters that the paper reports, its
+            Eq. 10 has 8.
+        query_ratio: Outputs of W_Q and W_K over c (8).
+        prototype_value: What the prototype gives in Eq. 13: the "mean" of the features, or "mean_over_n", the
+            mean divided by the number of samples once more, as in the authors' code.
+        deconfounding_start: "immediately", with a prototype of zeros, or "second_epoch": until the first
+            prototype is there, features pass the intervention untouched, as in the authors' code.
+    """
+
+    model_type = "au-ac2d"
+
+    # Architecture
+    image_size: int = 176
+    num_channels: int = 3
+    stem_channels: int = 32
+    hidden_sizes: Widths = (64, 64, 64)
+    depths: Widths = (1, 6, 3)
+    num_heads: Widths = (1, 2, 4)
+    key_reductions: Widths = (4, 2, 1)
+    mlp_ratio: int = 4
+    drop_path_rate: float | int = 0.1
+    layer_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+
+    # Adaptive constraining on self-attention (Sec. 3.2)
+    constraint: Literal["average", "each", "none"] = "average"
+    constraint_weight: float | int = 12800.0
+    attention_sigma: float | int = 3.0
+    round_centers: bool = True
+
+    # Causal deconfounding of the sample confounder (Sec. 3.3)
+    deconfounding: Literal["dynamic", "static", "shared", "none"] = "dynamic"
+    intervention_ratio: int = 1
+    query_ratio: int = 8
+    prototype_value: Literal["mean", "mean_over_n"] = "mean"
+    deconfounding_start: Literal["immediately", "second_epoch"] = "immediately"
+
+    _stage_fields = ("hidden_sizes", "depths", "num_heads", "key_reductions")
+
+    def __post_init__(self, **kwargs):
+        """Make lists of the stage fields, as JSON does, so that a config equals its saved self."""
+        for name in self._stage_fields:
+            setattr(self, name, list(getattr(self, name)))
+        super().__post_init__(**kwargs)
+
+    @property
+    def map_sizes(self) -> list[int]:
+        """Height and width of the stages' maps."""
+        sizes = [self.image_size]
+        for _ in range(3):
+            sizes.append(-(-sizes[-1] // 2))
+        return sizes[1:]
+
+    @property
+    def attention_size(self) -> int:
+        """Height and width of the attention of an action unit."""
+        return self.map_sizes[2] // self.key_reductions[2]
+
+    @property
+    def drop_path_rates(self) -> list[list[float]]:
+        """Drop path rate of every block, a list a stage; the branches have the same."""
+        step = self.drop_path_rate / max(1, sum(self.depths) - 1)
+        starts = (0, self.depths[0], self.depths[0] + self.depths[1])
+        return [
+            [step * (start + i) for i in range(depth)]
+            for start, depth in zip(starts, self.depths, strict=True)
+        ]
+
+    @property
+    def processor_options(self) -> dict[str, Any]:
+        """Options of the `AUImageProcessor` that fits: at 176, the middle of a 200 x 200 face as it is."""
+        crop, size = ({"height": side, "width": side} for side in (176, self.image_size))
+        options = {"aligned_size": 200, "crop_size": crop, "size": size}
+        return options if self.aus is None else options | {"aus": list(self.aus)}
+
+    def validate_architecture(self):
+        """Check what the layers would otherwise stumble over."""
+        lengths = {name: len(getattr(self, name)) for name in self._stage_fields}
+        if set(lengths.values()) != {3}:
+            raise ValueError(
+                f"Each of these needs an entry for each of the 3 stages; lengths seen: {lengths}."
+            )
+        for channels, heads in zip(self.hidden_sizes, self.num_heads, strict=True):
+            if channels % heads:
+                raise ValueError(
+                    f"{heads} heads do not divide {channels} channels; see hidden_sizes, num_heads."
+                )
+        for size, reduction in zip(self.map_sizes, self.key_reductions, strict=True):
+            if size % reduction:
+                raise ValueError(
+                    f"image_size={self.image_size} gives maps of {self.map_sizes} cells, which "
+                    f"key_reductions={self.key_reductions} do not divide; take a multiple of 8, such as 176."
+                )
+        if self.constraint != "none" and self.depths[2] < 2:
+            raise ValueError(
+                f"depths={self.depths}: the constraint acts on the last block but one of a branch, which so "
+                'needs two blocks; or say constraint="none".'
+            )
+        if self.attention_sigma <= 0 or self.constraint_weight < 0 or not 0 <= self.drop_path_rate < 1:
+            raise ValueError(
+                f"attention_sigma={self.attention_sigma} must be above 0, constraint_weight="
+                f"{self.constraint_weight} not below 0, drop_path_rate={self.drop_path_rate} in [0, 1)."
+            )
+        if self.deconfounding_start == "second_epoch" and self.intervention_ratio != 1:
+            raise ValueError(
+                f"intervention_ratio={self.intervention_ratio}, but must be 1 with deconfounding_start="
+                '"second_epoch": features stand in for the intervention\'s output at first.'
+            )
+
+    @classmethod
+    def compact(cls, **kwargs: Any) -> "Ac2dConfig":
+        """Return a small configuration that a CPU trains and runs; keywords replace its values.
+
+        The attention loss has the paper's strength and the predefined attention the paper's width on the
+        face, both translated to its smaller map of 14 x 14 cells.
+        """
+        return cls(
+            **{
+                "image_size": 112,
+                "stem_channels": 16,
+                "hidden_sizes": [16, 24, 24],
+                "depths": [1, 2, 2],
+                "num_heads": [1, 2, 2],
+                "mlp_ratio": 2,
+                "constraint_weight": 5200.0,
+                "attention_sigma": 2.0,
+                "query_ratio": 2,
+                **kwargs,
+            }
+        )
+
+
+__all__ = ["ABLATIONS", "Ac2dConfig"]
