@@ -1,0 +1,214 @@
+"""Configuration of AUFormer.
+
+Yuan, Yu, Liu, Xie, Yue, Yang: AUFormer: Vision transformers are parameter-efficient facial action unit
+detectors. ECCV 2024. The defaults are the paper's for BP4D; `compact()` gives a small one for CPUs.
+"""
+
+from typing import Any, Literal, cast
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, ViTConfig
+
+from actionunits.configuration_au import AUConfig
+
+
+@strict
+class AUFormerConfig(AUConfig):
+    """Configuration of AUFormer: a vision transformer, what adapts it, and the loss.
+
+    Args:
+        backbone_config: `ViTConfig` of the vision transformer, or its fields as a dictionary; ViT-B/16 at 224
+            pixels if left out. The keyword `image_size` replaces its `image_size`.
+        backbone_name_or_path: Folder or Hub name of the ViT checkpoint that the backbone's weights come from,
+            see `from_backbone`. A model made of a config that names one by `AutoModel.from_config` starts
+            with its weights, and only such a model can be saved without its backbone.
+        backbone_revision: Branch, tag or commit of that checkpoint on the Hub.
+        freeze_backbone: Keep the vision transformer as it is and learn the rest. With `adaptation="none"` and
+            false this is full fine-tuning, the baseline of Table 4.
+        adapters_only: The weights beside this file are the adapters alone. Set by `save_pretrained`.
+        adaptation: What adapts the vision transformer: "moke", the experts (Secs. 3.2-3.3); or, as in Table
+            5a, "convpass", "adapter", "lora", "vpt"; or "none".
+        collaboration: An expert for every action unit, which hands its knowledge on to the next of its line
+            and shares it with its group (Sec. 3.2). If false, one expert a group serves all action units,
+            nothing is handed on and no expert is supervised (Table 4, rows with PETL but without Collab.).
+        expert_channels: Channels of an expert between its 1x1 convolutions (d).
+        mrf_dilations: Dilations of the multi-receptive field operator (r); none switches it off.
+        ca_neighborhood: Side of the neighbourhood of the context-aware operator, an odd number (S); 0
+            switches it off.
+        ca_border: What lies beyond the border of the map for that operator: "zeros", keys and values of 0,
+            which take part in the softmax; "masked", nothing. The paper leaves it open.
+        expert_dropout: Dropout of the experts' channels before their last convolution.
+        adapter_channels: Channels of "convpass" and "adapter" between their projections, rank of "lora".
+        num_prompts: Prompt tokens of "vpt".
+        deep_prompts: New prompts before every block (VPT-deep), not only before the first (VPT-shallow).
+        margin: What is subtracted from the probability of a non-occurrence in the loss (m); 0 switches it
+            off. The paper has 0.1 for BP4D, 0.15 for DISFA, 0.3 for CASME II.
+        gamma_bounds: Exponents of an action unit that never occurs and of one that always does (B_L, B_R);
+            both 1 switch the difficulty off. Without `au_occurrence_rates` every exponent is the first.
+        dice_smoothing: Smooth term of the dice loss (epsilon).
+        dice_loss_weight: Weight of the dice loss (Eq. 8) in Eq. 9.
+        expert_loss_weight: Weight of the loss of the experts' own answers (L') in Eq. 9.
+    """
+
+    model_type = "au-auformer"
+    sub_configs_defaults = {"backbone_config": ViTConfig}  # type: ignore[dict-item]
+    sub_configs = {"backbone_config": ViTConfig}  # read by transformers before 5.20
+
+    # Backbone
+    backbone_config: dict | ViTConfig | None = None
+    backbone_name_or_path: str | None = None
+    backbone_revision: str | None = None
+    freeze_backbone: bool = True
+    adapters_only: bool = False
+
+    # Adaptation
+    adaptation: Literal["moke", "convpass", "adapter", "lora", "vpt", "none"] = "moke"
+    collaboration: bool = True
+    expert_channels: int = 4
+    mrf_dilations: list[int] | tuple[int, ...] = (1, 3, 5)
+    ca_neighborhood: int = 3
+    ca_border: Literal["zeros", "masked"] = "zeros"
+    expert_dropout: float | int = 0.0
+    adapter_channels: int = 8
+    num_prompts: int = 10
+    deep_prompts: bool = True
+
+    # Loss
+    margin: float | int = 0.1
+    gamma_bounds: list[float | int] | tuple[float | int, ...] = (1.0, 2.0)
+    dice_smoothing: float | int = 1.0
+    dice_loss_weight: float | int = 1.0
+    expert_loss_weight: float | int = 1.0
+
+    def __post_init__(self, **kwargs):
+        """Make a configuration of the backbone's dictionary, and lists of tuples, as JSON does."""
+        given = self.backbone_config or {}
+        backbone = given if isinstance(given, ViTConfig) else ViTConfig(**given)
+        if (image_size := kwargs.pop("image_size", None)) is not None:
+            backbone.image_size = image_size
+        self.backbone_config = backbone
+        self.mrf_dilations = list(self.mrf_dilations)
+        self.gamma_bounds = list(self.gamma_bounds)
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_backbone(
+        cls, backbone_name_or_path: str, backbone_revision: str | None = None, **kwargs: Any
+    ) -> "AUFormerConfig":
+        """Return the configuration for the backbone of a ViT checkpoint; only its `config.json` is read.
+
+        Args:
+            backbone_name_or_path: Folder or Hub name of a checkpoint of type "vit", whatever head it has.
+            backbone_revision: Branch, tag or commit on the Hub.
+            kwargs: Fields of the configuration, such as `aus`, or `image_size`.
+
+        Raises:
+            ValueError: The checkpoint is no plain vision transformer.
+        """
+        source = AutoConfig.from_pretrained(backbone_name_or_path, revision=backbone_revision or "main")
+        if type(source) is not ViTConfig:
+            raise ValueError(
+                f"{backbone_name_or_path} is a {source.model_type!r} checkpoint, but AUFormer adapts plain "
+                'vision transformers: pass one of type "vit", such as google/vit-base-patch16-224.'
+            )
+        fields = {name: getattr(source, name) for name in ARCHITECTURE_FIELDS}
+        return cls(
+            backbone_config=ViTConfig(**fields),
+            backbone_name_or_path=str(backbone_name_or_path),
+            backbone_revision=backbone_revision,
+            **kwargs,
+        )
+
+    @classmethod
+    def compact(cls, **kwargs: Any) -> "AUFormerConfig":
+        """Return a small configuration that a CPU trains and runs, all of it; keywords replace its values."""
+        backbone: dict[str, Any] = {
+            "hidden_size": 128,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 4,
+            "intermediate_size": 384,
+            "image_size": 112,
+            "patch_size": 8,
+        }
+        defaults: dict[str, Any] = {"backbone_config": backbone, "freeze_backbone": False}
+        return cls(**(defaults | kwargs))
+
+    @property
+    def vit_config(self) -> ViTConfig:
+        """`backbone_config`, which is a `ViTConfig` once this configuration is made."""
+        return cast(ViTConfig, self.backbone_config)
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the input in pixels."""
+        return cast(int, self.vit_config.image_size)
+
+    @property
+    def patch_size(self) -> int:
+        """Height and width of a patch in pixels."""
+        return cast(int, self.vit_config.patch_size)
+
+    @property
+    def map_size(self) -> int:
+        """Height and width of the map of patches (H, W)."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_generations(self) -> int:
+        """Groups of experts: one beside the attention and one beside the perceptron of every block."""
+        return 2 * self.vit_config.num_hidden_layers
+
+    @property
+    def has_au_experts(self) -> bool:
+        """Whether every action unit has experts of its own, which then answer for it, too."""
+        return self.adaptation == "moke" and self.collaboration
+
+    def validate_architecture(self):
+        """Check what no model can be built of."""
+        sizes = (self.vit_config.image_size, self.vit_config.patch_size)
+        if not all(isinstance(size, int) for size in sizes) or self.image_size % self.patch_size:
+            raise ValueError(
+                f"The backbone's image_size={sizes[0]} must be a number of pixels that its "
+                f"patch_size={sizes[1]} divides: faces are square."
+            )
+        if self.ca_neighborhood < 0 or (self.ca_neighborhood and self.ca_neighborhood % 2 == 0):
+            raise ValueError(
+                f"ca_neighborhood={self.ca_neighborhood} must be odd, or 0 for no such operator."
+            )
+        if any(dilation < 1 for dilation in self.mrf_dilations):
+            raise ValueError(f"mrf_dilations={self.mrf_dilations} must be 1 or more each.")
+        for name in ("expert_channels", "adapter_channels", "num_prompts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        if not 0 <= self.expert_dropout < 1:
+            raise ValueError(f"expert_dropout={self.expert_dropout} must lie in [0, 1).")
+
+    def validate_loss(self):
+        """Check the numbers of the loss."""
+        if not 0 <= self.margin < 1:
+            raise ValueError(f"margin={self.margin} must lie in [0, 1).")
+        if len(self.gamma_bounds) != 2 or min(self.gamma_bounds) <= 0:
+            raise ValueError(f"gamma_bounds={self.gamma_bounds} must be two numbers above 0, B_L and B_R.")
+        for name in ("dice_smoothing", "dice_loss_weight", "expert_loss_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
+
+
+ARCHITECTURE_FIELDS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "initializer_range",
+    "layer_norm_eps",
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "qkv_bias",
+)
+"""What of a ViT checkpoint's configuration makes the backbone; the rest is its head and its labels."""
+
+__all__ = ["AUFormerConfig"]

@@ -1,0 +1,670 @@
+"""AUFormer: small experts beside a frozen vision transformer, a line of them for every action unit.
+
+Yuan, Yu, Liu, Xie, Yue, Yang: AUFormer: Vision transformers are parameter-efficient facial action unit
+detectors. ECCV 2024. Equations, sections and tables below are its; the README beside this file lists what it
+leaves open.
+
+    block l:  X' = X  + MHSA(X)  + mean_i K_i      K_i = MoKE_i(X  + K_i of the block before)      (Eqs. 2-4)
+              X  = X' + MLP(X')  + mean_i K_i'     K_i' = MoKE_i'(X' + K_i)
+
+Every expert ends in a 1x1 convolution of d = 4 channels to D = 768, so its knowledge K_i = U_i z_i + b_i has
+rank 4. The experts here hand on the codes z_i instead: W (U_i z_i) = (W U_i) z_i, a 4x4 matrix. With that,
+all experts of a group are one product 768 -> N d, grouped convolutions, and one product N d -> 768; the
+results are the same.
+
+Shapes: B pictures, N action units, D (d) channels of the backbone (an expert), T tokens ([CLS], prompts if
+any, then H x W patches), G generations, which are the groups of experts in their order: attention and
+perceptron of the first block, of the second, and so on.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import ViTModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.generic import can_return_tuple
+
+from actionunits.losses import difficulty_exponents, mdwa_loss, occurrence_weights, weighted_dice_loss
+from actionunits.modeling_au import AUClassifier, AUPreTrainedModel, module_names
+from actionunits.modeling_outputs import AUDetectionOutput
+
+from .configuration_auformer import AUFormerConfig
+
+HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only", "force_download")
+
+
+class AUFormerPreTrainedModel(AUPreTrainedModel):
+    """Initialisation of what adapts the backbone, and what transformers wants to know of the model."""
+
+    config: AUFormerConfig
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """As Convpass, LoRA and VPT do: what is added to the backbone is 0 at first, prompts are uniform."""
+        if isinstance(module, ExpertLine):
+            module.initialize()
+        elif isinstance(module, ZeroLinear):
+            init.zeros_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, Prompts):
+            patch_values = 3 * self.config.patch_size**2
+            bound = math.sqrt(6 / (patch_values + module.tokens.shape[-1]))
+            init.uniform_(module.tokens, -bound, bound)
+        else:
+            super()._init_weights(module)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
+        function = kwargs.get("gradient_checkpointing_func", args[0] if args else None)
+        if getattr(function, "keywords", {}).get("use_reentrant"):
+            raise ValueError(
+                "use_reentrant=True loses the gradients of experts, because the frozen embeddings need none; "
+                "pass use_reentrant=False."
+            )
+        super()._set_gradient_checkpointing(enable, *args, **kwargs)
+
+
+class AUFormerForAUDetection(AUFormerPreTrainedModel):
+    """AUFormer: a vision transformer that learns action units through experts while it stays frozen itself.
+
+    The parameters that require gradients are the learnable ones: experts and heads. Made of a configuration
+    alone, the backbone is random; `from_backbone` takes a pretrained one.
+
+    Example:
+        >>> model = AUFormerForAUDetection.from_backbone("google/vit-base-patch16-224", aus=[1, 2, 4, 6, 12])
+        >>> model.save_pretrained("experts", adapters_only=True)  # a few MB; the backbone is named in
+        config.json >>> model = AUFormerForAUDetection.from_pretrained("experts")
+    """
+
+    def __init__(self, config: AUFormerConfig):
+        super().__init__(config)
+        backbone = config.vit_config
+        self.vit = ViTModel(backbone, add_pooling_layer=False)
+        self.blocks = nn.ModuleList(AUFormerBlock(config) for _ in range(backbone.num_hidden_layers))
+        self.experts = ExpertLines(config) if config.adaptation in ("moke", "convpass") else None
+        self.prompts = Prompts(config) if config.adaptation == "vpt" else None
+        self.classifier = AUClassifier(config, backbone.hidden_size)
+        self.expert_classifier = ExpertClassifier(config) if config.has_au_experts else None
+        if config.adaptation == "lora":
+            for block, layer in zip(self.blocks, self.vit.layers, strict=True):
+                block.attach(layer.attention)  # type: ignore[operator]
+        if config.adapters_only:
+            self._keys_to_ignore_on_load_missing = [r"^vit\."]  # type: ignore[assignment]
+        self.post_init()
+        self.vit.requires_grad_(not config.freeze_backbone)
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone_name_or_path: str | Path,
+        backbone_revision: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        **config_kwargs: Any,
+    ) -> "AUFormerForAUDetection":
+        """Make a model on a pretrained vision transformer.
+
+        Args:
+            backbone_name_or_path: Folder or Hub name of a checkpoint of type "vit", whatever head it has.
+                Position embeddings of another `image_size` are interpolated.
+            backbone_revision: Branch, tag or commit on the Hub.
+            dtype: Type of the weights.
+            config_kwargs: Fields of `AUFormerConfig`, such as `aus`, or `image_size`.
+
+        Raises:
+            ValueError: The checkpoint is no plain vision transformer, or lacks weights.
+        """
+        name = str(backbone_name_or_path)
+        return cls._from_config(
+            AUFormerConfig.from_backbone(name, backbone_revision, **config_kwargs), dtype=dtype
+        )
+
+    @classmethod
+    def _from_config(cls, config: AUFormerConfig, **kwargs: Any) -> "AUFormerForAUDetection":
+        model = super()._from_config(config, **kwargs)
+        if config.backbone_name_or_path is not None:
+            model.load_backbone()
+        return model
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a saved model; beside adapters only, its backbone from where the configuration says."""
+        hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        result = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = result[0] if isinstance(result, tuple) else result
+        if model.config.adapters_only:
+            model.load_backbone(**hub_arguments)
+            model.config.adapters_only = False
+        model.vit.requires_grad_(not model.config.freeze_backbone)  # weights not in the folder lost it
+        return result
+
+    def save_pretrained(
+        self, save_directory: Any, *args: Any, adapters_only: bool = False, **kwargs: Any
+    ) -> None:
+        """Save the model.
+
+        Args:
+            save_directory: Folder.
+            adapters_only: Leave the frozen backbone out, if the configuration names where it is from.
+            args: Passed to `PreTrainedModel.save_pretrained`, like `kwargs`.
+            kwargs: See there.
+
+        Raises:
+            ValueError: With `adapters_only`, the backbone was trained or has no name.
+        """
+        # Under the names that transformers has on disk only, a resuming Trainer would not find the backbone.
+        kwargs.setdefault("save_original_format", False)
+        if adapters_only:
+            self._check_backbone_is_elsewhere()
+            weights = kwargs.pop("state_dict", None) or self.state_dict()
+            kwargs["state_dict"] = {
+                name: value for name, value in weights.items() if not name.startswith("vit.")
+            }
+        self.config.adapters_only = adapters_only
+        try:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            self.config.adapters_only = False
+
+    def _check_backbone_is_elsewhere(self) -> None:
+        name, frozen = self.config.backbone_name_or_path, self.config.freeze_backbone
+        if name is None or not frozen:
+            raise ValueError(
+                f"adapters_only=True leaves the backbone out, but here backbone_name_or_path={name!r} and "
+                f"freeze_backbone={frozen}: only a frozen backbone of from_backbone can be found again."
+            )
+
+    @torch.no_grad()
+    def load_backbone(self, **hub_arguments: Any) -> None:
+        """Take the backbone's weights from the checkpoint that the configuration names.
+
+        Raises:
+            ValueError: The checkpoint lacks weights of this backbone, or they have other shapes.
+        """
+        name = self.config.backbone_name_or_path
+        loaded: Any = ViTModel.from_pretrained(
+            name,
+            revision=self.config.backbone_revision or "main",
+            add_pooling_layer=False,
+            dtype=self.dtype,
+            output_loading_info=True,
+            **hub_arguments,
+        )
+        source, info = loaded
+        weights = source.state_dict()
+        key = "embeddings.position_embeddings"
+        weights[key] = resize_positions(weights[key], self.config.map_size)
+        here = self.vit.state_dict()
+        missing = sorted(info["missing_keys"])
+        wrong = [key for key in here if key in weights and weights[key].shape != here[key].shape]
+        if missing or wrong or here.keys() - weights.keys():
+            raise ValueError(
+                f"{name} is not the backbone that the configuration describes: weights missing "
+                f"{missing or sorted(here.keys() - weights.keys())}, of another shape {wrong}. "
+                "Use AUFormerForAUDetection.from_backbone, which reads the checkpoint's own configuration."
+            )
+        self.vit.load_state_dict(weights)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        au_centers: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_au_attentions: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> AUDetectionOutput:
+        """Detect action units.
+
+        Args:
+            pixel_values: (B, 3, image_size, image_size) normalised aligned faces.
+            au_centers: Not needed; accepted because every model of the package takes it.
+            labels: (B, N) occurrences in [0, 1], or -1 for unknown; adds the loss (Eq. 9).
+            output_au_attentions: Return `au_attentions` (B, N, H, W), the probability that each action unit's
+                last expert gives at each place, by the head that answers for [CLS]; without experts, that of
+                the model's own head.
+            output_hidden_states: Return the patches' features (B, D, H, W) before the first and after every
+                block.
+            output_attentions: Return the backbone's attention matrices (B, heads, T, T), one a block.
+            kwargs: Ignored, so that all that the image processor returns can be passed on.
+
+        Returns:
+            With experts, also `branch_logits` (B, 2, N): the model's answer, which is `logits`, and the
+            experts'.
+
+        Raises:
+            ValueError: The pictures have another size, or attention matrices are asked of a kernel without
+            any.
+        """
+        want_states = _default(output_hidden_states, self.config.output_hidden_states)
+        want_attentions = _default(output_attentions, self.config.output_attentions)
+        self._check_arguments(pixel_values, want_attentions)
+        tokens, codes, states, attentions = self._encode(pixel_values)
+        normed = self.vit.layernorm(tokens)
+        logits = self.classifier(normed[:, 0])
+        expert_logits = None
+        if self.expert_classifier is not None:
+            expert_logits = self.expert_classifier(codes[:, :1], self.experts)[..., 0]  # type: ignore[index]
+        output = AUDetectionOutput(
+            loss=None if labels is None else self._loss(logits, expert_logits, labels),
+            logits=logits,
+            branch_logits=None if expert_logits is None else torch.stack([logits, expert_logits], dim=1),
+            hidden_states=tuple(self._to_maps(state) for state in states) if want_states else None,
+            attentions=tuple(attentions) if want_attentions else None,
+        )
+        if output_au_attentions:
+            output.au_attentions = torch.sigmoid(self._evidence(normed, codes))
+        return output
+
+    def _encode(self, pixel_values: Tensor) -> tuple[Tensor, Tensor | None, list[Tensor], list[Tensor]]:
+        """Return the last tokens, the last experts' codes, and states and attentions of all blocks."""
+        generations = (
+            self.experts.fold() if self.experts is not None else [None] * self.config.num_generations
+        )
+        tokens, codes = self.vit.embeddings(pixel_values), None
+        states, attentions = [tokens], []
+        for number, (block, layer) in enumerate(zip(self.blocks, self.vit.layers, strict=True)):
+            if self.prompts is not None:
+                tokens = self.prompts(tokens, number)
+            pair = (generations[2 * number], generations[2 * number + 1])
+            tokens, codes, attention = block(tokens, codes, layer, pair)
+            states.append(tokens)
+            attentions.append(attention)
+        return tokens, codes, states, attentions
+
+    def _evidence(self, normed: Tensor, codes: Tensor | None) -> Tensor:
+        """Apply each action unit's head to the patches, as logits (B, N, H, W)."""
+        if self.expert_classifier is not None:
+            patches = self.expert_classifier(codes[:, 1:], self.experts)  # type: ignore[index]
+        else:
+            patches = self.classifier(self._patches(normed)).mT
+        return patches.unflatten(-1, (self.config.map_size, self.config.map_size))
+
+    def _loss(self, logits: Tensor, expert_logits: Tensor | None, labels: Tensor) -> Tensor:
+        """Eq. 9: L_MDWA + L_WDI + L'_MDWA."""
+        config, rates = self.config, self.config.au_occurrence_rates
+        weight = None if rates is None else occurrence_weights(rates)[0]
+        gamma = config.gamma_bounds[0] if rates is None else difficulty_exponents(rates, config.gamma_bounds)
+        loss = mdwa_loss(logits, labels, weight, gamma, config.margin)
+        if config.dice_loss_weight:
+            dice = weighted_dice_loss(logits, labels, weight, config.dice_smoothing)
+            loss = loss + config.dice_loss_weight * dice
+        if expert_logits is not None and config.expert_loss_weight:
+            expert_loss = mdwa_loss(expert_logits, labels, weight, gamma, config.margin)
+            loss = loss + config.expert_loss_weight * expert_loss
+        return loss
+
+    def _patches(self, tokens: Tensor) -> Tensor:
+        """Leave out [CLS] and prompts: (B, T, D) -> (B, H W, D)."""
+        return tokens[:, -(self.config.map_size**2) :]
+
+    def _to_maps(self, tokens: Tensor) -> Tensor:
+        size = self.config.map_size
+        return self._patches(tokens).mT.unflatten(-1, (size, size))
+
+    def _check_arguments(self, pixel_values: Tensor, want_attentions: bool) -> None:
+        size = self.config.image_size
+        if tuple(pixel_values.shape[-2:]) != (size, size):
+            raise ValueError(
+                f"Pictures of {tuple(pixel_values.shape[-2:])} pixels, but the model was made for "
+                f"{size} x {size}; let the image processor resize them."
+            )
+        implementation = self.config.vit_config._attn_implementation
+        if want_attentions and implementation != "eager":
+            raise ValueError(
+                f"Attention matrices are not to be had from attn_implementation={implementation!r}; call "
+                'model.set_attn_implementation("eager") first.'
+            )
+
+
+class AUFormerBlock(GradientCheckpointingLayer):
+    """Runs one block of the vision transformer with what adapts it (Eqs. 1 and 4)."""
+
+    def __init__(self, config: AUFormerConfig):
+        super().__init__()
+        self.config = config
+        size = config.vit_config.hidden_size
+        if config.adaptation == "adapter":
+            self.adapters = nn.ModuleList(BottleneckAdapter(size, config.adapter_channels) for _ in range(2))
+        elif config.adaptation == "lora":
+            self.query = LowRankUpdate(size, config.adapter_channels)
+            self.key = LowRankUpdate(size, config.adapter_channels)
+
+    def attach(self, attention: Any) -> None:
+        """Let the low-rank updates act on the frozen projections of the block's attention."""
+        # Bound methods, because these are copied along when the model is copied.
+        attention.q_proj.register_forward_hook(self.query.add)
+        attention.k_proj.register_forward_hook(self.key.add)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        codes: Tensor | None,
+        layer: Any,
+        generations: tuple["Generation | None", "Generation | None"],
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Tokens (B, T, D) and the last codes (B, T, N d) -> both after the block, and attentions."""
+        x = layer.layernorm_before(tokens)
+        attended, attentions = layer.attention(x)
+        knowledge, codes = self._adapt(0, x, attended, codes, generations)
+        tokens = tokens + layer.dropout(attended) + knowledge  # Eq. 4
+        x = layer.layernorm_after(tokens)
+        transformed = layer.mlp(x)
+        knowledge, codes = self._adapt(1, x, transformed, codes, generations)
+        return tokens + layer.dropout(transformed) + knowledge, codes, attentions
+
+    def _adapt(
+        self,
+        half: int,
+        x: Tensor,
+        y: Tensor,
+        codes: Tensor | None,
+        generations: Sequence["Generation | None"],
+    ) -> tuple[Tensor | float, Tensor | None]:
+        """Return what is added beside y, the output of attention or perceptron for x, and the codes."""
+        generation = generations[half]
+        if generation is not None:
+            dropout = self.config.expert_dropout if self.training else 0.0
+            codes = expert_codes(x, codes, generation, self.config, dropout)
+            return F.linear(codes, generation.up, generation.up_bias), codes  # Eq. 3
+        if self.config.adaptation == "adapter":
+            return self.adapters[half](y), None
+        return 0.0, None
+
+
+class ExpertLines(nn.ModuleDict):
+    """The experts (MoKE, Sec. 3.3) of all action units, a line of generations each, under the units' labels.
+
+    Without collaboration, and for Convpass, which then is an expert without operators, there is one line,
+    "all".
+    """
+
+    def __init__(self, config: AUFormerConfig):
+        names = module_names(config) if config.has_au_experts else ["all"]
+        super().__init__({name: ExpertLine(config) for name in names})
+        self.hands_on = config.has_au_experts
+
+    def fold(self) -> list["Generation"]:
+        """Put the experts of each group side by side, and compose what is linear in a row: G generations."""
+        names = [name for name, _ in next(iter(self.values())).named_parameters()]
+        p = {name: self.stack(name) for name in names}  # (G, N, ...)
+        down, down_bias = p["down_weight"].flatten(1, 2), p["down_bias"]
+        carries: list[Tensor | None] = [None] * len(down)
+        if self.hands_on:  # Eq. 2: W (x + U z + b) + c = W x + (W U) z + (W b + c)
+            inherited = (p["down_weight"][1:] @ p["up_bias"][:-1, ..., None]).squeeze(-1)
+            down_bias = torch.cat([down_bias[:1], down_bias[1:] + inherited])
+            carries[1:] = block_diagonal(p["down_weight"][1:] @ p["up_weight"][:-1]).unbind()
+        up = p["up_weight"].transpose(1, 2).flatten(2) / len(self)  # Eq. 3, the mean
+        up_bias = p["up_bias"].mean(1)
+        conv = p["conv_weight"].unflatten(-1, (-1, 3, 3))
+        mrf, mrf_bias = fold_mrf(p)
+        return [
+            Generation(
+                down=down[g],
+                down_bias=down_bias[g].flatten(),
+                carry=carries[g],
+                conv=conv[g],
+                conv_bias=p["conv_bias"][g],
+                mrf=None if mrf is None else mrf[g],
+                mrf_bias=None if mrf_bias is None else mrf_bias[g],
+                qkv=p["qkv_weight"][g] if "qkv_weight" in p else None,
+                qkv_bias=p["qkv_bias"][g] if "qkv_bias" in p else None,
+                up=up[g],
+                up_bias=up_bias[g],
+            )
+            for g in range(len(down))
+        ]
+
+    def stack(self, name: str) -> Tensor:
+        """Return a parameter of all lines, (G, N, ...)."""
+        return torch.stack([line.get_parameter(name) for line in self.values()], dim=1)
+
+
+class ExpertLine(nn.Module):
+    """All generations of one action unit's experts: parameters with the generation first, kernels flat.
+
+    An expert: 1x1 convolution D -> d ("down"), GELU, 3x3 convolution ("conv") = M'';
+    multi-receptive field operator: dilated 3x3 convolutions ("mrf"), concatenated, 1x1 R d -> d ("fuse");
+    context-aware operator: 1x1 d -> q, k, v ("qkv") and Eq. 5; sum of the three, GELU, 1x1 d -> D ("up").
+    """
+
+    def __init__(self, config: AUFormerConfig):
+        super().__init__()
+        generations, size = config.num_generations, config.vit_config.hidden_size
+        is_moke = config.adaptation == "moke"
+        d = config.expert_channels if is_moke else config.adapter_channels
+        shapes: dict[str, tuple[int, ...]] = {"down": (d, size), "conv": (d, 9 * d), "up": (size, d)}
+        if is_moke and (branches := len(config.mrf_dilations)):
+            shapes |= {"mrf": (branches, d, 9 * d), "fuse": (d, branches * d)}
+        if is_moke and config.ca_neighborhood:
+            shapes |= {"qkv": (3 * d, d)}
+        for name, shape in shapes.items():
+            outputs = shape[:2] if name == "mrf" else shape[:1]
+            self.register_parameter(f"{name}_weight", nn.Parameter(torch.empty(generations, *shape)))
+            self.register_parameter(f"{name}_bias", nn.Parameter(torch.empty(generations, *outputs)))
+
+    def initialize(self) -> None:
+        """Xavier's bounds for the convolutions, 0 for biases and the last: nothing changes at first."""
+        d, size = self.get_parameter("down_weight").shape[1:]
+        inputs_and_outputs = {"down": size + d, "conv": 18 * d, "mrf": 18 * d, "qkv": 2 * d}
+        if hasattr(self, "fuse_weight"):
+            inputs_and_outputs["fuse"] = self.get_parameter("fuse_weight").shape[-1] + d
+        for name, parameter in self.named_parameters():
+            layer, kind = name.split("_")
+            if kind == "bias" or layer == "up":
+                init.zeros_(parameter)
+            else:
+                bound = math.sqrt(6 / inputs_and_outputs[layer])
+                init.uniform_(parameter, -bound, bound)
+
+
+class Generation(NamedTuple):
+    """A group of N experts side by side, in the form that `expert_codes` computes with."""
+
+    down: Tensor  # (N d, D)
+    down_bias: Tensor  # (N d,), with what the biases of the generation before contribute
+    carry: Tensor | None  # (N d, N d) block-diagonal, codes of the generation before -> channels
+    conv: Tensor  # (N, d, d, 3, 3), output channels first
+    conv_bias: Tensor  # (N, d)
+    mrf: Tensor | None  # (N, R, d, d, 3, 3), with "fuse" multiplied in
+    mrf_bias: Tensor | None  # (N, d)
+    qkv: Tensor | None  # (N, 3 d, d)
+    qkv_bias: Tensor | None  # (N, 3 d)
+    up: Tensor  # (D, N d), divided by N
+    up_bias: Tensor  # (D,), the mean
+
+
+def fold_mrf(p: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
+    """Multiply the dilated convolutions with the 1x1 convolution on their concatenation."""
+    if "mrf_weight" not in p:
+        return None, None
+    fuse = p["fuse_weight"].unflatten(-1, p["mrf_bias"].shape[2:])  # (G, N, d, R, d)
+    weight = torch.einsum("gnorc,gnrck->gnrok", fuse, p["mrf_weight"]).unflatten(-1, (-1, 3, 3))
+    return weight, torch.einsum("gnorc,gnrc->gno", fuse, p["mrf_bias"]) + p["fuse_bias"]
+
+
+def expert_codes(
+    x: Tensor, codes: Tensor | None, generation: Generation, config: AUFormerConfig, dropout: float
+) -> Tensor:
+    """Compute a group of experts up to their last convolution: tokens x (B, T, D) -> codes z (B, T, N d)."""
+    y = F.linear(x, generation.down, generation.down_bias)
+    if codes is not None and generation.carry is not None:
+        y = y + F.linear(codes, generation.carry)
+    y = F.gelu(y)
+    size = (config.map_size, config.map_size)
+    patches = experts_on_map(y[:, 1:].mT.unflatten(-1, size), generation, config)
+    cls = experts_on_cls(y[:, 0], generation, config)
+    return F.dropout(F.gelu(torch.cat([cls.unsqueeze(1), patches.flatten(2).mT], dim=1)), dropout)
+
+
+def experts_on_map(y: Tensor, generation: Generation, config: AUFormerConfig) -> Tensor:
+    """M'' + K^MRF + K^CA of the patches: (B, N d, H, W) -> the same."""
+    groups = len(generation.conv)
+    basic = F.conv2d(
+        y, generation.conv.flatten(0, 1), generation.conv_bias.flatten(), padding=1, groups=groups
+    )
+    result = basic
+    if generation.mrf is not None and generation.mrf_bias is not None:
+        for branch, dilation in enumerate(config.mrf_dilations):
+            kernel = generation.mrf[:, branch].flatten(0, 1)
+            bias = generation.mrf_bias.flatten() if branch == 0 else None
+            result = result + F.conv2d(
+                basic, kernel, bias, padding=dilation, dilation=dilation, groups=groups
+            )
+    if generation.qkv is not None and generation.qkv_bias is not None:
+        kernel = generation.qkv.flatten(0, 1)[..., None, None]
+        qkv = F.conv2d(basic, kernel, generation.qkv_bias.flatten(), groups=groups)
+        query, key, value = (part.flatten(1, 2) for part in qkv.unflatten(1, (groups, 3, -1)).unbind(2))
+        scale = generation.conv.shape[1] ** -0.5
+        result = result + neighborhood_attention(
+            query * scale, key, value, config.ca_neighborhood, config.ca_border == "masked"
+        )
+    return result
+
+
+def experts_on_cls(y: Tensor, generation: Generation, config: AUFormerConfig) -> Tensor:
+    """The same for [CLS], which is a picture of its own (Sec. 3.3): (B, N d) -> the same.
+
+    A picture of one pixel meets the centre of every kernel only, and around it lies the border.
+    """
+    experts = y.unflatten(-1, (len(generation.conv), -1))  # (B, N, d)
+    basic = torch.einsum("bni,noi->bno", experts, generation.conv[..., 1, 1]) + generation.conv_bias
+    result = basic
+    if generation.mrf is not None and generation.mrf_bias is not None:
+        kernel = generation.mrf[..., 1, 1].sum(1)
+        result = result + torch.einsum("bni,noi->bno", basic, kernel) + generation.mrf_bias
+    if generation.qkv is not None and generation.qkv_bias is not None:
+        qkv = torch.einsum("bni,noi->bno", basic, generation.qkv) + generation.qkv_bias
+        query, key, value = qkv.unflatten(-1, (3, -1)).unbind(2)
+        others = config.ca_neighborhood**2 - 1
+        if config.ca_border == "zeros" and others:  # softmax of one score and of as many zeros as others
+            score = query * key * generation.conv.shape[1] ** -0.5
+            value = value * torch.sigmoid(score - math.log(others))
+        result = result + value
+    return result.flatten(1)
+
+
+def neighborhood_attention(query: Tensor, key: Tensor, value: Tensor, size: int, masked: bool) -> Tensor:
+    """Attention of every channel of every place to its neighbourhood of size x size (Eq. 5).
+
+    Args:
+        query: (B, C, H, W), scaled.
+        key: (B, C, H, W).
+        value: (B, C, H, W).
+        size: Odd side of the neighbourhood.
+        masked: Leave out what lies beyond the border; otherwise keys and values are 0 there.
+
+    Returns:
+        (B, C, H, W).
+    """
+    height, width = query.shape[-2:]
+    border = [size // 2] * 4
+    key, value = F.pad(key, border), F.pad(value, border)
+    windows = [
+        (..., slice(row, row + height), slice(column, column + width))
+        for row in range(size)
+        for column in range(size)
+    ]
+    scores = torch.stack([query * key[window] for window in windows])  # (S S, B, C, H, W)
+    if masked:
+        outside = F.pad(query.new_zeros(height, width), border, value=float("-inf"))
+        scores = scores + torch.stack([outside[window] for window in windows])[:, None, None]
+    weights = torch.softmax(scores, dim=0)
+    return sum(weight * value[window] for weight, window in zip(weights.unbind(), windows, strict=True))  # type: ignore[return-value]
+
+
+class ExpertClassifier(AUClassifier):
+    """A linear output for every action unit, on the knowledge of its own last expert (Sec. 3.4)."""
+
+    def __init__(self, config: AUFormerConfig):
+        super().__init__(config, config.vit_config.hidden_size)
+
+    def forward(self, codes: Tensor, experts: ExpertLines) -> Tensor:  # type: ignore[override]
+        """Codes (B, T, N d) -> logits (B, N, T): h (U z + b) + c = (h U) z + (h b + c)."""
+        weight, bias = experts.stack("up_weight")[-1], experts.stack("up_bias")[-1]  # (N, D, d), (N, D)
+        on_codes = torch.einsum("nD,nDd->nd", self.weight, weight)
+        constant = (self.weight * bias).sum(-1) + self.bias
+        codes = codes.unflatten(-1, on_codes.shape)
+        return torch.einsum("btnd,nd->bnt", codes, on_codes) + constant[:, None]
+
+
+class BottleneckAdapter(nn.Module):
+    """Adapter (Houlsby et al., ICML 2019) after attention and perceptron; what it adds to their output."""
+
+    def __init__(self, size: int, channels: int):
+        super().__init__()
+        self.down = nn.Linear(size, channels)
+        self.up = ZeroLinear(channels, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> the same."""
+        return self.up(F.gelu(self.down(x)))
+
+
+class LowRankUpdate(nn.Module):
+    """LoRA (Hu et al., ICLR 2022): what is learned on top of a frozen projection."""
+
+    def __init__(self, size: int, rank: int):
+        super().__init__()
+        self.down = nn.Linear(size, rank, bias=False)
+        self.up = ZeroLinear(rank, size, bias=False)
+
+    def add(self, projection: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Forward hook of the frozen projection."""
+        return output + self.up(self.down(inputs[0]))
+
+
+class ZeroLinear(nn.Linear):
+    """A linear layer that is initialised with zeros."""
+
+
+class Prompts(nn.Module):
+    """Visual prompt tuning (VPT; Jia et al., ECCV 2022): learned tokens between [CLS] and the patches."""
+
+    def __init__(self, config: AUFormerConfig):
+        super().__init__()
+        backbone = config.vit_config
+        depth = backbone.num_hidden_layers if config.deep_prompts else 1
+        size = backbone.hidden_size
+        self.tokens = nn.Parameter(torch.empty(depth, config.num_prompts, size))
+
+    def forward(self, tokens: Tensor, block: int) -> Tensor:
+        """Insert the prompts of a block, in place of those of the block before."""
+        if block >= len(self.tokens):
+            return tokens
+        prompts = self.tokens[block].expand(len(tokens), -1, -1)
+        patches = tokens[:, 1 if block == 0 else 1 + prompts.shape[1] :]
+        return torch.cat([tokens[:, :1], prompts, patches], dim=1)
+
+
+def block_diagonal(matrices: Tensor) -> Tensor:
+    """(..., N, d, e) -> (..., N d, N e) with the matrices along the diagonal."""
+    eye = torch.eye(matrices.shape[-3], dtype=matrices.dtype, device=matrices.device)
+    return (matrices[..., None, :] * eye[:, None, :, None]).flatten(-2).flatten(-3, -2)
+
+
+def resize_positions(positions: Tensor, map_size: int) -> Tensor:
+    """Interpolate position embeddings (1, 1 + H W, D), [CLS] first, to another square map."""
+    old_size = math.isqrt(positions.shape[1] - 1)
+    if old_size == map_size:
+        return positions
+    patches = positions[:, 1:].mT.unflatten(-1, (old_size, old_size)).float()
+    patches = F.interpolate(patches, size=(map_size, map_size), mode="bicubic", align_corners=False)
+    return torch.cat([positions[:, :1], patches.flatten(2).mT.to(positions.dtype)], dim=1)
+
+
+def _default(argument: bool | None, default: bool | None) -> bool:
+    return bool(default if argument is None else argument)
+
+
+__all__ = ["AUFormerForAUDetection", "AUFormerPreTrainedModel"]

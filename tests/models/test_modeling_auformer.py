@@ -1,0 +1,484 @@
+"""AUFormer against its paper: sizes, the experts written out naively, limits, ablations, and the backbone."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoModel, Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, ViTModel
+
+from actionunits.losses import mdwa_loss, weighted_dice_loss
+from actionunits.models.auformer import AUFormerConfig, AUFormerForAUDetection
+from actionunits.models.auformer.modeling_auformer import resize_positions
+from references.auformer import ExpertsAlone, FastContextExpert, PlainAUFormer, PlainExpert
+
+from .test_modeling_common import AUS, AUModelTester
+
+BACKBONE = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "image_size": 32,
+    "patch_size": 8,
+}
+BP4D, DISFA = [1, 2, 4, 6, 7, 10, 12, 14, 15, 17, 23, 24], [1, 2, 4, 6, 9, 12, 25, 26]
+
+
+class AUFormerTester(AUModelTester):
+    model_class = AUFormerForAUDetection
+    has_attention = True
+    without_gradient = ("k_proj.bias",)  # the same for all keys, so softmax does not see it
+
+    @pytest.mark.parametrize("how", ["from_pretrained", "adapt_to_aus"])
+    def test_shared_action_units_keep_their_heads(self, model, folder, how):
+        # and their experts; the answers change with the group that an expert works in
+        aus = [25, 43, 1]
+        other = (
+            model.adapt_to_aus(aus) if how == "adapt_to_aus" else AutoModel.from_pretrained(folder, aus=aus)
+        )
+        old, new = model.state_dict(), other.state_dict()
+        kept = {name for name in new if ".AU25." in name or ".AU1." in name}
+        assert kept
+        for name in kept:
+            torch.testing.assert_close(new[name], old[name], rtol=0, atol=0)
+        assert {name for name in new if name not in old} == {name for name in new if ".AU43." in name}
+        assert other(**self.make_inputs(other.config)).logits.isfinite().all()
+
+    def test_occurrence_rates_weigh_the_loss(self, inputs, labels, folder):
+        rates = [0.01, 0.3, 0.3, 0.3]
+        plain = self.model_class.from_pretrained(folder)
+        weighted = self.model_class.from_pretrained(folder, au_occurrence_rates=rates)
+        labels[:] = 1  # exponents have no part in these
+        alone = []
+        for column in range(4):
+            known = torch.full_like(labels, -1)
+            known[:, column] = 1
+            alone.append(plain(**inputs, labels=known).loss)
+        inverse = 1 / torch.tensor(rates)
+        expected = (inverse / inverse.sum() * torch.stack(alone)).sum()
+        torch.testing.assert_close(weighted(**inputs, labels=labels).loss, expected)
+
+
+class TestAUFormer(AUFormerTester):
+    config = {"backbone_config": BACKBONE, "freeze_backbone": False}
+
+    def test_unknown_action_unit_gets_no_gradient(self, model, inputs, labels):
+        # Its heads get none; its experts collaborate on the others.
+        labels[:, 1] = -1
+        model(**inputs, labels=labels).loss.backward()
+        heads = [p for name, p in model.named_parameters() if "classifier.AU4." in name]
+        assert len(heads) == 4
+        assert not any(head.grad.any() for head in heads)
+        assert model.experts["AU4"].up_weight.grad.any()
+
+    def test_shares_of_the_loss(self, model, inputs, labels):
+        rates = [0.1, 0.2, 0.3, 0.4]
+        model.config.au_occurrence_rates = rates
+        output = model(**inputs, labels=labels)
+        inverse = 1 / torch.tensor(rates)
+        weight, gamma = 4 * inverse / inverse.sum(), 1 + torch.tensor(rates)
+        final, experts = output.branch_logits.unbind(1)
+        expected = mdwa_loss(final, labels, weight, gamma, 0.1) + weighted_dice_loss(final, labels, weight)
+        torch.testing.assert_close(output.loss, expected + mdwa_loss(experts, labels, weight, gamma, 0.1))
+        torch.testing.assert_close(output.logits, final, rtol=0, atol=0)
+
+    def test_compiles_without_breaks(self, model, inputs, labels):
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        expected = model(**inputs, labels=labels)
+        actual = compiled(**inputs, labels=labels)
+        torch.testing.assert_close(actual.logits, expected.logits)
+        torch.testing.assert_close(actual.loss, expected.loss)
+        actual.loss.backward()
+
+
+class TestFrozen(AUFormerTester):
+    config = {"backbone_config": BACKBONE, "expert_dropout": 0.1}
+    test_unknown_action_unit_gets_no_gradient = TestAUFormer.test_unknown_action_unit_gets_no_gradient
+
+    def test_gradient_reaches_every_parameter(self, model, inputs, labels):
+        model(**inputs, labels=labels).loss.backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.requires_grad is not name.startswith("vit."), name
+            assert (parameter.grad is not None and bool(parameter.grad.any())) is parameter.requires_grad, (
+                name
+            )
+
+    def test_gradient_checkpointing_changes_nothing(self, model, labels):
+        model.config.expert_dropout = 0.0
+        for block in model.blocks:
+            assert block.config is model.config
+        super().test_gradient_checkpointing_changes_nothing(model, labels)
+
+    def test_learns_by_heart(self):
+        # A part of it: this backbone knows nothing.
+        model = make_model(expert_dropout=0.0).train()
+        before = copy.deepcopy(model.vit.state_dict())
+        inputs, labels = self.make_inputs(model.config, 8), self.make_labels(model.config, 8)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-2)
+        losses = []
+        for _ in range(25):
+            loss = model(**inputs, labels=labels).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert losses[-1] < 0.7 * losses[0], losses[::4]
+        assert all(torch.equal(before[name], value) for name, value in model.vit.state_dict().items())
+
+    def test_reentrant_checkpoints_are_refused(self, model):
+        with pytest.raises(ValueError, match="use_reentrant=False"):
+            model.gradient_checkpointing_enable({"use_reentrant": True})
+
+    def test_attention_matrices(self, model, inputs):
+        with pytest.raises(ValueError, match=r"attn_implementation='sdpa'.*eager"):
+            model(**inputs, output_attentions=True)
+        model.set_attn_implementation("eager")
+        attentions = model(**inputs, output_attentions=True).attentions
+        assert [matrix.shape for matrix in attentions] == [(3, 2, 17, 17)] * 2
+
+
+ADAPTATIONS = {
+    "convpass": {"adaptation": "convpass"},
+    "adapter": {"adaptation": "adapter"},
+    "lora": {"adaptation": "lora"},
+    "vpt": {"adaptation": "vpt"},
+    "vpt-shallow": {"adaptation": "vpt", "deep_prompts": False, "num_prompts": 3},
+    "heads": {"adaptation": "none"},
+    "alone": {"collaboration": False},
+}
+
+
+@pytest.mark.parametrize("adaptation", ADAPTATIONS)
+def test_adaptations_learn_while_the_backbone_stays(adaptation, tmp_path):
+    model = make_model(**ADAPTATIONS[adaptation])
+    inputs, labels = make_inputs(model)
+    output = model(inputs, labels=labels, output_au_attentions=True)
+    assert output.branch_logits is None
+    assert output.au_attentions.shape == (3, 4, 4, 4)
+    output.loss.backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None and bool(parameter.grad.any())) is not name.startswith("vit."), (
+            name
+        )
+    model.save_pretrained(tmp_path)
+    loaded, info = AUFormerForAUDetection.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    torch.testing.assert_close(loaded(inputs).logits, output.logits)
+    twin = copy.deepcopy(model)  # hooks of LoRA included
+    torch.testing.assert_close(twin(inputs).logits, output.logits, rtol=0, atol=0)
+    with torch.no_grad():
+        for name, parameter in twin.named_parameters():
+            if not name.startswith(("vit.", "classifier.")):
+                parameter.zero_()
+    torch.testing.assert_close(model(inputs).logits, output.logits, rtol=0, atol=0)
+    if adaptation != "heads":
+        assert not torch.allclose(twin(inputs).logits, output.logits)
+
+
+@pytest.mark.parametrize("adaptation", ["adapter", "lora", "convpass", "moke", "none"])
+def test_untrained_adaptations_leave_the_backbone_as_it_is(adaptation):
+    torch.manual_seed(0)
+    model = AUFormerForAUDetection(
+        AUFormerConfig(aus=AUS, backbone_config=BACKBONE, adaptation=adaptation)
+    ).eval()
+    inputs, _ = make_inputs(model)
+    added = [p for name, p in model.named_parameters() if ".up" in name]
+    assert bool(added) is (adaptation != "none")
+    assert not any(parameter.any() for parameter in added)
+    features = model.vit(inputs).last_hidden_state[:, 0]
+    torch.testing.assert_close(model(inputs).logits, model.classifier(features))
+
+
+def test_full_fine_tuning_is_a_vision_transformer():
+    model = AUFormerForAUDetection(
+        AUFormerConfig(aus=AUS, backbone_config=BACKBONE, adaptation="none", freeze_backbone=False)
+    )
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    inputs, labels = make_inputs(model)
+    model(inputs, labels=labels).loss.backward()
+    assert model.vit.embeddings.patch_embeddings.projection.weight.grad.any()
+
+
+def test_adapter_modules_by_their_papers():
+    model = make_model(adaptation="lora")
+    inputs, _ = make_inputs(model)
+    merged = copy.deepcopy(model)
+    with torch.no_grad():
+        for block, layer in zip(merged.blocks, merged.vit.layers, strict=True):
+            layer.attention.q_proj.weight += block.query.up.weight @ block.query.down.weight
+            layer.attention.k_proj.weight += block.key.up.weight @ block.key.down.weight
+            block.query.up.weight.zero_()
+            block.key.up.weight.zero_()
+    torch.testing.assert_close(merged(inputs).logits, model(inputs).logits, rtol=1e-4, atol=1e-5)
+    prompted = make_model(adaptation="vpt", num_prompts=3)
+    prompted.set_attn_implementation("eager")
+    attentions = prompted(inputs, output_attentions=True).attentions
+    assert [matrix.shape[-1] for matrix in attentions] == [1 + 3 + 16] * 2
+
+
+# The paper's sizes.
+
+
+@pytest.mark.parametrize(("aus", "learnable"), [(BP4D, 2_213_016), (DISFA, 1_475_344)])
+def test_learnable_parameters_of_the_paper(aus, learnable):
+    with torch.device("meta"):
+        model = AUFormerForAUDetection(AUFormerConfig(aus=aus))
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == learnable
+    assert sum(p.numel() for p in model.experts["AU12"].parameters()) == 24 * 7_620
+    assert sum(p.numel() for p in model.vit.parameters()) == 85_798_656
+    assert sum(p.numel() for p in PlainExpert(768, 4, [1, 3, 5], 3).parameters()) == 7_620
+
+
+def test_expert_maps_of_the_paper_have_a_place_a_patch():
+    config = AUFormerConfig()
+    assert (config.image_size, config.map_size, config.num_generations) == (224, 14, 24)
+
+
+# The fast form against the naive one.
+
+ARCHITECTURES = {
+    "paper": {},
+    "masked border": {"ca_border": "masked"},
+    "wide neighbourhood": {"ca_neighborhood": 5},
+    "wide and masked": {"ca_neighborhood": 7, "ca_border": "masked"},
+    "neighbourhood of itself": {"ca_neighborhood": 1},
+    "no context": {"ca_neighborhood": 0},
+    "no receptive fields": {"mrf_dilations": []},
+    "one receptive field": {"mrf_dilations": [2]},
+    "neither": {"mrf_dilations": [], "ca_neighborhood": 0},
+    "other channels": {"expert_channels": 3},
+}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_outputs_and_gradients_equal_the_naive_experts(architecture, dtype, tolerance):
+    model = make_model(**ARCHITECTURES[architecture]).to(dtype)
+    naive = PlainAUFormer(model)
+    inputs, labels = make_inputs(model, dtype)
+    output = model(inputs, output_au_attentions=True)
+    logits, expert_logits, knowledge = naive(inputs)
+    close = {"rtol": tolerance, "atol": tolerance}
+    torch.testing.assert_close(output.branch_logits, torch.stack([logits, expert_logits], 1), **close)
+    maps = [head(k[:, 1:])[..., 0] for head, k in zip(naive.heads, knowledge, strict=True)]
+    torch.testing.assert_close(
+        output.au_attentions, torch.sigmoid(torch.stack(maps, 1).view(3, 4, 4, 4)), **close
+    )
+
+    target = labels.to(dtype)
+    ((output.branch_logits - target[:, None]) ** 2).sum().backward()
+    ((logits - target) ** 2 + (expert_logits - target) ** 2).sum().backward()
+    scale = max(p.grad.abs().max() for p in model.parameters() if p.requires_grad)
+    for name, gradient in naive.gradients_like(model).items():
+        actual = model.get_parameter(name).grad
+        torch.testing.assert_close(actual / scale, gradient / scale, msg=name, **close)
+
+
+def test_both_naive_ways_to_look_at_neighbours_agree():
+    model = make_model(ca_neighborhood=5).double()
+    inputs, _ = make_inputs(model, torch.float64)
+    for a, b in zip(
+        PlainAUFormer(model)(inputs)[:2], PlainAUFormer(model, FastContextExpert)(inputs)[:2], strict=True
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_experts_without_the_transformer_agree():
+    backbone = BACKBONE | {"hidden_size": 192}  # as wide as a patch has values
+    model = make_model(backbone_config=backbone).double()
+    inputs, labels = make_inputs(model, torch.float64)
+    fast, plain = ExpertsAlone(model, plain=False), ExpertsAlone(model, plain=True)
+    torch.testing.assert_close(fast(inputs), plain(inputs), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(fast(inputs, labels), plain(inputs, labels), rtol=1e-9, atol=1e-9)
+
+
+def test_naive_loss_is_the_models():
+    model = make_model().double()
+    inputs, labels = make_inputs(model, torch.float64)
+    torch.testing.assert_close(model(inputs, labels=labels).loss, PlainAUFormer(model)(inputs, labels))
+
+
+# The backbone.
+
+
+@pytest.fixture
+def vit_folder(tmp_path):
+    """A ViT with a head for something else, as one finds them."""
+    torch.manual_seed(3)
+    vit = ViTForImageClassification(ViTConfig(**BACKBONE, num_labels=5, hidden_dropout_prob=0.1))
+    with torch.no_grad():
+        for parameter in vit.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    vit.save_pretrained(tmp_path / "vit")
+    return tmp_path / "vit"
+
+
+@pytest.mark.parametrize("how", ["from_backbone", "from_config"])
+def test_backbone_comes_from_a_vit_folder(vit_folder, how):
+    if how == "from_backbone":
+        model = AUFormerForAUDetection.from_backbone(vit_folder, aus=AUS, margin=0.15)
+    else:
+        model = AutoModel.from_config(AUFormerConfig.from_backbone(str(vit_folder), aus=AUS, margin=0.15))
+    assert model.config.margin == 0.15
+    assert model.config.vit_config.hidden_dropout_prob == 0.1
+    assert model.config.id2label == {0: "AU1", 1: "AU4", 2: "AU12", 3: "AU25"}
+    expected = ViTModel.from_pretrained(vit_folder, add_pooling_layer=False).state_dict()
+    for name, value in model.vit.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
+    assert not any(parameter.requires_grad for parameter in model.vit.parameters())
+
+
+def test_backbone_for_another_size_of_picture(vit_folder):
+    model = AUFormerForAUDetection.from_backbone(vit_folder, aus=AUS, image_size=48)
+    assert model(torch.zeros(1, 3, 48, 48), output_au_attentions=True).au_attentions.shape == (1, 4, 6, 6)
+    vit = ViTModel.from_pretrained(vit_folder)
+    expected = vit.embeddings.interpolate_pos_encoding(torch.zeros(1, 37, 16), 48, 48)
+    torch.testing.assert_close(model.vit.embeddings.position_embeddings.data, expected.data)
+    same = vit.embeddings.position_embeddings
+    assert resize_positions(same, 4) is same
+
+
+def test_adapters_are_saved_without_the_backbone(vit_folder, tmp_path):
+    torch.manual_seed(0)
+    model = AUFormerForAUDetection.from_backbone(vit_folder, aus=AUS).eval()
+    with torch.no_grad():
+        for line in model.experts.values():
+            line.up_weight.normal_()
+    inputs, _ = make_inputs(model)
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "adapters", adapters_only=True)
+    sizes = {name: (tmp_path / name / "model.safetensors").stat().st_size for name in ("whole", "adapters")}
+    learnable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert sizes["adapters"] < 4 * learnable + 20_000 < sizes["whole"] + 20_000
+    for folder in ("adapters", "whole"):
+        loaded, info = AutoModel.from_pretrained(tmp_path / folder, output_loading_info=True)
+        assert not any(info.values()), info
+        assert not loaded.config.adapters_only
+        for name, value in model.state_dict().items():
+            torch.testing.assert_close(loaded.state_dict()[name], value, rtol=0, atol=0)
+        torch.testing.assert_close(loaded(inputs).logits, model(inputs).logits, rtol=0, atol=0)
+        assert not any(parameter.requires_grad for parameter in loaded.vit.parameters())
+    loaded.save_pretrained(tmp_path / "again")  # whole, by default
+    vit_folder.rename(tmp_path / "moved")
+    AutoModel.from_pretrained(tmp_path / "again")
+    with pytest.raises(OSError, match="vit"):
+        AutoModel.from_pretrained(tmp_path / "adapters")
+    moved = AutoModel.from_pretrained(tmp_path / "adapters", backbone_name_or_path=str(tmp_path / "moved"))
+    torch.testing.assert_close(moved(inputs).logits, model(inputs).logits, rtol=0, atol=0)
+
+
+def test_backbones_that_do_not_fit_are_refused(vit_folder, tmp_path):
+    with pytest.raises(ValueError, match="backbone_name_or_path=None"):
+        make_model().save_pretrained(tmp_path / "out", adapters_only=True)
+    with pytest.raises(ValueError, match="freeze_backbone=False"):
+        model = AUFormerForAUDetection.from_backbone(vit_folder, aus=AUS, freeze_backbone=False)
+        model.save_pretrained(tmp_path / "out", adapters_only=True)
+    make_model().save_pretrained(tmp_path / "auformer")
+    with pytest.raises(ValueError, match=r"'au-auformer' checkpoint.*type \"vit\""):
+        AUFormerForAUDetection.from_backbone(tmp_path / "auformer")
+    other = AUFormerConfig(
+        backbone_config=BACKBONE | {"num_hidden_layers": 3}, backbone_name_or_path=str(vit_folder)
+    )
+    with pytest.raises(ValueError, match=r"weights missing .*layers\.2"):
+        AutoModel.from_config(other)
+    with pytest.raises(ValueError, match=r"40, 40.*32 x 32"):
+        make_model()(torch.zeros(1, 3, 40, 40))
+
+
+def test_trainer_resumes_exactly(tmp_path):
+    data = [
+        {
+            "pixel_values": torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(i)),
+            "labels": torch.tensor([i % 2, 1, 0, -1]),
+        }
+        for i in range(8)
+    ]
+    weights = []
+    for stop in (None, 2):
+        torch.manual_seed(0)
+        arguments = {
+            "output_dir": str(tmp_path / str(stop)),
+            "per_device_train_batch_size": 2,
+            "learning_rate": 1e-2,
+            "save_steps": 2,
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "report_to": "none",
+        }
+        if stop:
+            Trainer(fresh_model(), TrainingArguments(max_steps=4, **arguments), train_dataset=data).train()
+            trainer = Trainer(fresh_model(), TrainingArguments(max_steps=4, **arguments), train_dataset=data)
+            trainer.train(resume_from_checkpoint=str(tmp_path / "2" / "checkpoint-2"))
+        else:
+            trainer = Trainer(fresh_model(), TrainingArguments(max_steps=4, **arguments), train_dataset=data)
+            trainer.train()
+        weights.append(trainer.model.state_dict())
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=0, msg=name)
+
+
+# Configurations.
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"ca_neighborhood": 4}, "ca_neighborhood=4 must be odd"),
+        ({"mrf_dilations": [1, 0]}, r"mrf_dilations=\[1, 0\]"),
+        ({"margin": 1.0}, "margin=1.0"),
+        ({"gamma_bounds": [1.0]}, r"gamma_bounds=\[1.0\]"),
+        ({"gamma_bounds": [0, 2]}, r"gamma_bounds=\[0, 2\]"),
+        ({"dice_smoothing": -1.0}, "dice_smoothing=-1.0"),
+        ({"expert_channels": 0}, "expert_channels=0"),
+        ({"expert_dropout": 1.0}, "expert_dropout=1.0"),
+        ({"adaptation": "prefix"}, "adaptation"),
+        ({"ca_border": "reflect"}, "ca_border"),
+        ({"image_size": 100}, "image_size=100"),
+        ({"backbone_config": {"patch_size": [16, 8]}}, r"patch_size=\[16, 8\]"),
+    ],
+)
+def test_configurations_that_make_no_sense(fields, message):
+    with pytest.raises(Exception, match=message):
+        AUFormerConfig(**fields)
+
+
+def test_losses_of_the_ablations():
+    model = make_model(margin=0.0, gamma_bounds=[1, 1], dice_loss_weight=0.0, expert_loss_weight=0.0)
+    inputs, labels = make_inputs(model)
+    output = model(inputs, labels=labels)
+    p, y = torch.sigmoid(output.logits), labels
+    wa = -(y * p.log() + (1 - y) * p * (1 - p).log()).mean()
+    torch.testing.assert_close(output.loss, wa)
+    model.config.dice_loss_weight, model.config.dice_smoothing = 2.0, 0.5
+    with_dice = wa + 2 * (1 - (2 * y * p + 0.5) / (y + p**2 + 0.5)).mean()
+    torch.testing.assert_close(model(inputs, labels=labels).loss, with_dice)
+
+
+def test_compact_configuration_trains_as_a_whole():
+    config = AUFormerConfig.compact(aus=AUS, image_size=64)
+    assert (config.image_size, config.map_size, config.freeze_backbone) == (64, 8, False)
+    model = AUFormerForAUDetection(config)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert sum(p.numel() for p in model.parameters()) < 2e6
+
+
+def make_model(**kwargs):
+    torch.manual_seed(0)
+    model = AUFormerForAUDetection(
+        AUFormerConfig(**{"aus": AUS, "backbone_config": BACKBONE, **kwargs})
+    ).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    return model
+
+
+def make_inputs(model, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(1)
+    pictures = torch.randn(3, 3, 32, 32, generator=generator, dtype=dtype)
+    return pictures, torch.randint(0, 2, (3, len(model.config.aus)), generator=generator)
+
+
+def fresh_model():
+    torch.manual_seed(0)
+    return AUFormerForAUDetection(AUFormerConfig(aus=AUS, backbone_config=BACKBONE, freeze_backbone=False))
