@@ -1,0 +1,217 @@
+"""The command `actionunits`.
+
+    actionunits detect PHOTO... | --sample [--output DIR] [--json] [--csv] [--maps] [--model FOLDER]
+
+Exit codes: 0 every photo had a face, 1 a photo could not be read or had no face, 2 wrong usage.
+"""
+
+import argparse
+import csv
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import pipeline
+from transformers.utils import logging
+
+from actionunits import checkpoints
+from actionunits.image_processing_au import decision_thresholds
+from actionunits.pictures import load_picture, sample_photo
+from actionunits.visualization import draw_faces, draw_maps
+
+_BAR_LENGTH = 20  # [characters]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    args = _parser().parse_args(argv)
+    if bool(args.photos) == args.sample:
+        args.usage_error("give photos, or --sample for a photo that comes with scikit-image.")
+    if args.maps and args.output is None:
+        args.usage_error("--maps needs --output DIR, where its pictures go.")
+    if args.json and args.csv and args.output is None:
+        args.usage_error(
+            "--json and --csv together need --output DIR; only one of them fits on the terminal."
+        )
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model = args.model or str(checkpoints.path("default"))
+        detect = pipeline("au-detection", model=model, device=args.device)  # type: ignore[call-overload]
+        if args.output is not None:
+            args.output.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        args.usage_error(str(error))
+    return _detect(detect, args)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="actionunits", description="Facial action units in photos.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    detect = commands.add_parser(
+        "detect",
+        help="detect the action units of every face in photos",
+        description="Detect the action units of every face in photos.",
+        epilog="Exit codes: 0 every photo had a face, 1 a photo was unreadable or faceless, 2 wrong usage.",
+    )
+    detect.set_defaults(usage_error=detect.error)
+    detect.add_argument("photos", nargs="*", metavar="PHOTO", help="picture file or URL")
+    detect.add_argument("--sample", action="store_true", help="use a photo that comes with scikit-image")
+    detect.add_argument("--output", type=Path, metavar="DIR", help="write an overlay PNG for each photo")
+    detect.add_argument("--json", action="store_true", help="print JSON, or write results.json into DIR")
+    detect.add_argument("--csv", action="store_true", help="print CSV, or write results.csv into DIR")
+    detect.add_argument(
+        "--maps", action="store_true", help="also write the attention maps of each face into DIR"
+    )
+    detect.add_argument("--model", metavar="FOLDER", help="another model, a folder or a name on the Hub")
+    detect.add_argument("--threshold", type=_probability, metavar="P", help="score from which one is active")
+    detect.add_argument("--device", help="cpu, cuda:0, mps, ...; by default a GPU if there is one")
+    return parser
+
+
+def _probability(text: str) -> float:
+    value = float(text)
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text} does not lie in 0..1")
+    return value
+
+
+def _detect(detect: Any, args: argparse.Namespace) -> int:
+    """Analyse photo by photo, so that a bad one costs nothing but itself."""
+    photos = {"astronaut.png": sample_photo()} if args.sample else {photo: photo for photo in args.photos}
+    thresholds = decision_thresholds(detect.model.config, args.threshold)
+    records = []
+    progress = tqdm(photos.items(), unit="photo", disable=len(photos) == 1)
+    for (name, source), stem in zip(progress, _stems(photos), strict=True):
+        record: dict[str, Any] = {"photo": name, "faces": []}
+        records.append(record)
+        try:
+            picture = load_picture(source)
+            faces = detect(picture, threshold=args.threshold, return_maps=args.maps)
+        except (OSError, ValueError) as error:
+            record["error"] = str(error)
+            tqdm.write(f"{name}: skipped. {error}", file=sys.stderr)
+            continue
+        if not faces:
+            record["error"] = "no face found"
+            tqdm.write(f"{name}: no face found", file=sys.stderr)
+        if args.output is not None:
+            _draw(args.output, stem, picture, faces, thresholds)
+        record["faces"] = [_plain(face) for face in faces]
+        if faces and (args.output is not None or not (args.json or args.csv)):
+            tqdm.write(_table(name, faces), file=sys.stdout)
+    if args.json:
+        _give(_as_json(records), args.output, "results.json")
+    if args.csv:
+        _give(_as_csv(records, list(thresholds)), args.output, "results.csv")
+    return int(any("error" in record for record in records))
+
+
+def _stems(photos: Iterable[str]) -> Iterator[str]:
+    """Yield a file name without suffix for each photo; a second a/smile.jpg, b/smile.jpg becomes smile-2."""
+    seen: dict[str, int] = {}
+    for photo in photos:
+        stem = re.sub(r"[^\w.-]+", "_", Path(photo.split("?")[0]).stem) or "photo"
+        seen[stem] = seen.get(stem, 0) + 1
+        yield stem if seen[stem] == 1 else f"{stem}-{seen[stem]}"
+
+
+def _draw(
+    folder: Path, stem: str, picture: Any, faces: list[dict[str, Any]], thresholds: dict[str, float]
+) -> None:
+    """Write the overlay, and the maps if there are any."""
+    pictures = {f"{stem}_au.png": draw_faces(picture, faces, thresholds)}
+    for i, face in enumerate(faces, start=1):
+        if "maps" in face:
+            pictures[f"{stem}_maps_{i}.png"] = draw_maps(picture, face)
+    for name, drawing in pictures.items():
+        buffer = io.BytesIO()
+        drawing.save(buffer, format="PNG")
+        _write(folder / name, buffer.getvalue())
+
+
+def _plain(face: dict[str, Any]) -> dict[str, Any]:
+    """Return what goes into JSON and CSV: no maps, coordinates to a hundredth of a pixel."""
+    return {
+        "box": {edge: round(value, 2) for edge, value in face["box"].items()},
+        "confidence": round(face["confidence"], 6),
+        "landmarks": [[round(x, 2), round(y, 2)] for x, y in face["landmarks"]],
+        "landmark_scheme": face["landmark_scheme"],
+        "action_units": [{**au, "score": round(au["score"], 6)} for au in face["action_units"]],
+    }
+
+
+def _table(name: str, faces: list[dict[str, Any]]) -> str:
+    """Return the lines for the terminal."""
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+    try:
+        "█·●".encode(encoding)
+        full, empty, mark = "█·●"
+    except UnicodeEncodeError:  # a Windows console of an old code page
+        full, empty, mark = "#-*"
+    lines = [f"{name}: {len(faces)} face{'s' if len(faces) > 1 else ''}"]
+    for i, face in enumerate(faces, start=1):
+        corners = " ".join(f"{value:.0f}" for value in face["box"].values())
+        lines += ["", f"  face {i}   box {corners}   confidence {face['confidence']:.2f}"]
+        for au in face["action_units"]:
+            length = round(au["score"] * _BAR_LENGTH)
+            bar = full * length + empty * (_BAR_LENGTH - length)
+            shown = mark if au["active"] else " "
+            lines.append(f"  {shown} {au['label']:<5} {au['name']:<22} {bar} {au['score']:.2f}")
+    return "\n".join([*lines, ""])
+
+
+def _as_json(records: list[dict[str, Any]]) -> str:
+    """Return a JSON list with one line for each photo."""
+    return "[\n" + ",\n".join(json.dumps(record, ensure_ascii=False) for record in records) + "\n]\n"
+
+
+def _as_csv(records: list[dict[str, Any]], labels: list[str]) -> str:
+    """Return a row for each face, and one with empty cells for a photo without."""
+    edges = ["xmin", "ymin", "xmax", "ymax"]
+    columns = [
+        "photo",
+        "face",
+        *edges,
+        "confidence",
+        *labels,
+        *(f"{label}_active" for label in labels),
+        "error",
+    ]
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns, lineterminator="\n")
+    table.writeheader()
+    for record in records:
+        if not record["faces"]:
+            table.writerow({"photo": record["photo"], "error": record["error"]})
+        for i, face in enumerate(record["faces"], start=1):
+            row = {"photo": record["photo"], "face": i, **face["box"], "confidence": face["confidence"]}
+            for au in face["action_units"]:
+                row |= {au["label"]: au["score"], f"{au['label']}_active": int(au["active"])}
+            table.writerow(row)
+    return text.getvalue()
+
+
+def _give(text: str, folder: Path | None, name: str) -> None:
+    """Write a text into the folder, or print it if there is none."""
+    if folder is None:
+        sys.stdout.write(text)
+    else:
+        _write(folder / name, text.encode("utf-8"))
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(data)
+    os.replace(part, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,353 @@
+"""Find the faces of a picture: a box, landmarks and a confidence for each, largest first.
+
+By default OpenCV's Haar cascades (Viola and Jones 2001; Lienhart and Maydt 2002) propose boxes; the landmark
+network of this package puts 68 points into each and judges whether it sees a face there. The proposals of
+`PROPOSALS` are tried from the most to the least trusted one until one yields a face. MediaPipe's Face
+Landmarker is an optional backend for those who have its `.task` file.
+
+Of scikit-image's subset of Labeled Faces in the Wild, 25 x 25 pixels each, the default finds at least 97 of
+100 faces and at most one of 100 non-faces (`tests/test_face_detection.py`).
+
+Boxes are (xmin, ymin, xmax, ymax) and landmarks (x, y), in pixels from the centre of the upper left pixel.
+"""
+
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+from actionunits import checkpoints
+from actionunits.face_landmarks import FaceLandmarker
+from actionunits.landmarks import reduce_landmarks
+from actionunits.pictures import load_picture
+
+
+@dataclass(eq=False)
+class Face:
+    """One face of a picture.
+
+    Attributes:
+        box: (4,) xmin, ymin, xmax, ymax.
+        confidence: How sure it is that this is a face, 0 to 1.
+        landmarks: (N, 2) x, y of each point.
+        scheme: Name of the landmark scheme, such as "ibug68".
+    """
+
+    box: np.ndarray
+    confidence: float
+    landmarks: np.ndarray
+    scheme: str
+
+    @property
+    def area(self) -> float:
+        """Area of the box [pixels^2]."""
+        return _area(self.box)
+
+
+class FaceDetector:
+    """Picture in, faces out.
+
+    Args:
+        backend: "default", or "mediapipe" for MediaPipe's 478 points (needs
+            `pip install "actionunits[mediapipe]"` and `model_file`).
+        model_file: MediaPipe's `face_landmarker.task`, which its model page offers.
+        min_confidence: Faces below are dropped. Proposals that are rarely faces ask for more by themselves.
+        landmarker: Another landmark network for the default backend, with
+            `locate(image, boxes) -> [(landmarks (68, 2), score), ...]`.
+
+    Example:
+        >>> faces = FaceDetector()("group.jpg")
+        >>> faces[0].box, faces[0].landmarks.shape
+    """
+
+    def __init__(
+        self,
+        backend: str = "default",
+        model_file: str | Path | None = None,
+        min_confidence: float = 0.5,
+        landmarker: Any = None,
+    ):
+        if not 0.0 <= min_confidence <= 1.0:
+            raise ValueError(f"min_confidence must lie in 0..1, got {min_confidence}.")
+        self._backend: _Backend
+        if backend == "default":
+            self._backend = _Cascades(landmarker, min_confidence)
+        elif backend == "mediapipe":
+            self._backend = _MediaPipe(model_file, min_confidence)
+        else:
+            raise ValueError(f"Unknown backend {backend!r}; choose 'default' or 'mediapipe'.")
+
+    def __call__(self, image: Any) -> list[Face]:
+        """Find the faces of a picture.
+
+        Args:
+            image: Anything that `load_picture` takes.
+
+        Returns:
+            The faces, largest first; an empty list if there is none.
+        """
+        picture = load_picture(image)
+        faces = [face for face in self._backend.find(picture) if _can_be_aligned(face, picture.size)]
+        return largest_first(_without_doubles(faces))
+
+    def locate(self, image: Any, boxes: Any) -> list[Face]:
+        """Find the landmarks in boxes that somebody else found.
+
+        Args:
+            image: Anything that `load_picture` takes.
+            boxes: (F, 4) xmin, ymin, xmax, ymax around each face, from about the brows to the chin.
+
+        Returns:
+            One face per box, in their order, however low its confidence.
+
+        Raises:
+            ValueError: A box has the wrong shape, is empty or lies outside the picture.
+        """
+        picture = load_picture(image)
+        return self._backend.locate(picture, check_boxes(boxes, picture.size))
+
+
+def largest_first(faces: Sequence[Face]) -> list[Face]:
+    """Return the faces sorted by the area of their boxes."""
+    return sorted(faces, key=lambda face: -face.area)
+
+
+def box_around(landmarks: np.ndarray, scheme: str, picture_size: tuple[int, int]) -> np.ndarray:
+    """Return the box of a face from its landmarks: a square from ear to ear and down to the chin.
+
+    Args:
+        landmarks: (N, 2) points of any scheme.
+        scheme: Its name.
+        picture_size: (width, height); the box is cut there.
+
+    Returns:
+        (4,) xmin, ymin, xmax, ymax.
+    """
+    five = reduce_landmarks(landmarks, scheme, "five")  # eyes, nose tip, mouth corners
+    low, high = five.min(axis=0), five.max(axis=0)
+    half = 1.2 * np.max(high - low)
+    box = np.concatenate([(low + high) / 2 - half, (low + high) / 2 + half])
+    return np.clip(box, 0, np.tile(np.subtract(picture_size, 1), 2))
+
+
+def check_boxes(boxes: Any, picture_size: tuple[int, int]) -> np.ndarray:
+    """Return boxes as an array (F, 4); a single box (4,) becomes (1, 4).
+
+    Raises:
+        ValueError: Wrong shape, not finite, empty, or wholly outside the picture.
+    """
+    array = np.atleast_2d(np.asarray(boxes, dtype=np.float64))
+    if array.size == 0:
+        return array.reshape(0, 4)
+    if array.ndim != 2 or array.shape[1] != 4:
+        raise ValueError(f"boxes must have the shape (F, 4), xmin ymin xmax ymax; got {np.shape(boxes)}.")
+    width, height = picture_size
+    for box in array:
+        if not np.isfinite(box).all() or box[2] <= box[0] or box[3] <= box[1]:
+            raise ValueError(
+                f"Box {box.tolist()} is empty; give xmin, ymin, xmax, ymax in pixels, not x, y, w, h."
+            )
+        if box[2] <= 0 or box[3] <= 0 or box[0] >= width - 1 or box[1] >= height - 1:
+            raise ValueError(f"Box {box.tolist()} lies outside the picture of {width}x{height} pixels.")
+    return array
+
+
+class _Backend(Protocol):
+    def find(self, picture: Image.Image) -> list[Face]: ...
+
+    def locate(self, picture: Image.Image, boxes: np.ndarray) -> list[Face]: ...
+
+
+Located = tuple[np.ndarray, float]
+"""Landmarks (68, 2), and how much they look like a face, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A way to guess boxes, and the score [0..1] from which the landmark network is believed there.
+
+    Attributes:
+        cascade: Haar cascade of OpenCV, or None for two boxes in the middle of the picture, which must lead
+            to the same face (for pictures cropped to one).
+        side: Longest side of the grey copy that is searched [pixels].
+        neighbors: Overlapping hits that make a box.
+        mirrored: Search the mirror image (the profile cascade knows one side only).
+        min_score: Smallest face score of the landmark network.
+    """
+
+    cascade: str | None
+    side: int
+    neighbors: int
+    mirrored: bool
+    min_score: float
+
+
+PROPOSALS = (
+    Proposal("frontalface_alt2", side=480, neighbors=3, mirrored=False, min_score=0.5),
+    Proposal("frontalface_alt2", side=960, neighbors=2, mirrored=False, min_score=0.8),
+    Proposal("profileface", side=480, neighbors=3, mirrored=False, min_score=0.8),
+    Proposal("profileface", side=480, neighbors=3, mirrored=True, min_score=0.8),
+    Proposal(None, side=0, neighbors=0, mirrored=False, min_score=0.95),
+)
+
+
+class _Cascades:
+    """Boxes from Haar cascades, landmarks and confidence from the landmark network."""
+
+    def __init__(self, landmarker: Any, min_confidence: float):
+        if landmarker is None:
+            folder = checkpoints.path("face_landmarks")
+            landmarker = FaceLandmarker.from_pretrained(folder, dtype=torch.float32)
+        self.landmarker = landmarker
+        self.min_confidence = min_confidence
+
+    def find(self, picture: Image.Image) -> list[Face]:
+        for proposal in PROPOSALS:
+            located = self.landmarker.locate(picture, _propose(picture, proposal))
+            if proposal.cascade is None:
+                located = _one_face(*located)
+            required = max(proposal.min_score, self.min_confidence)
+            faces = [
+                Face(box_around(landmarks, "ibug68", picture.size), float(score), landmarks, "ibug68")
+                for landmarks, score in located
+                if score >= required
+            ]
+            if faces:
+                return faces
+        return []
+
+    def locate(self, picture: Image.Image, boxes: np.ndarray) -> list[Face]:
+        located = self.landmarker.locate(picture, boxes)
+        return [
+            Face(box, float(score), marks, "ibug68")
+            for box, (marks, score) in zip(boxes, located, strict=True)
+        ]
+
+
+def _propose(picture: Image.Image, proposal: Proposal) -> np.ndarray:
+    """Return boxes (F, 4) in pixels of the picture."""
+    width, height = picture.size
+    if proposal.cascade is None:
+        halves = np.array([[0.5], [0.4]]) * min(width, height)
+        centre = np.array([(width - 1) / 2, (height - 1) / 2])
+        return np.hstack([centre - halves, centre + halves])
+    scale = min(1.0, proposal.side / max(width, height))
+    size = max(round(width * scale), 1), max(round(height * scale), 1)
+    grey = np.asarray(picture.convert("L").resize(size, Image.Resampling.BOX))
+    margin = max(grey.shape) // 4  # faces at the rim and close-ups need surroundings
+    grey = cv2.copyMakeBorder(grey, margin, margin, margin, margin, cv2.BORDER_REPLICATE)
+    if proposal.mirrored:
+        grey = cv2.flip(grey, 1)
+    found = _cascade(proposal.cascade).detectMultiScale(grey, 1.1, proposal.neighbors, minSize=(24, 24))
+    left, top, w, h = np.asarray(found, dtype=np.float64).reshape(-1, 4).T
+    if proposal.mirrored:
+        left = grey.shape[1] - left - w
+    edges = np.stack([left, top, left + w, top + h], axis=1) - margin
+    return edges / scale - 0.5  # from edges to centres of pixels
+
+
+def _one_face(first: Located, second: Located) -> list[Located]:
+    """Believe in a face only if both boxes led to it, to a tenth of the distance of the outer eye corners."""
+    (landmarks, score), (again, other_score) = first, second
+    eyes = np.hypot(*(landmarks[45] - landmarks[36]))
+    same = np.abs(landmarks - again).mean() < 0.1 * eyes
+    return [(landmarks, min(score, other_score))] if same else []
+
+
+_cascades = threading.local()  # an OpenCV cascade must not be shared by threads
+
+
+def _cascade(name: str) -> cv2.CascadeClassifier:
+    cache: dict[str, cv2.CascadeClassifier] = _cascades.__dict__
+    if name not in cache:
+        # from memory, for OpenCV cannot open paths with letters beyond the code page on Windows
+        folder = cv2.data.haarcascades  # type: ignore[attr-defined]
+        xml = Path(folder, f"haarcascade_{name}.xml").read_text(encoding="utf-8")
+        storage = cv2.FileStorage(xml, cv2.FILE_STORAGE_READ | cv2.FILE_STORAGE_MEMORY)
+        cache[name] = cv2.CascadeClassifier()
+        cache[name].read(storage.getFirstTopLevelNode())
+    return cache[name]
+
+
+class _MediaPipe:
+    """MediaPipe's Face Landmarker. It reports no score, so the confidence of its faces is 1."""
+
+    max_faces = 16
+
+    def __init__(self, model_file: str | Path | None, min_confidence: float):
+        try:
+            import mediapipe
+        except ImportError as error:
+            raise ImportError(
+                'The mediapipe backend needs `pip install "actionunits[mediapipe]"`.'
+            ) from error
+        if model_file is None or not Path(model_file).is_file():
+            raise FileNotFoundError(
+                f"The mediapipe backend needs a face_landmarker.task, got model_file={model_file!r}."
+            )
+        tasks = mediapipe.tasks
+        options = tasks.vision.FaceLandmarkerOptions(
+            base_options=tasks.BaseOptions(model_asset_buffer=Path(model_file).read_bytes()),
+            num_faces=self.max_faces,
+            min_face_detection_confidence=min_confidence,
+        )
+        self._landmarker = tasks.vision.FaceLandmarker.create_from_options(options)
+        weakref.finalize(self, self._landmarker.close)  # left to itself it fails noisily when Python ends
+        self._to_image = lambda pixels: mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=pixels)
+
+    def find(self, picture: Image.Image) -> list[Face]:
+        result = self._landmarker.detect(self._to_image(np.ascontiguousarray(picture)))
+        faces = []
+        for points in result.face_landmarks:
+            landmarks = np.array([(point.x, point.y) for point in points]) * picture.size - 0.5
+            box = box_around(landmarks, "mediapipe478", picture.size)
+            faces.append(Face(box, 1.0, landmarks, "mediapipe478"))
+        return faces
+
+    def locate(self, picture: Image.Image, boxes: np.ndarray) -> list[Face]:
+        faces = []
+        for box in boxes:
+            size = box[2:] - box[:2]
+            left, top, right, bottom = (
+                int(v) for v in np.concatenate([box[:2] - size / 2, box[2:] + size / 2])
+            )
+            found = largest_first(self.find(picture.crop((left, top, right, bottom))))
+            if not found:
+                raise ValueError(
+                    f"MediaPipe sees no face in box {box.tolist()}; give landmarks, or leave the box out."
+                )
+            faces.append(Face(box, 1.0, found[0].landmarks + (left, top), found[0].scheme))
+        return faces
+
+
+def _can_be_aligned(face: Face, picture_size: tuple[int, int]) -> bool:
+    """Whether the eyes lie apart and at least half of the landmarks in the picture."""
+    eyes = reduce_landmarks(face.landmarks, face.scheme, "five")[:2]
+    inside = (face.landmarks >= -0.5) & (face.landmarks <= np.subtract(picture_size, 0.5))
+    return bool(np.hypot(*(eyes[1] - eyes[0])) >= 2.0 and inside.all(axis=1).mean() >= 0.5)
+
+
+def _without_doubles(faces: list[Face]) -> list[Face]:
+    """Of faces that cover each other by more than half of the smaller one keep the most confident."""
+    kept: list[Face] = []
+    for face in sorted(faces, key=lambda face: -face.confidence):
+        if all(_overlap(face.box, other.box) <= 0.5 for other in kept):
+            kept.append(face)
+    return kept
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+    shared = np.concatenate([np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])])
+    smaller = min(_area(a), _area(b))
+    return _area(shared) / smaller if smaller > 0 else 1.0
+
+
+def _area(box: np.ndarray) -> float:
+    return float(np.prod(np.maximum(box[2:] - box[:2], 0.0)))

@@ -1,0 +1,195 @@
+"""From a box around a face to its 68 iBUG points, and whether it is a face at all.
+
+A small residual network, our own, trained on the open synthetic corpus (`training/train_landmarks.py`). It
+looks twice: first at the box, then at a crop that its first answer has centred, scaled and turned upright.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from huggingface_hub.dataclasses import strict
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from actionunits.alignment import Alignment
+
+NUM_POINTS = 68
+CROP_MARGIN = 1.6  # side of the crop / longer side of the box of the inner points (17-67)
+LOOKS = 2
+
+
+@strict
+class FaceLandmarkerConfig(PreTrainedConfig):
+    """Configuration of `FaceLandmarker`.
+
+    Args:
+        image_size: side of the square input in pixels, a multiple of 16.
+        hidden_sizes: channels of the stem and the four stages; each but the last halves the resolution.
+        neck_size: channels of the last feature map.
+        intermediate_size: width of the hidden fully connected layer.
+    """
+
+    model_type = "au-face-landmarker"
+
+    image_size: int = 112
+    hidden_sizes: list[int] | tuple[int, ...] = (24, 32, 64, 128, 128)
+    neck_size: int = 64
+    intermediate_size: int = 256
+    initializer_range: float | int = 0.02
+
+    def validate_architecture(self) -> None:
+        """Sizes must fit the four halvings."""
+        if self.image_size % 16 or len(self.hidden_sizes) != 5:
+            raise ValueError(
+                f"image_size={self.image_size} must be a multiple of 16 "
+                f"and hidden_sizes={self.hidden_sizes} five numbers"
+            )
+
+
+@dataclass
+class FaceLandmarkerOutput(ModelOutput):
+    """Output of `FaceLandmarker`.
+
+    Args:
+        loss: with labels, smooth L1 of the points of faces + binary cross-entropy of the face logits.
+        landmarks: (B, 68, 2) x and y in parts of the crop's side, 0 at its left or top edge.
+        face_logits: (B,) above 0 for a face that fits the crop.
+    """
+
+    loss: torch.Tensor | None = None
+    landmarks: torch.Tensor | None = None
+    face_logits: torch.Tensor | None = None
+
+
+class FaceLandmarker(PreTrainedModel):
+    """Box around a face -> 68 iBUG points and a face score."""
+
+    config: FaceLandmarkerConfig
+    base_model_prefix = "landmarker"
+    main_input_name = "pixel_values"
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: FaceLandmarkerConfig):
+        super().__init__(config)
+        sizes = config.hidden_sizes
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, sizes[0], 5, 2, 2, bias=False), nn.BatchNorm2d(sizes[0]), nn.ReLU()
+        )
+        strides = (2, 2, 2, 1)
+        self.stages = nn.Sequential(
+            *(FaceLandmarkerBlock(i, o, s) for i, o, s in zip(sizes, sizes[1:], strides, strict=False))
+        )
+        self.neck = nn.Conv2d(sizes[-1], config.neck_size, 1)
+        self.hidden = nn.Linear(config.neck_size * (config.image_size // 16) ** 2, config.intermediate_size)
+        self.points = nn.Linear(config.intermediate_size, 2 * NUM_POINTS)
+        self.face = nn.Linear(config.intermediate_size, 1)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Conv2d):
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, pixel_values, labels=None, is_face=None, return_dict: bool | None = None, **kwargs):
+        """Predict.
+
+        Args:
+            pixel_values: (B, 3, S, S), RGB, (x / 255 - 0.5) / 0.5.
+            labels: (B, 68, 2) points in parts of the crop's side.
+            is_face: (B,) 1 or 0; where 0 the points do not count.
+            return_dict: False for a tuple.
+            **kwargs: ignored.
+        """
+        features = self.neck(self.stages(self.stem(pixel_values)))
+        hidden = F.relu(self.hidden(features.flatten(1)))
+        landmarks = self.points(hidden).unflatten(1, (NUM_POINTS, 2)) + 0.5
+        face_logits = self.face(hidden).squeeze(1)
+        loss = None if labels is None else landmark_loss(landmarks, face_logits, labels, is_face)
+        output = FaceLandmarkerOutput(loss, landmarks, face_logits)
+        return output if return_dict is not False else output.to_tuple()
+
+    @torch.inference_mode()
+    def locate(self, image: Image.Image, boxes: Sequence[Sequence[float]]) -> list[tuple[np.ndarray, float]]:
+        """Find the points in boxes of a picture.
+
+        Args:
+            image: RGB picture.
+            boxes: (xmin, ymin, xmax, ymax) each, in pixels, about from the brows to the chin.
+
+        Returns:
+            for each box the points (68, 2) in pixels of the picture and the face score 0..1.
+        """
+        crops = [self._crop_of_box(box) for box in boxes]
+        for _ in range(LOOKS if crops else 0):
+            points, scores = self._look(image, crops)
+            crops = [self._crop_of_points(p) for p in points]
+        return list(zip(points, scores, strict=True)) if crops else []
+
+    def _look(self, image: Image.Image, crops: list[Alignment]) -> tuple[list[np.ndarray], list[float]]:
+        pictures = np.stack([np.asarray(crop.warp(image)) for crop in crops]).transpose(0, 3, 1, 2)
+        pixel_values = torch.from_numpy(pictures).to(self.device, self.dtype) / 127.5 - 1
+        output = self(pixel_values)
+        places = output.landmarks.float().cpu().numpy() * self.config.image_size - 0.5
+        points = [crop.inverse_transform(place) for crop, place in zip(crops, places, strict=True)]
+        return points, torch.sigmoid(output.face_logits.float()).tolist()
+
+    def _crop_of_box(self, box: Sequence[float]) -> Alignment:
+        """The square around a box, as an `Alignment` to the network's input."""
+        x0, y0, x1, y1 = box
+        return self._crop(np.array([(x0 + x1) / 2, (y0 + y1) / 2]), max(x1 - x0, y1 - y0), np.zeros(2))
+
+    def _crop_of_points(self, points: np.ndarray) -> Alignment:
+        """The square around the inner points, turned so that the eyes are level."""
+        eyes = points[42:48].mean(0) - points[36:42].mean(0)
+        inner = points[17:] @ _rotation(eyes).T
+        low, high = inner.min(0), inner.max(0)
+        return self._crop((low + high) / 2 @ _rotation(eyes), CROP_MARGIN * float((high - low).max()), eyes)
+
+    def _crop(self, center: np.ndarray, side: float, level: np.ndarray) -> Alignment:
+        """A square of `side` pixels about `center` whose horizontal is the direction `level`."""
+        size = self.config.image_size
+        linear = _rotation(level) * (size / max(side, 1.0))
+        shift = (size - 1) / 2 - linear @ center
+        return Alignment(np.c_[linear, shift], (size, size))
+
+
+class FaceLandmarkerBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut: (B, in, H, W) -> (B, out, H / stride, W / stride)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(out_channels)
+        changes = stride != 1 or in_channels != out_channels
+        self.shortcut = (
+            nn.Conv2d(in_channels, out_channels, 1, stride, bias=False) if changes else nn.Identity()
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        hidden = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.shortcut(x) + self.norm2(self.conv2(hidden)))
+
+
+def landmark_loss(landmarks, face_logits, labels, is_face=None) -> torch.Tensor:
+    """Smooth L1 of the points of faces (contour at half weight) + 0.1 x BCE of the face logits."""
+    is_face = torch.ones_like(face_logits) if is_face is None else is_face.to(face_logits.dtype)
+    weight = torch.ones(NUM_POINTS, 1, device=landmarks.device)
+    weight[:17] = 0.5
+    distance = F.smooth_l1_loss(landmarks.float(), labels.float(), beta=0.01, reduction="none") * weight
+    points = (distance.mean((1, 2)) * is_face).sum() / is_face.sum().clamp(min=1)
+    return points + 0.1 * F.binary_cross_entropy_with_logits(face_logits.float(), is_face.float())
+
+
+def _rotation(direction: np.ndarray) -> np.ndarray:
+    """The 2x2 rotation that turns `direction` onto the x axis; the identity for a zero direction."""
+    length = float(np.linalg.norm(direction))
+    c, s = direction / length if length > 0 else (1.0, 0.0)
+    return np.array([[c, s], [-s, c]])

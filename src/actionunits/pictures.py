@@ -1,0 +1,155 @@
+"""Pictures: whatever the user holds becomes an upright 8-bit RGB image, or an error that says why not."""
+
+import importlib.util
+import os
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from transformers.image_utils import load_image
+
+MIN_SIDE = 24
+"""Smallest width and height [pixels]; below this no face can be read."""
+
+BACKGROUND = (128, 128, 128)
+"""What shows through transparent pixels: the grey that also fills the surroundings of an aligned face."""
+
+_URL_TIMEOUT = 30.0  # [s]
+
+
+class PictureError(ValueError):
+    """A picture that cannot be used; the message names it and says why."""
+
+
+def load_picture(source: Any) -> Image.Image:
+    """Load one picture as it is meant to be seen.
+
+    The EXIF orientation is applied, so boxes and landmarks always refer to the upright picture. Grey,
+    palette, CMYK, transparent and 16-bit pictures become 8-bit RGB; of an animation the first frame is taken.
+
+    Args:
+        source: Path, URL (http, https or data), encoded bytes, PIL image, or an array or tensor of shape
+            (H, W), (H, W, C) or (C, H, W) with C in 1, 3, 4: uint8, uint16 (full range) or floats in [0, 1].
+
+    Returns:
+        PIL image of mode RGB.
+
+    Raises:
+        TypeError: The source is none of the above.
+        FileNotFoundError: There is no such file.
+        PictureError: The picture is broken, truncated, too small or too large, or its values out of range.
+    """
+    name, image = _open(source)
+    size = f"{image.width}x{image.height} pixels"
+    if min(image.size) < MIN_SIDE:
+        raise PictureError(f"{name} has {size}; at least {MIN_SIDE} a side are needed.")
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise PictureError(
+            f"{name} has {size}, more than the {limit} that Pillow holds for safe; "
+            "make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
+        )
+    try:
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except PictureError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever they stumble over
+        raise PictureError(f"{name} is broken or truncated: {error}") from error
+
+
+def sample_photo() -> Path:
+    """Return the file of a real, freely usable photo: scikit-image's astronaut, Eileen Collins, by NASA."""
+    package = importlib.util.find_spec("skimage")  # found, not imported: nothing is fetched
+    assert package is not None and package.origin is not None, "scikit-image is a dependency"
+    return Path(package.origin).parent / "data" / "astronaut.png"
+
+
+def _open(source: Any) -> tuple[str, Image.Image]:
+    """Return what to call the picture in messages, and the picture, its pixels not yet decoded."""
+    if isinstance(source, Image.Image):
+        return getattr(source, "filename", "") or "The picture", source
+    if isinstance(source, np.ndarray | torch.Tensor):
+        return "The picture", _from_array(source)
+    if isinstance(source, bytes):
+        return "The picture", _from_bytes("The picture", source)
+    if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
+        name = source if len(source) < 100 else f"{source[:60]}..."
+        try:
+            return name, load_image(source, timeout=_URL_TIMEOUT)
+        except Exception as error:
+            raise PictureError(f"{name} could not be fetched: {error}") from error
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no picture file {str(path)!r}.")
+        return str(path), _from_bytes(str(path), path.read_bytes())
+    raise TypeError(
+        f"Cannot read a picture from {type(source).__name__}; "
+        "give a path, a URL, bytes, a PIL image, an array or a tensor."
+    )
+
+
+def _from_bytes(name: str, data: bytes) -> Image.Image:
+    try:
+        return Image.open(BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise PictureError(f"{name} is too large: {error}") from error
+    except Exception as error:
+        raise PictureError(f"{name} is no picture that Pillow can read ({len(data)} bytes).") from error
+
+
+def _from_array(pixels: np.ndarray | torch.Tensor) -> Image.Image:
+    """Return an 8-bit image of mode L, RGB or RGBA."""
+    if isinstance(pixels, torch.Tensor):
+        pixels = (pixels.float() if pixels.is_floating_point() else pixels).detach().cpu().numpy()
+    shape = pixels.shape
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    elif pixels.ndim == 3 and shape[-1] not in (1, 3, 4) and shape[0] in (1, 3, 4):
+        pixels = np.moveaxis(pixels, 0, -1)  # (C, H, W) -> (H, W, C)
+    if pixels.ndim != 3 or pixels.shape[-1] not in (1, 3, 4):
+        raise PictureError(
+            f"An array of shape {shape} is no picture; give (H, W), (H, W, C) or (C, H, W) "
+            "with C in 1, 3, 4, and several pictures as a list."
+        )
+    if 0 in pixels.shape:
+        raise PictureError(f"An array of shape {shape} holds no pixels.")
+    return Image.fromarray(_to_uint8(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels))
+
+
+def _to_uint8(values: np.ndarray) -> np.ndarray:
+    if values.dtype == np.uint8:
+        return np.ascontiguousarray(values)
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:
+        return (values / 257.0 + 0.5).astype(np.uint8)  # 65535 -> 255
+    if values.dtype.kind != "f":
+        raise PictureError(
+            f"Pixels of type {values.dtype} have no known range; "
+            "convert to uint8 (0..255), uint16 or floats in 0..1."
+        )
+    low, high = values.min(), values.max()
+    if not (low >= 0.0 and high <= 1.0):  # also true of NaN
+        raise PictureError(
+            f"Float pixels must lie in 0..1, these lie in {low:.4g}..{high:.4g}; "
+            "divide by 255 or convert to uint8."
+        )
+    return (values * 255.0 + 0.5).astype(np.uint8)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "I":  # 32-bit holds 16-bit files in older Pillow
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise PictureError(
+                f"32-bit pixels in {values.min()}..{values.max()} have no known range; save 8 or 16 bits."
+            )
+        image = _from_array(values.astype(np.uint16))
+    elif image.mode == "F" or image.mode.startswith("I;16"):
+        image = _from_array(np.asarray(image))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, (*BACKGROUND, 255)), image).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,5 @@
+"""Pipelines: pictures in, action units out."""
+
+from actionunits.pipelines.au_detection import AUDetectionPipeline
+
+__all__ = ["AUDetectionPipeline"]

@@ -1,0 +1,263 @@
+"""The pipeline "au-detection": picture in, faces with their action units out.
+
+Find the faces (`FaceDetector`), align each (`AUImageProcessor`), run the model, name its answers. Every
+face is one chunk of a `ChunkPipeline`, so `batch_size` counts faces, be they of one picture or of many.
+"""
+
+# mypy: disable-error-code="override,assignment"
+# (transformers annotates its pipelines more narrowly than it uses them)
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, IterableDataset
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.pipelines.base import ChunkPipeline
+
+from actionunits.alignment import Alignment
+from actionunits.face_detection import Face, FaceDetector, box_around, check_boxes, largest_first
+from actionunits.image_processing_au import AUImageProcessor, decision_thresholds
+from actionunits.landmarks import check_inside, check_landmarks
+from actionunits.pictures import load_picture
+
+FACES_PER_BATCH = 8
+"""Batch size for a picture or a list. Streams go face by face unless told otherwise: nothing waits."""
+
+
+class AUDetectionPipeline(ChunkPipeline):
+    """Action units of every face in a picture.
+
+    Args:
+        face_detector: Another detector than `FaceDetector()`: a callable picture -> faces, largest first,
+            with a method `locate(picture, boxes)`.
+        threshold, top_k, return_maps, batch_size: See `__call__`; given here they hold for every call.
+
+    Example:
+        >>> import actionunits
+        >>> from transformers import pipeline
+        >>> detect = pipeline("au-detection")
+        >>> detect("photo.jpg")[0]["action_units"][6]
+        {'label': 'AU12', 'name': 'lip corner puller', 'score': 0.93, 'active': True}
+    """
+
+    model: Any
+    image_processor: Any
+
+    _load_image_processor = None  # if it can be found; else __init__ looks where the model came from
+    _load_processor = False
+    _load_tokenizer = False
+    _load_feature_extractor = False
+    _load_video_processor = False
+
+    def __init__(self, model: Any, image_processor: Any = None, face_detector: Any = None, **kwargs):
+        if image_processor is None:
+            image_processor = _processor_of(model)
+        super().__init__(model=model, image_processor=image_processor, **kwargs)
+        if not isinstance(image_processor, AUImageProcessor) or not image_processor.do_align:
+            raise ValueError(
+                "The pipeline finds and aligns faces, so it needs an AUImageProcessor with do_align=True; "
+                f"got {image_processor}. For pictures that are aligned already call processor and model."
+            )
+        self._face_detector = face_detector
+        self.model.eval()
+
+    @property
+    def face_detector(self) -> Any:
+        """What finds the faces; the default one is loaded when it is first needed."""
+        if self._face_detector is None:
+            self._face_detector = FaceDetector()
+        return self._face_detector
+
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+        """Detect action units.
+
+        Args:
+            inputs: A picture (path, URL, bytes, PIL image, array, tensor), or, where faces are known,
+                `{"image": picture, "landmarks": (N, 2) or (F, N, 2), "boxes": (4,) or (F, 4)}` with either or
+                both; or a list of these. A generator, a torch dataset, or a `datasets.Dataset` (its columns
+                image and, if there, landmarks and boxes) is answered by an iterator.
+            **kwargs: `threshold`: score from which an action unit is active, for all or as {"AU12": 0.3} for
+                some; by default the model's calibrated thresholds.
+                `top_k`: only so many action units per face, highest score first.
+                `return_maps`: add `"maps"` to each face, the attention map (h, w) of each action unit by
+                label, and `"alignment"`, the `Alignment` from the photo to the grid of the maps:
+                `face["alignment"].warp_back(face["maps"]["AU12"], photo.size)` lays a map over the photo.
+                `batch_size`: faces per forward pass.
+
+        Returns:
+            For one picture the list of its faces, largest first, empty if there is none; for several pictures
+            a list of these. A face is `{"box": {"xmin", "ymin", "xmax", "ymax"}, "confidence",
+            "landmarks": [[x, y], ...], "landmark_scheme", "action_units": [{"label", "name", "score",
+            "active"}, ...]}`, in pixels of the upright picture from the centre of the upper left one. The
+            confidence of a face whose landmarks were given is 1.
+
+        Raises:
+            TypeError: `inputs` is None, or something else that holds no picture.
+            ValueError: A picture, landmarks, boxes or an option that cannot be used.
+        """
+        if hasattr(inputs, "select_columns"):  # of `datasets`
+            inputs = _stream(_picture_columns(inputs))
+        elif isinstance(inputs, Dataset):
+            inputs = _stream(inputs)
+        elif isinstance(inputs, Iterator):
+            inputs = (picture for picture in inputs)
+        else:
+            if isinstance(inputs, list | tuple):
+                inputs = list(inputs)
+                if not inputs:
+                    return []
+            if kwargs.get("batch_size") is None and self._batch_size is None:
+                kwargs["batch_size"] = FACES_PER_BATCH
+        return super().__call__(inputs, **kwargs)
+
+    def preprocess(self, input_: Any) -> Iterator[dict[str, Any]]:
+        """Turn one picture into a chunk for each face; a faceless picture is one chunk without a face."""
+        picture, faces = self._find_faces(input_)
+        if not faces:
+            yield {"is_last": True, "face": None, **self._no_features()}
+        for i, face in enumerate(faces, start=1):
+            yield {"is_last": i == len(faces), "face": face, **self._features(picture, face)}
+
+    def _forward(self, chunk: dict[str, Any], return_maps: bool = False) -> dict[str, Any]:
+        """Run the model on a batch of faces; transformers takes apart what is returned, so batch first."""
+        centers = chunk["au_centers"]
+        outputs = self.model(
+            pixel_values=chunk["pixel_values"].to(self.dtype),
+            au_centers=None if centers.isnan().any() else centers,
+            output_au_attentions=return_maps,
+        )
+        answer = {name: chunk[name] for name in ("face", "is_last", "alignment")}
+        answer = {"logits": outputs.logits, **answer}
+        if return_maps:
+            if outputs.au_attentions is None:
+                raise ValueError(f"{type(self.model).__name__} has no attention maps; leave return_maps out.")
+            answer["maps"] = outputs.au_attentions
+        return answer
+
+    def postprocess(self, chunks: list[dict[str, Any]], **options) -> list[dict[str, Any]]:
+        """Turn the chunks of one picture into its answer."""
+        answers = []
+        for chunk in chunks:
+            if (face := chunk["face"]) is None:
+                continue
+            units = self.image_processor.post_process_au_detection(chunk, self.model.config, **options)[0]
+            answer = {
+                "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), face.box.tolist(), strict=True)),
+                "confidence": face.confidence,
+                "landmarks": face.landmarks.tolist(),
+                "landmark_scheme": face.scheme,
+                "action_units": units,
+            }
+            answers.append(answer | self._maps(chunk) if "maps" in chunk else answer)
+        return answers
+
+    def _sanitize_parameters(self, threshold=None, top_k=None, return_maps=None):
+        """Sort the options by stage, and refuse wrong ones before the work is done."""
+        forward = {} if return_maps is None else {"return_maps": return_maps}
+        postprocess: dict[str, Any] = {}
+        if threshold is not None:
+            decision_thresholds(self.model.config, threshold)
+            postprocess["threshold"] = threshold
+        if top_k is not None:
+            if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+                raise ValueError(f"top_k must be a whole number from 1 on, got {top_k!r}.")
+            postprocess["top_k"] = top_k
+        return {}, forward, postprocess
+
+    def _find_faces(self, input_: Any) -> tuple[Image.Image, list[Face]]:
+        """Load a picture and find its faces, as far as they are not given."""
+        known: dict[str, Any] = {}
+        if isinstance(input_, Mapping):
+            known = dict(input_)
+            if "image" not in known or set(known) - {"image", "landmarks", "boxes"}:
+                raise ValueError(
+                    f"A dict must have the key image and may have landmarks and boxes; got {sorted(known)}."
+                )
+            input_ = known["image"]
+        picture = load_picture(input_)
+        if known.get("landmarks") is not None:
+            faces = _given_faces(picture.size, known["landmarks"], known.get("boxes"))
+            return picture, largest_first(faces)
+        if known.get("boxes") is not None:
+            boxes = check_boxes(known["boxes"], picture.size)
+            return picture, largest_first(self.face_detector.locate(picture, boxes))
+        return picture, self.face_detector(picture)
+
+    def _features(self, picture: Image.Image, face: Face) -> dict[str, torch.Tensor]:
+        """Model input of one face, batch of one. Where the landmarks tell no centres, these are NaN."""
+        aus = self.model.config.aus
+        features = self.image_processor(
+            picture,
+            landmarks=face.landmarks,
+            landmark_scheme=face.scheme,
+            return_tensors="pt",
+            **({"aus": aus} if aus else {"au_definition": "none"}),
+        )
+        unknown = torch.full_like(self._no_features()["au_centers"], torch.nan)
+        return {"au_centers": unknown, **features}
+
+    def _no_features(self) -> dict[str, torch.Tensor]:
+        """What stands for a picture without a face, since the chunks of a batch need the same keys."""
+        size = self.image_processor.size
+        return {
+            "pixel_values": torch.zeros(1, 3, size["height"], size["width"]),
+            "alignment": torch.eye(2, 3)[None],
+            "au_centers": torch.zeros(1, len(self.model.config.id2label), 2, 2),
+        }
+
+    def _maps(self, chunk: dict[str, Any]) -> dict[str, Any]:
+        """Attention maps by label, and the alignment from the photo to their grid."""
+        maps = chunk["maps"][0].float().numpy()  # (m, h, w)
+        size = self.image_processor.size
+        alignment = Alignment(chunk["alignment"][0].numpy(), (size["width"], size["height"]))
+        return {
+            "maps": {self.model.config.id2label[i]: map_ for i, map_ in enumerate(maps)},
+            "alignment": alignment.resize(maps.shape[2], maps.shape[1]),
+        }
+
+
+def _processor_of(model: Any) -> AUImageProcessor:
+    """Load the image processor that lies beside the model's weights."""
+    if not model.name_or_path:
+        raise ValueError(
+            "The model was not loaded from a folder; pass image_processor=AUImageProcessor(...)."
+        )
+    return AutoImageProcessor.from_pretrained(model.name_or_path)
+
+
+def _given_faces(picture_size: tuple[int, int], landmarks: Any, boxes: Any) -> list[Face]:
+    """Faces of which the user knows the landmarks, (N, 2), (F, N, 2) or a list of (N, 2)."""
+    if len(landmarks) and np.ndim(landmarks[0]) == 1:
+        landmarks = [landmarks]
+    if boxes is not None:
+        boxes = check_boxes(boxes, picture_size)
+        if len(boxes) != len(landmarks):
+            raise ValueError(f"{len(landmarks)} faces by landmarks but {len(boxes)} by boxes; give as many.")
+    faces = []
+    for i, points in enumerate(landmarks):
+        points, scheme = check_landmarks(points)
+        check_inside(points, *picture_size)
+        box = box_around(points, scheme.name, picture_size) if boxes is None else boxes[i]
+        faces.append(Face(box, 1.0, points, scheme.name))
+    return faces
+
+
+def _stream(dataset: Any) -> Iterator[Any]:
+    """Go through a dataset by index where it has a length, for not every such dataset also iterates."""
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        yield from dataset
+    else:
+        yield from (dataset[i] for i in range(len(dataset)))
+
+
+def _picture_columns(dataset: Any) -> Any:
+    """Keep the columns of a `datasets.Dataset` that the pipeline understands."""
+    columns = dataset.column_names or list(next(iter(dataset)))
+    if "image" not in columns:
+        raise ValueError(
+            f"The dataset has no column 'image' but {columns}; rename one, or use KeyDataset(dataset, name)."
+        )
+    return dataset.select_columns([name for name in ("image", "landmarks", "boxes") if name in columns])

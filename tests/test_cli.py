@@ -1,0 +1,166 @@
+import csv
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from actionunits import FaceDetector, checkpoints, cli
+from actionunits.pipelines import AUDetectionPipeline
+
+HAS_WEIGHTS = all(
+    (checkpoints.FOLDER / name / "config.json").is_file() for name in ("default", "face_landmarks")
+)
+
+
+@pytest.fixture
+def detect(monkeypatch, escda_folder, known_landmarker, landmarks, capsys):
+    """Run `actionunits detect` with a tiny model; returns exit code, stdout and stderr."""
+    in_the_sample = landmarks + [120, 30]
+    detector = FaceDetector(landmarker=known_landmarker(landmarks, in_the_sample))
+    monkeypatch.setattr(AUDetectionPipeline, "face_detector", detector)
+
+    def run(*args):
+        try:
+            code = cli.main(["detect", "--model", str(escda_folder), "--device", "cpu", *map(str, args)])
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_table(detect, photo_path):
+    code, out, err = detect(photo_path)
+    assert code == 0 and err == ""
+    lines = out.splitlines()
+    assert lines[0] == f"{photo_path}: 1 face"
+    assert "confidence 0.97" in lines[2]
+    assert len(lines) == 3 + 12 + 1
+    (row,) = [line for line in lines if "AU12" in line]
+    assert "lip corner puller" in row
+    score = float(row.split()[-1])
+    assert row.count("█") == round(score * 20) and row.count("█") + row.count("·") == 20
+    (record,) = json.loads(detect(photo_path, "--json")[1])
+    active = [au["active"] for au in record["faces"][0]["action_units"]]
+    assert [line.startswith("  ● AU") for line in lines[3:15]] == active
+
+
+def test_sample_and_output(detect, tmp_path):
+    code, out, _ = detect("--sample", "--output", tmp_path / "new" / "out", "--maps", "--json", "--csv")
+    assert code == 0
+    assert "astronaut.png: 1 face" in out
+    assert sorted(p.name for p in (tmp_path / "new" / "out").iterdir()) == [
+        "astronaut_au.png", "astronaut_maps_1.png", "results.csv", "results.json"
+    ]  # fmt: skip
+    assert Image.open(tmp_path / "new" / "out" / "astronaut_au.png").height == 720
+
+
+def test_json(detect, photo_path):
+    code, out, err = detect(photo_path, "--json")
+    assert code == 0 and err == ""
+    (record,) = json.loads(out)
+    assert record["photo"] == str(photo_path)
+    (face,) = record["faces"]
+    assert set(face) == {"box", "confidence", "landmarks", "landmark_scheme", "action_units"}
+    assert len(face["landmarks"]) == 68
+    assert face["action_units"][6]["label"] == "AU12"
+
+
+def test_csv(detect, photo_path, no_face, tmp_path):
+    no_face.save(tmp_path / "plain.png")
+    code, out, err = detect(photo_path, tmp_path / "plain.png", tmp_path / "gone.png", "--csv")
+    assert code == 1
+    found, faceless, missing = csv.DictReader(io.StringIO(out))
+    assert found["face"] == "1" and found["error"] == ""
+    assert 0 < float(found["AU12"]) < 1
+    assert found["AU12_active"] == str(int(float(found["AU12"]) >= 0.5))
+    assert faceless["error"] == "no face found" and faceless["AU12"] == ""
+    assert "gone.png" in missing["error"]
+
+
+def test_bad_files_are_reported_and_skipped(detect, photo, photo_path, tmp_path):
+    (tmp_path / "text.jpg").write_text("not a picture")
+    photo.save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:5000])
+    code, out, err = detect(
+        tmp_path / "text.jpg", tmp_path / "cut.png", photo_path, "--output", tmp_path / "out"
+    )
+    assert code == 1
+    assert "text.jpg: skipped. " in err and "cut.png: skipped. " in err
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["astronaut_au.png"]
+    assert f"{photo_path}: 1 face" in out
+
+
+def test_no_face_is_said(detect, no_face, tmp_path):
+    no_face.save(tmp_path / "plain.png")
+    code, out, err = detect(tmp_path / "plain.png")
+    assert code == 1
+    assert out == ""
+    assert "plain.png: no face found" in err
+
+
+def test_photos_of_one_name_do_not_overwrite_each_other(detect, photo_path, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "ännä 1.png").write_bytes(photo_path.read_bytes())
+    code, _, _ = detect(
+        tmp_path / "a" / "ännä 1.png", tmp_path / "b" / "ännä 1.png", "--output", tmp_path / "out"
+    )
+    assert code == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["ännä_1-2_au.png", "ännä_1_au.png"]
+
+
+def test_threshold(detect, photo_path):
+    for threshold, active in (("0", True), ("1", False)):
+        (record,) = json.loads(detect(photo_path, "--json", "--threshold", threshold)[1])
+        assert {au["active"] for au in record["faces"][0]["action_units"]} == {active}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "give photos"),
+        (["x.png", "--sample"], "give photos"),
+        (["x.png", "--maps"], "--output"),
+        (["x.png", "--json", "--csv"], "--output"),
+        (["x.png", "--threshold", "7"], "0..1"),
+        (["x.png", "--threshold", "high"], "threshold"),
+        (["--sample", "--model", "no/such/folder/here"], "no/such/folder/here"),
+    ],
+)
+def test_wrong_usage(detect, args, message, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, out, err = detect(*args)
+    assert code == 2 and out == ""
+    assert "usage: actionunits detect" in err and message in err
+
+
+def test_consoles_without_block_characters(detect, photo_path, monkeypatch):
+    class Console(io.StringIO):
+        encoding = "cp1250"
+
+    monkeypatch.setattr(sys, "stdout", Console())
+    detect(photo_path)
+    assert sys.stdout.getvalue().isascii()
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    cli._write(tmp_path / "a.txt", b"old")
+    monkeypatch.setattr(cli.os, "replace", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        cli._write(tmp_path / "a.txt", b"new")
+    assert (tmp_path / "a.txt").read_bytes() == b"old"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_WEIGHTS, reason="the default weights are not in this checkout")
+def test_the_sample_runs_offline_and_in_silence(tmp_path):
+    command = [sys.executable, "-m", "actionunits.cli", "detect", "--sample", "--output", str(tmp_path)]
+    environment = {"HF_HUB_OFFLINE": "1", "PATH": "", "HTTPS_PROXY": "http://127.0.0.1:9"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, encoding="utf-8")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "lip corner puller" in done.stdout
+    assert (tmp_path / "astronaut_au.png").is_file()

@@ -1,0 +1,190 @@
+import sys
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from actionunits import FaceDetector, checkpoints
+from actionunits.face_detection import PROPOSALS, Face, _propose, _without_doubles, box_around, check_boxes
+from actionunits.pictures import load_picture, sample_photo
+
+needs_weights = pytest.mark.skipif(
+    not (checkpoints.FOLDER / "face_landmarks" / "config.json").is_file(),
+    reason="the landmark network's weights are not in this checkout",
+)
+
+
+def face(box, confidence=0.9):
+    return Face(np.array(box, dtype=float), confidence, np.zeros((68, 2)), "ibug68")
+
+
+def overlap_over_union(a, b):
+    shared = np.prod(np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0))
+    return shared / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - shared)
+
+
+def test_finds_the_face_of_a_real_photo(photo, landmarks, detector):
+    (found,) = detector(photo)
+    assert found.confidence == 0.97
+    assert found.scheme == "ibug68"
+    np.testing.assert_array_equal(found.landmarks, landmarks)
+    assert overlap_over_union(found.box, np.array([60, 56, 150, 147])) > 0.6
+
+
+def test_no_face_is_an_empty_list(no_face, detector):
+    assert detector(no_face) == []
+    assert detector(Image.effect_noise((300, 300), 80)) == []
+
+
+def test_what_the_network_does_not_believe_is_no_face(photo, known_landmarker):
+    assert FaceDetector(landmarker=known_landmarker())(photo) == []
+
+
+def test_min_confidence(photo, landmarks, known_landmarker):
+    landmarker = known_landmarker(landmarks)
+    assert len(FaceDetector(min_confidence=0.97, landmarker=landmarker)(photo)) == 1
+    assert FaceDetector(min_confidence=0.98, landmarker=landmarker)(photo) == []
+    with pytest.raises(ValueError, match="0..1, got 1.5"):
+        FaceDetector(min_confidence=1.5, landmarker=landmarker)
+
+
+def test_several_faces_come_largest_first(photo, landmarks, known_landmarker):
+    both = Image.new("RGB", (320, 200))
+    both.paste(photo.resize((100, 100), Image.Resampling.BOX), (0, 50))
+    both.paste(photo, (120, 0))
+    small, large = (landmarks + 0.5) / 2 - 0.5 + [0, 50], landmarks + [120, 0]
+    faces = FaceDetector(landmarker=known_landmarker(small, large))(both)
+    assert len(faces) == 2
+    np.testing.assert_array_equal(faces[0].landmarks, large)
+    np.testing.assert_array_equal(faces[1].landmarks, small)
+
+
+def test_proposals_are_tried_until_one_yields_a_face(photo, landmarks, no_face, known_landmarker):
+    landmarker = known_landmarker(landmarks)
+    FaceDetector(landmarker=landmarker)(photo)
+    assert landmarker.calls == 1
+    FaceDetector(landmarker=landmarker)(no_face)
+    assert landmarker.calls == 1 + len(PROPOSALS)
+
+
+def test_a_tight_crop_is_found_as_a_whole(photo, landmarks, known_landmarker):
+    tight = photo.crop((66, 54, 146, 134))  # from brows to lower lip: no cascade sees a face
+    found = FaceDetector(landmarker=known_landmarker(landmarks - [66, 54]))(tight)
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    "proposal", [p for p in PROPOSALS if p.cascade], ids=lambda p: f"{p.cascade}-{p.mirrored}"
+)
+def test_proposed_boxes_are_in_pixels_of_the_photo(photo, proposal):
+    """The faces of a picture and of its mirror image must be proposed at mirrored places."""
+    large = photo.resize((960, 960))
+    boxes = _propose(large, proposal)
+    mirror = type(proposal)(**{**vars(proposal), "mirrored": not proposal.mirrored})
+    mirrored = _propose(large.transpose(Image.Transpose.FLIP_LEFT_RIGHT), mirror)
+    np.testing.assert_allclose(959 - mirrored[:, [2, 1, 0, 3]] * [1, -1, 1, -1] - [0, 959, 0, 959], boxes)
+    if proposal.cascade == "frontalface_alt2":
+        assert any(overlap_over_union(box, np.array([60, 56, 150, 147]) * 4.8) > 0.6 for box in boxes)
+
+
+def test_locate_keeps_the_boxes_and_their_order(photo, landmarks, detector):
+    boxes = [[0, 150, 40, 190], [55, 35, 152, 132]]
+    far, near = detector.locate(photo, boxes)
+    np.testing.assert_array_equal([far.box, near.box], boxes)
+    assert far.confidence == 0.02  # kept all the same: the user says that it is a face
+    np.testing.assert_array_equal(near.landmarks, landmarks)
+    assert detector.locate(photo, []) == []
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        ([[1, 2, 3]], r"shape \(F, 4\)"),
+        ([[10, 10, 5, 20]], "is empty"),
+        ([[10, 10, np.nan, 20]], "is empty"),
+        ([[600, 10, 700, 20]], "outside the picture of 512x400"),
+        ([[-60, 10, -1, 20]], "outside"),
+    ],
+)
+def test_wrong_boxes(boxes, message):
+    with pytest.raises(ValueError, match=message):
+        check_boxes(boxes, (512, 400))
+
+
+def test_box_around_spans_the_face_and_is_cut_at_the_picture(landmarks):
+    box = box_around(landmarks, "ibug68", (200, 200))
+    np.testing.assert_allclose(box[2] - box[0], box[3] - box[1])
+    # the face from ear to ear, brows and chin within a tenth of its size
+    assert box[0] < landmarks[:, 0].min() + 5 and box[2] > landmarks[:, 0].max() - 5
+    assert box[1] < landmarks[17:27, 1].min() and abs(box[3] - landmarks[8, 1]) < 0.1 * (box[3] - box[1])
+    np.testing.assert_array_equal(box_around(landmarks, "ibug68", (140, 100))[2:], [139, 99])
+
+
+def test_a_face_that_cannot_be_aligned_is_none(photo, landmarks, known_landmarker):
+    middle = landmarks.mean(0)
+    for unusable in (middle + (landmarks - middle) * 0.01, landmarks - [120, 0], landmarks * np.nan):
+        landmarker = known_landmarker(landmarks)
+        landmarker.locate = lambda image, boxes, points=unusable: [(points, 0.99)] * len(boxes)
+        assert FaceDetector(landmarker=landmarker)(photo) == []
+
+
+def test_doubles_go_and_the_most_confident_stays():
+    a, b, c = face([0, 0, 10, 10], 0.7), face([1, 1, 9, 9], 0.9), face([8, 8, 20, 20], 0.6)
+    assert _without_doubles([a, b, c]) == [b, c]
+
+
+def test_threads_share_a_detector(photo, detector):
+    expected = detector(photo)[0].box
+    boxes = [None] * 4
+
+    def run(i):
+        boxes[i] = detector(photo)[0].box
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    np.testing.assert_array_equal(boxes, [expected] * 4)
+
+
+def test_unknown_backend():
+    with pytest.raises(ValueError, match="'default' or 'mediapipe'"):
+        FaceDetector(backend="dlib")
+
+
+def test_mediapipe_without_its_package_or_file(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mediapipe", None)
+    with pytest.raises(ImportError, match=r"actionunits\[mediapipe\]"):
+        FaceDetector(backend="mediapipe")
+    monkeypatch.setitem(sys.modules, "mediapipe", object())
+    with pytest.raises(FileNotFoundError, match="model_file='nowhere.task'"):
+        FaceDetector(backend="mediapipe", model_file="nowhere.task")
+
+
+@needs_weights
+def test_default_weights_on_a_real_photo(landmarks, no_face):
+    detector = FaceDetector()
+    (found,) = detector(sample_photo())
+    assert found.confidence > 0.9
+    eyes = np.linalg.norm(landmarks[36] - landmarks[45])
+    inner = np.linalg.norm(found.landmarks[17:] - landmarks[17:] - [120, 30], axis=1).mean() / eyes
+    assert inner < 0.06
+    assert detector(no_face) == []
+
+
+@needs_weights
+@pytest.mark.slow
+def test_default_weights_on_small_news_photographs():
+    """100 faces and 100 other things of Labeled Faces in the Wild (Huang et al. 2007), 25 x 25 pixels."""
+    pictures = np.load(sample_photo().with_name("lfw_subset.npy")).astype(np.float32)
+    detector = FaceDetector()
+    found = [len(detector(load_picture(picture).resize((100, 100)))) for picture in pictures]
+    assert sum(n == 1 for n in found[:100]) >= 97
+    assert sum(found[100:]) <= 1
+
+
+@needs_weights
+@pytest.mark.parametrize("name", ["coffee.png", "chelsea.png", "coins.png", "rocket.jpg", "page.png"])
+def test_default_weights_see_no_face_where_none_is(name):
+    """A cup, a cat, coins with heads on them, a rocket, a page of a book."""
+    assert FaceDetector()(sample_photo().with_name(name)) == []

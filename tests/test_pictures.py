@@ -1,0 +1,107 @@
+import base64
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from actionunits.pictures import PictureError, load_picture
+
+
+def _file(image, suffix="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format=suffix, **options)
+    return buffer.getvalue()
+
+
+def test_every_source_gives_the_same_picture(photo, photo_path):
+    array = np.asarray(photo)
+    tensor = torch.tensor(array).permute(2, 0, 1)
+    files = [photo_path, str(photo_path), photo_path.read_bytes(), photo]
+    integers = [array, array.transpose(2, 0, 1), tensor, array.astype(np.uint16) * 257]
+    floats = [array / 255.0, tensor / 255, (tensor / 255).double()]
+    for source in files + integers + floats:
+        picture = load_picture(source)
+        assert picture.mode == "RGB"
+        np.testing.assert_array_equal(picture, array)
+
+
+def test_data_urls(photo):
+    small = photo.resize((40, 40))
+    url = "data:image/png;base64," + base64.b64encode(_file(small)).decode()
+    np.testing.assert_array_equal(load_picture(url), small)
+    with pytest.raises(PictureError, match="could not be fetched"):
+        load_picture("data:image/png;base64,AAAA")
+
+
+def test_exif_orientation_is_applied(photo):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    lying = photo.rotate(90, expand=True).crop((0, 0, 200, 150))
+    np.testing.assert_array_equal(load_picture(_file(lying, exif=exif)), lying.rotate(-90, expand=True))
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr", "LA", "RGBA", "RGBX"])
+def test_colour_modes(photo, mode):
+    picture = load_picture(photo.convert(mode))
+    assert picture.mode == "RGB" and picture.size == photo.size
+    difference = np.abs(np.asarray(picture.convert("L"), dtype=float) - np.asarray(photo.convert("L"))).mean()
+    assert difference < {"1": 90, "P": 12}.get(mode, 4)
+
+
+def test_transparency_shows_grey():
+    clear = Image.new("RGBA", (32, 32), (255, 0, 0, 0))
+    assert load_picture(clear).getpixel((5, 5)) == (128, 128, 128)
+    palette = Image.new("P", (32, 32))
+    palette.info["transparency"] = 0
+    assert load_picture(palette).getpixel((5, 5)) == (128, 128, 128)
+
+
+def test_sixteen_bits_keep_their_range(photo):
+    grey = np.asarray(photo.convert("L"))
+    sixteen = grey.astype(np.uint16) * 257
+    file = _file(Image.fromarray(sixteen))
+    for source in (file, Image.open(io.BytesIO(file)), sixteen, Image.fromarray(sixteen.astype(np.int32))):
+        np.testing.assert_array_equal(np.asarray(load_picture(source))[..., 0], grey)
+    np.testing.assert_array_equal(
+        np.asarray(load_picture(Image.fromarray((grey / 255).astype(np.float32))))[..., 1], grey
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "message"),
+    [
+        (None, TypeError, "NoneType; give a path"),
+        (7, TypeError, "int"),
+        ("nowhere.jpg", FileNotFoundError, "'nowhere.jpg'"),
+        (b"no picture at all", PictureError, "no picture that Pillow can read"),
+        (np.zeros((40, 40, 2), np.uint8), PictureError, r"\(40, 40, 2\)"),
+        (np.zeros((2, 40, 40, 3), np.uint8), PictureError, "as a list"),
+        (np.zeros((0, 40, 3), np.uint8), PictureError, "no pixels"),
+        (np.full((40, 40), 128.0), PictureError, "128..128; divide by 255"),
+        (np.full((40, 40), np.nan), PictureError, "0..1"),
+        (np.full((40, 40), 128), PictureError, "int64"),
+        (np.zeros((23, 300, 3), np.uint8), PictureError, "300x23 pixels; at least 24"),
+    ],
+)
+def test_unusable_pictures(source, error, message):
+    with pytest.raises(error, match=message):
+        load_picture(source)
+
+
+@pytest.mark.parametrize("suffix", ["PNG", "JPEG", "TIFF", "WEBP"])
+def test_truncated_files_are_named(tmp_path, photo, suffix):
+    path = tmp_path / "cut.img"
+    path.write_bytes(_file(photo, suffix)[:-2000])
+    with pytest.raises(PictureError, match="cut.img is (broken or truncated|no picture)"):
+        load_picture(path)
+
+
+@pytest.mark.parametrize("factor", [1.5, 3])  # Pillow warns of the first and refuses the second
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_decompression_bombs(monkeypatch, photo, factor):
+    data = _file(photo)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(200 * 200 / factor))
+    with pytest.raises(PictureError, match="more than|too large"):
+        load_picture(data)
