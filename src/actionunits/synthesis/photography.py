@@ -1,0 +1,105 @@
+"""What the world and a camera do to a face picture: backgrounds, occlusion, exposure, blur, compression."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+
+def random_background(rng: np.random.Generator, size: int = 64) -> np.ndarray:
+    """A room out of focus, or clutter: (size, size, 3) linear light."""
+    cells = int(rng.integers(2, 14))
+    hue = rng.random(3) ** 2
+    colors = (0.7 * hue + 0.3 * rng.random((cells, cells, 3)) ** 2) * rng.uniform(0.1, 1.0)
+    colors = colors + (colors.mean(-1, keepdims=True) - colors) * rng.uniform(0, 1)
+    picture = cv2.resize(colors.astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
+    for _ in range(int(rng.integers(0, 6))):  # furniture, windows, other people, all as blocks and discs
+        color = tuple((rng.random(3) ** 2 * rng.uniform(0.1, 1.0)).tolist())
+        x, y, w, h = (int(v) for v in rng.integers(0, size, 4))
+        if rng.random() < 0.5:
+            cv2.rectangle(picture, (x, y), (x + w // 2, y + h), color, -1)
+        else:
+            cv2.ellipse(picture, (x, y), (w // 3 + 1, h // 3 + 1), 0, 0, 360, color, -1)
+    return np.clip(cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.3, 3.0)), 0, 1)
+
+
+def occlude(image: Any, landmarks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Now and then: glasses, or something of one colour before a part of the face."""
+    image = image.copy()
+    if rng.random() < 0.12:
+        image = _glasses(image, landmarks, rng)
+    if rng.random() < 0.06:
+        low, high = landmarks.min(0), landmarks.max(0)
+        middle = rng.uniform(low, high)
+        axes = rng.uniform(0.06, 0.22, 2) * (high - low)
+        color = tuple((rng.random(3) ** 2).tolist())
+        box = (tuple(middle.tolist()), tuple((2 * axes).tolist()), float(rng.uniform(0, 180)))
+        cv2.ellipse(image, box, color, -1, cv2.LINE_AA)
+    return image
+
+
+def take_photograph(image: Any, rng: np.random.Generator) -> np.ndarray:
+    """Linear light (S, S, 3) -> uint8 RGB as a camera of any quality would store it."""
+    size = image.shape[0]
+    picture = np.clip(image * rng.uniform(0.75, 1.4), 0, 1) ** (0.5 * rng.uniform(0.8, 1.25))
+    picture = picture * rng.uniform(0.85, 1.1) + rng.normal(0, 0.03)
+    if rng.random() < 0.2:
+        picture = np.repeat(picture @ np.array([[0.30], [0.59], [0.11]], np.float32), 3, -1)
+    elif rng.random() < 0.4:
+        gray = picture.mean(-1, keepdims=True)
+        picture = gray + (picture - gray) * rng.uniform(0.4, 1.3)
+    picture = picture.astype(np.float32)
+    if rng.random() < 0.35:
+        picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.3, 1.8))
+    if rng.random() < 0.35:
+        small = round(size * rng.uniform(0.25, 0.8))
+        picture = cv2.resize(picture, (small, small), interpolation=cv2.INTER_AREA)
+        picture = cv2.resize(picture, (size, size), interpolation=cv2.INTER_LINEAR)
+    picture = picture + rng.normal(0, rng.uniform(0, 0.03), picture.shape)
+    return (np.clip(picture, 0, 1) * 255).astype(np.uint8)
+
+
+def to_jpeg(picture: np.ndarray, rng: np.random.Generator) -> bytes:
+    """JPEG bytes; six in ten are compressed hard (quality 30 to 90), the others hardly (94)."""
+    quality = int(rng.integers(30, 90)) if rng.random() < 0.6 else 94
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def _glasses(image: Any, landmarks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Two rims, a bridge and temples; sometimes tinted."""
+    color = tuple((rng.random(3) * 0.15).tolist())
+    lenses = [landmarks[36:42].mean(0), landmarks[42:48].mean(0)]
+    between = float(np.linalg.norm(lenses[1] - lenses[0]))
+    angle = float(np.degrees(np.arctan2(*(lenses[1] - lenses[0])[::-1])))
+    width, height = rng.uniform(0.62, 0.85) * between, rng.uniform(0.42, 0.65) * between
+    line = max(1, round(between * rng.uniform(0.02, 0.07)))
+    tint = rng.uniform(0.0, 0.9) if rng.random() < 0.25 else 0.0
+    glass: Any = image.copy()
+    for middle in lenses:
+        box = ((float(middle[0]), float(middle[1] + 0.05 * between)), (width, height), angle)
+        cv2.ellipse(glass, box, color, -1, cv2.LINE_AA)
+        image = image * (1 - tint) + glass * tint if tint else image
+        cv2.ellipse(image, box, color, line, cv2.LINE_AA)
+    direction = (lenses[1] - lenses[0]) / between
+    ends = [lenses[0] + direction * width / 2, lenses[1] - direction * width / 2]
+    ends += [
+        lenses[0] - direction * width / 2,
+        landmarks[0],
+        lenses[1] + direction * width / 2,
+        landmarks[16],
+    ]
+    for a, b in zip(ends[::2], ends[1::2], strict=True):
+        cv2.line(
+            image,
+            tuple(np.round(a).astype(int).tolist()),
+            tuple(np.round(b).astype(int).tolist()),
+            color,
+            line,
+        )
+    return image

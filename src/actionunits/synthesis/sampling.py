@@ -1,0 +1,260 @@
+"""Draw scenes: action units, pose, light and framing; and how the pictures are labelled.
+
+Every AU also comes alone and in odd company, so that a network cannot read one off another; the common
+company follows the prototypes of the FACS literature (Ekman, Friesen & Hager 2002).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from actionunits.action_units import CORPUS_AUS
+
+from .head_model import HeadModel
+from .wrinkles import WRINKLED_AUS
+
+SYNTHETIC_AUS = CORPUS_AUS["synthetic"]
+OCCURRENCE_FROM = 0.25  # intensity from which an AU counts as occurring: visible on the contact sheet
+
+# Combinations that faces make, each about equally often.
+# fmt: off
+PROTOTYPES: tuple[tuple[int, ...], ...] = (
+    (6, 12), (6, 12, 25), (6, 12, 25, 10), (6, 12, 25, 26), (12,), (12, 25), (6, 7, 12, 25),
+    (1, 2, 5, 25, 26), (1, 2, 5, 25), (1, 2), (1, 2, 26, 25), (1,), (2,), (5,),
+    (1, 4, 15), (1, 4, 15, 17), (1, 4), (15,), (15, 17), (17,), (1, 2, 4), (1, 2, 4, 5, 20, 25),
+    (4, 5, 7, 23), (4, 7, 24), (4, 7), (4,), (4, 5, 7, 10, 25), (4, 17, 24), (7,),
+    (9, 10, 17), (9, 10, 25), (9,), (4, 7, 9), (4, 9), (10,), (10, 25), (9, 17),
+    (12, 14), (14,), (14, 24), (17, 24), (23,), (24,), (20,), (20, 25), (25,), (25, 26), (26, 25),
+    (6,), (17, 23),
+)
+# fmt: on
+# Pairs that one face cannot show clearly at once; one of them is dropped.
+EXCLUSIVE: tuple[tuple[int, int], ...] = (
+    *((12, 15), (24, 25), (24, 26), (23, 26), (23, 25), (5, 7), (17, 26), (23, 24), (14, 20)),
+    *((23, 10), (24, 10), (12, 20)),
+)
+# Movements beside the labelled ones, so that they are not mistaken for them: shape, chance, greatest weight.
+UNLABELLED: tuple[tuple[str, float, float], ...] = (
+    *(("jawLeft", 0.04, 0.5), ("jawRight", 0.04, 0.5), ("mouthLeft", 0.04, 0.5), ("mouthRight", 0.04, 0.5)),
+    *(
+        ("mouthPucker", 0.05, 0.8),
+        ("mouthFunnel", 0.03, 0.5),
+        ("cheekPuff", 0.03, 0.6),
+        ("jawForward", 0.03, 0.5),
+    ),
+)
+RELAXED_LID = 0.1  # weight of eyeBlink: the head model's own eyes are open a little too wide
+FULL_LIP_GAP = 1.1  # opening in model units (cm) that counts as AU 25 at intensity 1
+
+
+@dataclass(frozen=True)
+class Light:
+    """A key light from `direction` (x right, y up, z to the camera) and ambient light; linear RGB."""
+
+    direction: tuple[float, float, float]
+    key: tuple[float, float, float]
+    ambient: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """All that decides a picture, beside who is in it.
+
+    Attributes:
+        action_units: FACS number -> intensity 0..1 as posed (AU 25 as a label comes from the rendered lips).
+        expression: (E,) weights of the head model's shapes.
+        wrinkles: (W,) strength of the folds of each AU of `WRINKLED_AUS`.
+        blend: share of the second person's face, 0..1.
+        shape_offset: (k,) change of the identity weights.
+        yaw, pitch, roll: radians, of the head.
+        gaze: yaw and pitch of the eyes in the head, radians.
+        iris, pupil: linear RGB, and the pupil's edge in degrees from the eye's axis.
+        teeth: brightness factor.
+        light: see `Light`.
+        size: of the picture in pixels.
+        face_fraction: longer side of the 68 points' box / size.
+        shift: (x, y) of that box's middle from the picture's middle, in parts of the size.
+    """
+
+    action_units: dict[int, float]
+    expression: np.ndarray
+    wrinkles: np.ndarray
+    blend: float
+    shape_offset: np.ndarray
+    yaw: float
+    pitch: float
+    roll: float
+    gaze: tuple[float, float]
+    iris: tuple[float, float, float]
+    pupil: float
+    teeth: float
+    light: Light
+    size: int
+    face_fraction: float
+    shift: tuple[float, float]
+
+    def parameters(self) -> dict:
+        """The scene as JSON-ready values, floats rounded to five digits."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+
+def sample_scene(head: HeadModel, rng: np.random.Generator, size: int = 160) -> Scene:
+    """Draw a scene: intensities, one-sidedness, gaze, pose to about 45 degrees, light, framing."""
+    action_units = sample_action_units(rng)
+    yaw = float(rng.normal(0, 0.2) if rng.random() < 0.8 else rng.uniform(-0.8, 0.8))
+    pitch, roll = float(np.clip(rng.normal(0, 0.14), -0.45, 0.45)), float(rng.normal(0, 0.1))
+    gaze = _sample_gaze(rng, yaw, pitch)
+    return Scene(
+        action_units=action_units,
+        expression=_sample_expression(head, action_units, gaze, rng),
+        wrinkles=_sample_wrinkles(action_units, rng),
+        blend=float(rng.uniform(0.0, 0.5)) if rng.random() < 0.6 else 0.0,
+        shape_offset=(rng.normal(0, 0.4, 60) * np.r_[np.full(6, 0.6), np.ones(54)]).astype(np.float32),
+        yaw=yaw,
+        pitch=pitch,
+        roll=roll,
+        gaze=gaze,
+        iris=_sample_iris(rng),
+        pupil=float(rng.uniform(6, 12)),
+        teeth=float(rng.uniform(0.7, 1.1)),
+        light=_sample_light(rng),
+        size=size,
+        face_fraction=float(rng.uniform(0.50, 0.66)),
+        shift=tuple(rng.normal(0, 0.02, 2).tolist()),
+    )
+
+
+def neutral_scene(head: HeadModel, action_units: dict[int, float], size: int = 160) -> Scene:
+    """A frontal scene in even light with the given intensities and nothing else."""
+    expression = head.expression_weights(_posed(action_units))
+    expression[head.expression_index("eyeBlink")] += 0.0 if 5 in action_units else RELAXED_LID
+    return Scene(
+        action_units=action_units,
+        expression=expression,
+        wrinkles=_wrinkle_strengths(action_units, 0.8),
+        blend=0.35,
+        shape_offset=np.zeros(60, np.float32),
+        yaw=0.0,
+        pitch=0.0,
+        roll=0.0,
+        gaze=(0.0, 0.0),
+        iris=(0.14, 0.09, 0.06),
+        pupil=9.0,
+        teeth=1.0,
+        light=Light((0.3, 0.5, 0.9), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        size=size,
+        face_fraction=0.62,
+        shift=(0.0, 0.0),
+    )
+
+
+def sample_action_units(rng: np.random.Generator) -> dict[int, float]:
+    """Intensities 0..1 by FACS number: neutral (15 %), a prototype and maybe one more (50 %), a mixture."""
+    chosen: set[int] = set()
+    kind = rng.random()
+    if kind < 0.15:
+        return {}
+    if kind < 0.65:
+        chosen |= set(PROTOTYPES[rng.integers(len(PROTOTYPES))])
+        if rng.random() < 0.4:
+            chosen.add(int(rng.choice(SYNTHETIC_AUS)))
+    else:
+        chosen |= {au for au in SYNTHETIC_AUS if rng.random() < 0.18}
+    for pair in EXCLUSIVE:
+        if chosen.issuperset(pair):
+            chosen.discard(pair[int(rng.random() < 0.5)])
+    level = rng.uniform(0.3, 1.0)  # the AUs of one face rise together, roughly
+    return {au: float(np.clip(level + rng.normal(0, 0.2), 0.12, 1.0)) for au in sorted(chosen)}
+
+
+def label_intensities(scene: Scene, lip_gap: float) -> np.ndarray:
+    """Intensities (17,) in the order of `SYNTHETIC_AUS`.
+
+    AU 25 is what the lips show, whatever parted them (jaw, upper lip or AU 25 itself): `lip_gap` /
+    `FULL_LIP_GAP`. With the lips visibly apart, AU 23 and 24, which tighten and press them, are 0.
+    """
+    intensities = dict(scene.action_units)
+    intensities[25] = float(np.clip(lip_gap / FULL_LIP_GAP, 0, 1))
+    if intensities[25] >= OCCURRENCE_FROM:
+        intensities[23] = intensities[24] = 0.0
+    return np.array([intensities.get(au, 0.0) for au in SYNTHETIC_AUS], np.float32)
+
+
+def label_occurrence(intensities: np.ndarray) -> np.ndarray:
+    """0/1 (17,) int8: whether the AU occurs, from `OCCURRENCE_FROM` on."""
+    return (intensities >= OCCURRENCE_FROM).astype(np.int8)
+
+
+def _posed(action_units: dict[int, float]) -> dict[int, float]:
+    """Gains as posed: an open jaw parts the lips by itself, so AU 25 adds less to it."""
+    gains = dict(action_units)
+    if 25 in gains and 26 in gains:
+        gains[25] *= 0.3
+    return gains
+
+
+def _sample_expression(head: HeadModel, action_units, gaze, rng: np.random.Generator) -> np.ndarray:
+    """Shape weights (E,): the AUs, in a fifth of the faces clearly one-sided, and unlabelled movements."""
+    spread = 0.1 if rng.random() < 0.8 else 0.35
+    left, right = np.clip(rng.normal(1, spread, 2), 0.25, 1.4)
+    weights = head.expression_weights(_posed(action_units), float(left), float(right))
+    closed = rng.uniform(0, 2.5 * RELAXED_LID) if rng.random() < 0.85 else rng.uniform(0.3, 1.0)
+    look = {"eyeLookUp": max(gaze[1], 0) / 0.5, "eyeLookDown": max(-gaze[1], 0) / 0.5}
+    extra = {"eyeBlink": 0.0 if 5 in action_units else closed, **look}
+    for shape, chance, most in UNLABELLED:
+        if rng.random() < chance:
+            extra[shape] = rng.uniform(0, most)
+    for shape, weight in extra.items():
+        weights[head.expression_index(shape)] += weight
+    return weights
+
+
+def _sample_wrinkles(action_units: dict[int, float], rng: np.random.Generator) -> np.ndarray:
+    """Young skin hardly folds, old skin deeply; and each fold for itself."""
+    depth = float(rng.uniform(0.0, 1.3))
+    return _wrinkle_strengths(action_units, depth) * rng.uniform(0.5, 1.3, len(WRINKLED_AUS)).astype(
+        np.float32
+    )
+
+
+def _wrinkle_strengths(action_units: dict[int, float], depth: float) -> np.ndarray:
+    return np.array([depth * action_units.get(au, 0.0) ** 1.3 for au in WRINKLED_AUS], np.float32)
+
+
+def _sample_gaze(rng: np.random.Generator, yaw: float, pitch: float) -> tuple[float, float]:
+    """Half of the people look into the camera, wherever the head points."""
+    if rng.random() < 0.5:
+        forward = Rotation.from_euler("YXZ", [yaw, pitch, 0]).inv().apply([0, 0, 1])
+        look = (np.arctan2(forward[0], forward[2]), np.arcsin(forward[1]))
+    else:
+        look = (rng.normal(0, 0.25), rng.normal(0, 0.18))
+    return float(np.clip(look[0], -0.6, 0.6)), float(np.clip(look[1], -0.45, 0.45))
+
+
+def _sample_iris(rng: np.random.Generator) -> tuple[float, float, float]:
+    brown, blue = np.array([0.13, 0.08, 0.05]), np.array([0.16, 0.24, 0.32])
+    color = (brown if rng.random() < 0.7 else blue) * rng.uniform(0.5, 1.5)
+    return tuple(color.tolist())
+
+
+def _sample_light(rng: np.random.Generator) -> Light:
+    """From soft to hard, from any side above the chin, warm to cool."""
+    ambient = rng.uniform(0.25, 0.75)
+    key = rng.uniform(0.4, 1.0) * (1.3 - ambient)
+    warm = np.array([1.0, 0.0, -1.0]) * rng.normal(0, 0.08)
+    direction = (float(rng.normal(0, 0.7)), float(rng.uniform(-0.2, 1.0)), 0.8)
+    tint = np.array([1.0, 0.0, -1.0]) * rng.normal(0, 0.05)
+    return Light(direction, tuple((key * (1 + warm)).tolist()), tuple((ambient * (1 + tint)).tolist()))
+
+
+def _plain(value):
+    if isinstance(value, np.ndarray):
+        return [round(float(v), 5) for v in value]
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    return round(value, 5) if isinstance(value, float) else value

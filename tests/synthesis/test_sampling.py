@@ -1,0 +1,71 @@
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from actionunits.synthesis.sampling import (
+    EXCLUSIVE,
+    FULL_LIP_GAP,
+    OCCURRENCE_FROM,
+    SYNTHETIC_AUS,
+    label_intensities,
+    label_occurrence,
+    neutral_scene,
+    sample_action_units,
+    sample_scene,
+)
+from actionunits.synthesis.wrinkles import WRINKLED_AUS
+
+
+@pytest.fixture(scope="module")
+def many() -> list[dict[int, float]]:
+    rng = np.random.default_rng(0)
+    return [sample_action_units(rng) for _ in range(4000)]
+
+
+def test_impossible_pairs_never_meet(many):
+    assert not [pair for face in many for pair in EXCLUSIVE if set(pair) <= set(face)]
+
+
+def test_intensities_are_intensities_and_every_action_unit_comes_alone_and_in_company(many):
+    assert all(0 < v <= 1 for face in many for v in face.values())
+    alone, together = Counter(), Counter()
+    for face in many:
+        (alone if len(face) == 1 else together).update(face)
+    assert set(alone) == set(together) == set(SYNTHETIC_AUS)
+    assert 0.12 < np.mean([not face for face in many]) < 0.25
+
+
+def test_lips_decide_about_25_and_silence_23_and_24(head):
+    scene = neutral_scene(head, {12: 0.7, 23: 0.9, 24: 0.4})
+    closed = dict(zip(SYNTHETIC_AUS, label_intensities(scene, 0.0), strict=True))
+    apart = dict(zip(SYNTHETIC_AUS, label_intensities(scene, 0.5 * FULL_LIP_GAP), strict=True))
+    assert (closed[12], closed[23], closed[24], closed[25]) == pytest.approx((0.7, 0.9, 0.4, 0.0))
+    assert (apart[12], apart[23], apart[24], apart[25]) == pytest.approx((0.7, 0.0, 0.0, 0.5))
+    assert label_intensities(scene, -1.0)[SYNTHETIC_AUS.index(25)] == 0
+    assert label_intensities(scene, 99.0)[SYNTHETIC_AUS.index(25)] == 1
+
+
+def test_occurrence_begins_at_the_stated_intensity():
+    values = np.array([0, OCCURRENCE_FROM - 1e-4, OCCURRENCE_FROM, 1], np.float32)
+    assert label_occurrence(values).tolist() == [0, 0, 1, 1]
+
+
+def test_scenes_follow_their_generator(head):
+    first, second, other = (sample_scene(head, np.random.default_rng(s)).parameters() for s in (5, 5, 6))
+    assert first == second != other
+    assert json.loads(json.dumps(first)) == first
+
+
+def test_wrinkles_grow_with_intensity_and_only_of_posed_action_units(head):
+    weak, strong = neutral_scene(head, {4: 0.4}), neutral_scene(head, {4: 1.0})
+    column = WRINKLED_AUS.index(4)
+    assert 0 < weak.wrinkles[column] < strong.wrinkles[column]
+    assert np.count_nonzero(strong.wrinkles) == 1
+
+
+def test_poses_reach_profile_like_views_but_stay_mostly_frontal(head):
+    rng = np.random.default_rng(2)
+    yaw = np.abs([sample_scene(head, rng).yaw for _ in range(300)])
+    assert yaw.max() <= 0.8 and np.median(yaw) < 0.3 and (yaw > 0.5).any()

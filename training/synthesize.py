@@ -1,0 +1,42 @@
+"""Render the open synthetic corpus.
+
+python training/synthesize.py --head ICT-FaceKit/FaceXModel --photos FACES --output corpora/synthetic
+
+`FACES` holds `people.csv` and the photographs with templates as `london_neutral/` and `canada_neutral/`;
+see training/README.md for where to get them. A run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from actionunits.synthesis.corpus import CorpusPlan, write_corpus
+
+
+def main() -> None:
+    """Parse the command line and render."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--head", type=Path, required=True, help="folder of the ICT-FaceKit head model")
+    parser.add_argument("--photos", type=Path, required=True, help="folder of the photographs and people.csv")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the corpus")
+    parser.add_argument(
+        "--pictures", type=int, nargs=3, default=CorpusPlan.pictures, metavar=("TRAIN", "VAL", "TEST")
+    )
+    parser.add_argument("--seed", type=int, default=CorpusPlan.seed)
+    parser.add_argument(
+        "--size", type=int, default=CorpusPlan.size, help="of the pictures in pixels (default 160)"
+    )
+    parser.add_argument(
+        "--shard-size", type=int, default=CorpusPlan.shard_size, help="pictures a file (default 2000)"
+    )
+    parser.add_argument("--processes", type=int, default=0, help="worker processes (default: one a core)")
+    args = parser.parse_args()
+    plan = CorpusPlan(tuple(args.pictures), args.seed, args.size, args.shard_size)
+    write_corpus(args.head, args.photos, args.output, plan, args.processes)
+
+
+if __name__ == "__main__":
+    main()
