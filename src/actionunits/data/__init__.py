@@ -1,0 +1,20 @@
+"""Corpora on disk, the arrays made of them, augmentation, and the way to a model's batch."""
+
+from actionunits.data.aligned_faces import AlignedFaces, check_people_apart, prepare_faces
+from actionunits.data.augmentation import NO_AUGMENTATION, Augmentation, InputGeometry
+from actionunits.data.collator import AUCollator, stack_samples
+from actionunits.data.synthetic import load_synthetic, prepare_synthetic, read_manifest
+
+__all__ = [
+    "NO_AUGMENTATION",
+    "AUCollator",
+    "AlignedFaces",
+    "Augmentation",
+    "InputGeometry",
+    "check_people_apart",
+    "load_synthetic",
+    "prepare_faces",
+    "prepare_synthetic",
+    "read_manifest",
+    "stack_samples",
+]

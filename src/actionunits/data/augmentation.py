@@ -1,0 +1,225 @@
+"""Augmentation of whole batches on tensors: one affine map moves picture and landmarks, one warp draws it.
+
+The papers' recipe (ESCDA Sec. 4.1.2, AC2D): a random 176 x 176 crop of the aligned 200 x 200 face, resized
+to the network's input, mirrored half of the time, brightness and contrast jittered. Here crop, resize and
+mirror are matrices, multiplied with the alignment's own, so that a pixel is interpolated once. Two things
+are added for networks that meet a landmark detector's mistakes: noise of the alignment and noise of the
+points.
+
+Coordinates are (x, y) in pixels, integers are pixel centres. A generator passed in gives all randomness.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+FILL = 128.0  # grey level of what lies outside of the picture, as in the papers' alignment
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Strengths of everything that varies; the defaults are ESCDA's (jitter as in AC2D's description).
+
+    Attributes:
+        random_crop: Crop anywhere in the aligned face instead of its centre.
+        mirror: Probability of a mirrored face.
+        brightness: Factor drawn from 1 - b to 1 + b.
+        contrast: The same about the mean grey level.
+        rotation: Alignment noise: standard deviation of the angle in degrees.
+        scale: Alignment noise: standard deviation of the logarithm of the size.
+        translation: Alignment noise: standard deviation in pixels of the aligned face, in x and in y.
+        landmark_noise: Standard deviation of each landmark in pixels of the aligned face.
+        blur: Probability of a Gaussian blur with a sigma of 0.3 to 1.5 input pixels.
+        erase: Probability that a rectangle of 5 to 20 % of the input turns grey.
+    """
+
+    random_crop: bool = True
+    mirror: float = 0.5
+    brightness: float = 0.5
+    contrast: float = 0.5
+    rotation: float = 0.0
+    scale: float = 0.0
+    translation: float = 0.0
+    landmark_noise: float = 0.0
+    blur: float = 0.0
+    erase: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse numbers outside of their range."""
+        for name, value in asdict(self).items():
+            limit = 1.0 if name in ("mirror", "brightness", "contrast", "blur", "erase") else float("inf")
+            if not 0 <= value <= limit:
+                raise ValueError(f"augmentation {name}={value} must lie in [0, {limit}].")
+
+
+NO_AUGMENTATION = Augmentation(random_crop=False, mirror=0, brightness=0, contrast=0)
+
+
+@dataclass(frozen=True)
+class InputGeometry:
+    """From the aligned face to the network's input, in pixels of square pictures."""
+
+    aligned_size: int = 200
+    crop_size: int = 176
+    input_size: int = 112
+
+    def __post_init__(self) -> None:
+        """Refuse a crop that does not fit."""
+        if not 0 < self.crop_size <= self.aligned_size or self.input_size < 1:
+            raise ValueError(f"a crop of {self.crop_size} does not fit into {self.aligned_size} pixels.")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where each face of a batch goes: affine maps (B, 2, 3) from the aligned face to the network's input.
+
+    Attributes:
+        of_points: Crop, resize and mirror: what landmarks go through.
+        of_picture: The same after the alignment noise. A detector that errs by a similarity shifts the
+            picture under its landmarks, while these stay where every aligned face has them.
+        mirrored: (B,) bool.
+    """
+
+    of_points: Tensor
+    of_picture: Tensor
+    mirrored: Tensor
+
+
+def sample_placement(
+    count: int, geometry: InputGeometry, augmentation: Augmentation, generator: Generator | None = None
+) -> Placement:
+    """Draw crop, mirroring and alignment noise of `count` faces."""
+    slack = geometry.aligned_size - geometry.crop_size
+    if augmentation.random_crop:
+        offset = torch.randint(0, slack + 1, (count, 2), generator=generator).double()
+    else:
+        offset = torch.full((count, 2), slack / 2, dtype=torch.float64)
+    mirrored = torch.rand(count, generator=generator) < augmentation.mirror
+    to_input = _mirror_matrix(mirrored, geometry.input_size) @ _crop_matrix(offset, geometry)
+    noise = _alignment_noise(count, geometry.aligned_size, augmentation, generator)
+    return Placement(to_input[:, :2], (to_input @ noise)[:, :2], mirrored)
+
+
+def compose(second: Tensor, first: Tensor) -> Tensor:
+    """The affine map (B, 2, 3) that does `first`, then `second`."""
+    last_row = first.new_tensor([0, 0, 1]).expand(*first.shape[:-2], 1, 3)
+    return second @ torch.cat([first, last_row], dim=-2)
+
+
+def transform_points(matrices: Tensor, points: Tensor) -> Tensor:
+    """Move points (B, N, 2) by affine maps (B, 2, 3)."""
+    return points @ matrices[..., :2].mT + matrices[..., 2].unsqueeze(-2)
+
+
+def warp(pictures: Tensor, matrices: Tensor, size: int) -> Tensor:
+    """Draw every picture through its own affine map, with bilinear interpolation.
+
+    Pictures much larger than `size` want shrinking first: nothing is averaged here.
+
+    Args:
+        pictures: (B, H, W, 3) uint8.
+        matrices: (B, 2, 3), pixels of the picture to pixels of the output.
+        size: Width and height of the output.
+
+    Returns:
+        (B, 3, size, size) float32 in [0, 255], grey outside of the picture.
+    """
+    height, width = pictures.shape[1:3]
+    inverse = torch.linalg.inv(matrices[:, :, :2].float())[..., None, None]  # (B, 2, 2, 1, 1)
+    across, down = torch.meshgrid(*2 * [torch.arange(size, device=pictures.device)], indexing="xy")
+    x, y = across - matrices[:, 0, 2, None, None], down - matrices[:, 1, 2, None, None]
+    source = inverse[:, :, 0] * x[:, None] + inverse[:, :, 1] * y[:, None]  # (B, 2, size, size), input pixels
+    # grid_sample counts from the picture's outer edges, at -1 and 1.
+    grid = (2 * source.movedim(1, -1) + 1) / source.new_tensor([width, height]) - 1
+    centred = pictures.permute(0, 3, 1, 2).float() - FILL  # its zero padding then is the fill
+    return F.grid_sample(centred, grid.float(), align_corners=False, padding_mode="zeros") + FILL
+
+
+def jitter(pixels: Tensor, augmentation: Augmentation, generator: Generator | None = None) -> Tensor:
+    """Vary brightness, contrast, sharpness and visibility of each picture of (B, 3, S, S) in [0, 255]."""
+    if augmentation.brightness:
+        pixels = (pixels * _factors(pixels, augmentation.brightness, generator)).clamp(0, 255)
+    if augmentation.contrast:
+        grey = pixels.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+        mean = (pixels * grey).sum(1, keepdim=True).mean((2, 3), keepdim=True)
+        factors = _factors(pixels, augmentation.contrast, generator)
+        pixels = (factors * pixels + (1 - factors) * mean).clamp(0, 255)
+    if augmentation.blur:
+        pixels = _blur_some(pixels, augmentation.blur, generator)
+    if augmentation.erase:
+        pixels = _erase_some(pixels, augmentation.erase, generator)
+    return pixels
+
+
+# Parts
+
+
+def _crop_matrix(offset: Tensor, geometry: InputGeometry) -> Tensor:
+    """(B, 3, 3): cut at `offset` (B, 2), then resize; x -> (x - offset + 0.5) * s - 0.5."""
+    s = geometry.input_size / geometry.crop_size
+    matrix = torch.diag(torch.tensor([s, s, 1.0], dtype=torch.float64)).repeat(len(offset), 1, 1)
+    matrix[:, :2, 2] = (0.5 - offset) * s - 0.5
+    return matrix
+
+
+def _mirror_matrix(mirrored: Tensor, size: int) -> Tensor:
+    """(B, 3, 3): x -> size - 1 - x where mirrored."""
+    matrix = torch.eye(3, dtype=torch.float64).repeat(len(mirrored), 1, 1)
+    matrix[mirrored, 0, 0] = -1
+    matrix[mirrored, 0, 2] = size - 1
+    return matrix
+
+
+def _alignment_noise(
+    count: int, size: int, augmentation: Augmentation, generator: Generator | None
+) -> Tensor:
+    """(B, 3, 3): a random similarity about the centre of the aligned face."""
+    draw = torch.randn(count, 4, generator=generator, dtype=torch.float64)
+    angle = torch.deg2rad(draw[:, 0] * augmentation.rotation)
+    scale = torch.exp(draw[:, 1] * augmentation.scale)
+    a, b = scale * torch.cos(angle), scale * torch.sin(angle)
+    linear = torch.stack([torch.stack([a, -b], -1), torch.stack([b, a], -1)], -2)
+    centre = torch.full((2,), (size - 1) / 2, dtype=torch.float64)
+    matrix = torch.eye(3, dtype=torch.float64).repeat(count, 1, 1)
+    matrix[:, :2, :2] = linear
+    matrix[:, :2, 2] = centre - linear @ centre + draw[:, 2:] * augmentation.translation
+    return matrix
+
+
+def _factors(pixels: Tensor, strength: float, generator: Generator | None) -> Tensor:
+    drawn = 1 + strength * (2 * torch.rand(len(pixels), 1, 1, 1, generator=generator) - 1)
+    return drawn.to(pixels.device)
+
+
+def _blur_some(pixels: Tensor, probability: float, generator: Generator | None) -> Tensor:
+    count, size = len(pixels), pixels.shape[-1]
+    chosen = (torch.rand(count, generator=generator) < probability).nonzero().flatten()
+    sigma = 0.3 + 1.2 * torch.rand(count, generator=generator)[chosen]
+    if not len(chosen):
+        return pixels
+    reach = 4
+    kernel = torch.exp(-(torch.arange(-reach, reach + 1).float() ** 2) / (2 * sigma[:, None] ** 2))
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(3, dim=0).to(pixels.device)
+    chosen = chosen.to(pixels.device)
+    planes = pixels[chosen].reshape(1, -1, size, size)  # every plane is a group with its own kernel
+    planes = F.pad(planes, (reach, reach, reach, reach), mode="replicate")
+    planes = F.conv2d(planes, kernel[:, None, None, :], groups=len(kernel))
+    planes = F.conv2d(planes, kernel[:, None, :, None], groups=len(kernel))
+    return pixels.index_copy(0, chosen, planes.view(-1, 3, size, size))
+
+
+def _erase_some(pixels: Tensor, probability: float, generator: Generator | None) -> Tensor:
+    count, size = len(pixels), pixels.shape[-1]
+    draw = torch.rand(count, 5, generator=generator)
+    area, ratio = 0.05 + 0.15 * draw[:, 1], torch.exp(draw[:, 2] * 1.4 - 0.7)  # ratio from 1:2 to 2:1
+    width, height = (area * ratio).sqrt() * size, (area / ratio).sqrt() * size
+    left, top = draw[:, 3] * (size - width), draw[:, 4] * (size - height)
+    axis = torch.arange(size).float()
+    across = (axis >= left[:, None]) & (axis < (left + width)[:, None])
+    down = (axis >= top[:, None]) & (axis < (top + height)[:, None])
+    hidden = (draw[:, 0] < probability)[:, None, None] & down[:, :, None] & across[:, None, :]
+    return pixels.masked_fill(hidden[:, None].to(pixels.device), FILL)

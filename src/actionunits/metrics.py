@@ -1,0 +1,370 @@
+"""How well action units are detected: per AU, in NumPy, with unknown labels left out.
+
+The published number is F1-frame: the F1 score of each AU over all frames of a test fold at a threshold of
+0.5, then the plain mean over AUs. It says nothing of base rates, false alarms or ranking, so its company
+stands here too.
+
+Shapes: `scores` (N, m) in [0, 1]; `labels` (N, m) with 1, 0 or `UNKNOWN`; thresholds one number or (m,).
+Every figure is (m,) float64, nan where it is undefined (AUC without both classes, say). A score is a
+detection when it reaches its threshold (`>=`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from actionunits.action_units import UNKNOWN, au_label
+
+if TYPE_CHECKING:
+    import evaluate
+
+    AUF1: type[evaluate.Metric]
+
+
+def au_report(
+    aus: Sequence[int],
+    scores: ArrayLike,
+    labels: ArrayLike,
+    intensities: ArrayLike | None = None,
+    thresholds: ArrayLike = 0.5,
+    subjects: ArrayLike | None = None,
+) -> dict[str, Any]:
+    """All figures of one set of predictions as a JSON-ready dictionary (undefined figures are None).
+
+    Args:
+        aus: FACS numbers of the m columns.
+        scores: Probabilities, (N, m).
+        labels: Occurrence, (N, m), of 1, 0 and `UNKNOWN`.
+        intensities: Graded truth, (N, m); adds `correlation`.
+        thresholds: One decision threshold, or one per AU.
+        subjects: The person on each picture, (N,); adds `f1_interval`, 95 % over people.
+
+    Returns:
+        `{"pictures": N, "mean": {figure: value}, "per_au": {"AU1": {figure: value}, ...}}`.
+    """
+    scores, labels = _checked(scores, labels)
+    if len(aus) != labels.shape[1]:
+        raise ValueError(f"{len(aus)} AUs are named but labels have {labels.shape[1]} columns.")
+    columns = {"threshold": np.broadcast_to(np.asarray(thresholds, float), len(aus))}
+    columns |= {name: figure(scores, labels, thresholds) for name, figure in DECISION_FIGURES.items()}
+    columns |= {name: figure(scores, labels) for name, figure in RANKING_FIGURES.items()}
+    columns["base_rate"] = base_rate(labels)
+    if intensities is not None:
+        columns["correlation"] = correlation(scores, intensities)
+    report: dict[str, Any] = {
+        "pictures": len(labels),
+        "mean": {name: _defined_mean(values) for name, values in columns.items()},
+        "per_au": {
+            au_label(au): {name: _json(values[i]) for name, values in columns.items()}
+            for i, au in enumerate(aus)
+        },
+    }
+    if subjects is not None:
+        report["people"] = len(np.unique(np.asarray(subjects)))
+        _add_intervals(report, f1_interval(scores, labels, subjects, thresholds))
+    return report
+
+
+class Confusion(NamedTuple):
+    """Counts per AU, each (..., m): hits, false alarms, misses, correct rejections."""
+
+    tp: np.ndarray
+    fp: np.ndarray
+    fn: np.ndarray
+    tn: np.ndarray
+
+
+def confusion(scores: ArrayLike, labels: ArrayLike, thresholds: ArrayLike = 0.5) -> Confusion:
+    """Counts per AU over the pictures whose label is known."""
+    return Confusion(*(cell.sum(axis=0) for cell in _cells(*_checked(scores, labels), thresholds)))
+
+
+# Figures of decisions: (scores, labels, thresholds) -> (m,)
+
+
+def f1_frame(scores: ArrayLike, labels: ArrayLike, thresholds: ArrayLike = 0.5) -> np.ndarray:
+    """F1-frame, 2PR / (P + R) = 2 TP / (2 TP + FP + FN); 0 where nothing was there and nothing was found."""
+    return _f1(confusion(scores, labels, thresholds))
+
+
+def accuracy(scores: ArrayLike, labels: ArrayLike, thresholds: ArrayLike = 0.5) -> np.ndarray:
+    """Share of right decisions."""
+    count = confusion(scores, labels, thresholds)
+    return _ratio(count.tp + count.tn, sum(count))
+
+
+def balanced_accuracy(scores: ArrayLike, labels: ArrayLike, thresholds: ArrayLike = 0.5) -> np.ndarray:
+    """Mean of the hit rate and the correct-rejection rate: 0.5 for a guess at any base rate."""
+    count = confusion(scores, labels, thresholds)
+    return (_ratio(count.tp, count.tp + count.fn) + _ratio(count.tn, count.tn + count.fp)) / 2
+
+
+def mcc(scores: ArrayLike, labels: ArrayLike, thresholds: ArrayLike = 0.5) -> np.ndarray:
+    """Matthews' correlation coefficient of decisions and labels, -1 to 1; 0 where either is constant."""
+    tp, fp, fn, tn = (cell.astype(float) for cell in confusion(scores, labels, thresholds))
+    spread = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    return _ratio(tp * tn - fp * fn, spread, otherwise=0.0)
+
+
+def false_alarm_rate(scores: ArrayLike, labels: ArrayLike, thresholds: ArrayLike = 0.5) -> np.ndarray:
+    """Share of the pictures without the AU on which it is reported, FP / (FP + TN)."""
+    count = confusion(scores, labels, thresholds)
+    return _ratio(count.fp, count.fp + count.tn)
+
+
+# Figures of ranking and of graded scores
+
+
+def roc_auc(scores: ArrayLike, labels: ArrayLike) -> np.ndarray:
+    """Area under the ROC curve: how often one with the AU scores above one without (ties count half)."""
+    return _per_column(_roc_auc, *_checked(scores, labels))
+
+
+def average_precision(scores: ArrayLike, labels: ArrayLike) -> np.ndarray:
+    """Area under the precision-recall steps, sum of (R_n - R_{n-1}) P_n over the distinct thresholds."""
+    return _per_column(_average_precision, *_checked(scores, labels))
+
+
+def correlation(scores: ArrayLike, intensities: ArrayLike) -> np.ndarray:
+    """Pearson's correlation of scores and intensities; `UNKNOWN` and nan intensities are left out."""
+    scores, intensities = np.asarray(scores, float), np.asarray(intensities, float)
+    if scores.shape != intensities.shape or scores.ndim != 2:
+        raise ValueError(f"scores {scores.shape} and intensities {intensities.shape} must both be (N, m).")
+    known = ~np.isnan(intensities) & (intensities != UNKNOWN)
+    return _per_column(_pearson, scores, intensities, known)
+
+
+def base_rate(labels: ArrayLike) -> np.ndarray:
+    """Share of occurrences among the known labels of each AU."""
+    labels = _check_labels(labels)
+    return _ratio((labels == 1).sum(axis=0), (labels != UNKNOWN).sum(axis=0))
+
+
+DECISION_FIGURES: dict[str, Callable[..., np.ndarray]] = {
+    "f1": f1_frame,
+    "accuracy": accuracy,
+    "balanced_accuracy": balanced_accuracy,
+    "mcc": mcc,
+    "false_alarm_rate": false_alarm_rate,
+}
+RANKING_FIGURES: dict[str, Callable[..., np.ndarray]] = {
+    "auc": roc_auc,
+    "average_precision": average_precision,
+}
+
+
+# Thresholds and uncertainty
+
+
+def calibrate_thresholds(scores: ArrayLike, labels: ArrayLike, max_false_alarms: float = 1.0) -> list[float]:
+    """The threshold of each AU with the best F1 on these pictures, among those with few false alarms.
+
+    F1 alone favours low thresholds for AUs that are common and hard ("always yes" has F1 2r / (1 + r) at base
+    rate r), and a detector that is used on mostly neutral faces would then cry wolf; hence the bound.
+
+    Args:
+        scores: Probabilities on people kept apart from training, (N, m).
+        labels: Occurrence, (N, m).
+        max_false_alarms: Largest share of the pictures without the AU that may be reported.
+
+    Returns:
+        m thresholds in the middle of the gap between two scores; 0.5 for an AU without a known occurrence.
+    """
+    if not 0 <= max_false_alarms <= 1:
+        raise ValueError(f"max_false_alarms is a share in [0, 1], not {max_false_alarms}.")
+    scores, labels = _checked(scores, labels)
+    known = labels != UNKNOWN
+    return [
+        _best_threshold(scores[known[:, i], i], labels[known[:, i], i] == 1, max_false_alarms)
+        for i in range(labels.shape[1])
+    ]
+
+
+def f1_interval(
+    scores: ArrayLike,
+    labels: ArrayLike,
+    subjects: ArrayLike,
+    thresholds: ArrayLike = 0.5,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> np.ndarray:
+    """Bootstrap interval of F1-frame over people: pictures of one person are not independent.
+
+    Returns:
+        (2, m + 1): lower and upper bounds of each AU, then of the mean over AUs.
+    """
+    scores, labels = _checked(scores, labels)
+    people, person = np.unique(np.asarray(subjects), return_inverse=True)
+    if len(person) != len(labels):
+        raise ValueError(f"{len(person)} subjects are named for {len(labels)} pictures.")
+    even = np.full(len(people), 1 / len(people))
+    draws = np.random.default_rng(seed).multinomial(len(people), even, resamples)  # (resamples, people)
+    # Counts of each person (people, m); a resample weighs them by how often each person was drawn.
+    per_person = [np.zeros((len(people), labels.shape[1])) for _ in Confusion._fields]
+    for total, cell in zip(per_person, _cells(scores, labels, thresholds), strict=True):
+        np.add.at(total, person, cell)
+    f1 = _f1(Confusion(*(draws @ total for total in per_person)))
+    f1 = np.concatenate([f1, f1.mean(axis=1, keepdims=True)], axis=1)
+    return np.quantile(f1, [(1 - level) / 2, (1 + level) / 2], axis=0)
+
+
+def trainer_metrics(aus: Sequence[int], thresholds: ArrayLike = 0.5) -> Callable[[Any], dict[str, float]]:
+    """A `compute_metrics` for `transformers.Trainer`: logits and labels to mean F1, AUC and F1 per AU."""
+
+    def compute_metrics(prediction: Any) -> dict[str, float]:
+        logits = prediction.predictions
+        logits = logits[0] if isinstance(logits, tuple) else logits
+        scores = 1 / (1 + np.exp(-np.asarray(logits, float)))
+        f1 = f1_frame(scores, prediction.label_ids, thresholds)
+        return {
+            "f1": float(f1.mean()),
+            "auc": _defined_mean(roc_auc(scores, prediction.label_ids)) or 0.0,
+            **{f"f1_{au_label(au)}": float(value) for au, value in zip(aus, f1, strict=True)},
+        }
+
+    return compute_metrics
+
+
+# Parts
+
+
+def _check_labels(labels: ArrayLike) -> np.ndarray:
+    labels = np.asarray(labels)
+    if labels.ndim != 2:
+        raise ValueError(f"labels must be (pictures, AUs), got shape {labels.shape}.")
+    strange = labels[~np.isin(labels, (0, 1, UNKNOWN))]
+    if strange.size:
+        raise ValueError(f"labels are 0, 1 or {UNKNOWN} (unknown), not {strange[0]}; map other codes first.")
+    return labels
+
+
+def _checked(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    labels, scores = _check_labels(labels), np.asarray(scores, dtype=float)
+    if scores.shape != labels.shape:
+        raise ValueError(f"scores {scores.shape} and labels {labels.shape} must have the same shape (N, m).")
+    if np.isnan(scores).any():
+        raise ValueError(f"{int(np.isnan(scores).any(axis=1).sum())} pictures have a nan score.")
+    return scores, labels
+
+
+def _cells(scores: np.ndarray, labels: np.ndarray, thresholds: ArrayLike) -> Confusion:
+    found = scores >= np.asarray(thresholds, float)
+    there, absent = labels == 1, labels == 0
+    return Confusion(found & there, found & absent, ~found & there, ~found & absent)
+
+
+def _f1(count: Confusion) -> np.ndarray:
+    return _ratio(2 * count.tp, 2 * count.tp + count.fp + count.fn, otherwise=0.0)
+
+
+def _ratio(part: ArrayLike, whole: ArrayLike, otherwise: float = math.nan) -> np.ndarray:
+    part, whole = np.asarray(part, float), np.asarray(whole, float)
+    return np.divide(part, whole, out=np.full(whole.shape, otherwise), where=whole > 0)
+
+
+def _per_column(
+    figure: Callable, scores: np.ndarray, truth: np.ndarray, known: np.ndarray | None = None
+) -> np.ndarray:
+    known = truth != UNKNOWN if known is None else known
+    return np.array([figure(scores[k, i], truth[k, i]) for i, k in enumerate(known.T)], dtype=float)
+
+
+def _roc_auc(scores: np.ndarray, there: np.ndarray) -> float:
+    positives, negatives = (there == 1).sum(), (there == 0).sum()
+    if not positives or not negatives:
+        return math.nan
+    _, level, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(counts) - (counts - 1) / 2  # ties share their mean rank
+    rank_sum = ranks[level][there == 1].sum()
+    return float((rank_sum - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def _average_precision(scores: np.ndarray, there: np.ndarray) -> float:
+    if not (there == 1).any():
+        return math.nan
+    _, tp, fp = _operating_points(scores, there == 1)
+    return float((np.diff(tp, prepend=0) / tp[-1] * tp / (tp + fp)).sum())
+
+
+def _pearson(scores: np.ndarray, truth: np.ndarray) -> float:
+    if len(scores) < 2:
+        return math.nan
+    x, y = scores - scores.mean(), truth - truth.mean()
+    spread = math.sqrt(float((x * x).sum() * (y * y).sum()))
+    return float((x * y).sum() / spread) if spread > 0 else math.nan
+
+
+def _operating_points(scores: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distinct scores from high to low, and the hits and false alarms when the threshold is that score."""
+    order = np.argsort(-scores, kind="stable")
+    last_of_tie = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    tp = np.cumsum(there[order])[last_of_tie]
+    return scores[order][last_of_tie], tp, last_of_tie + 1 - tp
+
+
+def _best_threshold(scores: np.ndarray, there: np.ndarray, max_false_alarms: float) -> float:
+    if not there.any():
+        return 0.5
+    level, tp, fp = _operating_points(scores, there)
+    f1 = 2 * tp / (tp + fp + there.sum())
+    allowed = fp <= max_false_alarms * (~there).sum()
+    if not allowed.any():
+        return float((level[0] + max(1.0, level[0])) / 2)
+    best = int(np.argmax(np.where(allowed, f1, -1)))
+    below = level[best + 1] if best + 1 < len(level) else min(0.0, level[best])
+    return float((level[best] + below) / 2)
+
+
+def _add_intervals(report: dict[str, Any], bounds: np.ndarray) -> None:
+    for figures, low, high in zip([*report["per_au"].values(), report["mean"]], *bounds, strict=True):
+        figures["f1_interval"] = [_json(low), _json(high)]
+
+
+def _defined_mean(values: np.ndarray) -> float | None:
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if defined.size else None
+
+
+def _json(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def __getattr__(name: str) -> Any:
+    """`AUF1` is made on first use, so that this module needs no `evaluate`."""
+    if name != "AUF1":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = _make_auf1()
+    return globals()[name]
+
+
+def _make_auf1() -> type[evaluate.Metric]:
+    import datasets
+
+    import evaluate
+
+    class AUF1(evaluate.Metric):
+        """F1-frame as an `evaluate.Metric`: predictions are probabilities, references labels, both (N, m)."""
+
+        def _info(self) -> evaluate.MetricInfo:
+            features = {
+                "predictions": datasets.List(datasets.Value("float32")),
+                "references": datasets.List(datasets.Value("int8")),
+            }
+            return evaluate.MetricInfo(
+                description="F1 of each action unit over all frames, and its mean over action units.",
+                citation="",
+                inputs_description="predictions: probabilities; references: 1, 0 or -1 (unknown).",
+                features=datasets.Features(features),
+            )
+
+        def _compute(self, predictions: Any, references: Any, thresholds: ArrayLike = 0.5) -> dict[str, Any]:
+            f1 = f1_frame(np.asarray(predictions, np.float32), references, thresholds)
+            return {"f1": float(f1.mean()), "f1_per_au": f1.tolist()}
+
+    return AUF1

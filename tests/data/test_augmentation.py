@@ -1,0 +1,212 @@
+"""The batch-wise warp against Pillow and hand-made cases; that pictures and points move together."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from actionunits.alignment import Alignment
+from actionunits.data.augmentation import (
+    FILL,
+    NO_AUGMENTATION,
+    Augmentation,
+    InputGeometry,
+    compose,
+    jitter,
+    sample_placement,
+    transform_points,
+    warp,
+)
+
+GEOMETRY = InputGeometry(aligned_size=50, crop_size=44, input_size=28)
+IDENTITY = torch.tensor([[[1.0, 0, 0], [0, 1, 0]]])
+STILL = Augmentation(random_crop=False, mirror=0, brightness=0, contrast=0)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def smooth_pictures(count: int, height: int, width: int) -> torch.Tensor:
+    """(B, H, W, 3) uint8 of gentle waves, on which interpolation errs little."""
+    y, x = np.mgrid[:height, :width]
+    waves = [128 + 100 * np.sin((x * (c + 1) + y * (i + 1)) / 12) for i in range(count) for c in range(3)]
+    return torch.from_numpy(
+        np.stack(waves, -1).reshape(height, width, count, 3).transpose(2, 0, 1, 3).astype(np.uint8)
+    )
+
+
+def test_identity_warp_gives_the_picture_itself():
+    pictures = torch.randint(0, 256, (2, 16, 16, 3), dtype=torch.uint8, generator=seeded())
+    drawn = warp(pictures, IDENTITY.expand(2, 2, 3), 16)
+    torch.testing.assert_close(drawn, pictures.permute(0, 3, 1, 2).float(), rtol=0, atol=1e-3)
+
+
+def test_a_shift_moves_pixels_and_fills_with_grey():
+    pictures = torch.randint(0, 256, (1, 8, 12, 3), dtype=torch.uint8, generator=seeded())
+    drawn = warp(pictures, torch.tensor([[[1.0, 0, 3], [0, 1, -2]]]), 8)  # 3 to the right, 2 up
+    torch.testing.assert_close(
+        drawn[0, :, :6, 3:], pictures[0, 2:, :5].permute(2, 0, 1).float(), rtol=0, atol=1e-3
+    )
+    assert (drawn[0, :, :, :3] == FILL).all() and (drawn[0, :, 6:] == FILL).all()
+
+
+def test_warp_agrees_with_pillow():
+    pictures = smooth_pictures(3, 60, 80)
+    angle = torch.tensor([0.3, -0.2, 0.0])
+    scale = torch.tensor([0.9, 1.2, 0.7])
+    a, b = scale * angle.cos(), scale * angle.sin()
+    shift = torch.tensor([[-8.0, 3], [-20, 5], [-6.5, -4.25]])
+    matrices = torch.stack([torch.stack([a, -b, shift[:, 0]], -1), torch.stack([b, a, shift[:, 1]], -1)], 1)
+    drawn = warp(pictures, matrices, 40)
+    for i in range(3):
+        expected = Alignment(matrices[i].numpy(), (40, 40)).warp(Image.fromarray(pictures[i].numpy()))
+        # Pillow drops the fraction; at the picture's edge it does not blend with the fill.
+        difference = np.abs(np.floor(drawn[i].permute(1, 2, 0).numpy()) - np.asarray(expected, np.float32))
+        assert np.quantile(difference, 0.95) <= 1
+        assert np.median(difference) == 0
+
+
+def test_without_augmentation_the_middle_is_cropped_and_resized():
+    placement = sample_placement(2, GEOMETRY, NO_AUGMENTATION)
+    expected = Alignment(np.eye(2, 3), (50, 50)).crop(3, 3, 44, 44).resize(28, 28).matrix
+    for matrices in (placement.of_points, placement.of_picture):
+        np.testing.assert_allclose(matrices, np.stack([expected, expected]), atol=1e-12)
+    assert not placement.mirrored.any()
+
+
+def test_random_crops_reach_every_place_and_stay_inside():
+    placement = sample_placement(500, GEOMETRY, Augmentation(mirror=0), seeded())
+    corners = torch.tensor([[-0.5, -0.5], [27.5, 27.5]], dtype=torch.float64).expand(500, 2, 2)
+    inverse = torch.linalg.inv(placement.of_points[:, :, :2])
+    in_aligned = (corners - placement.of_points[:, :, 2].unsqueeze(1)) @ inverse.mT
+    low, high = in_aligned[:, 0], in_aligned[:, 1]
+    torch.testing.assert_close(high - low, torch.full_like(low, 44.0))
+    assert {round(v) for v in (low + 0.5).flatten().tolist()} == set(range(7))  # offsets 0 to 6
+
+
+def test_mirroring_is_the_flip_of_the_same_crop():
+    pictures = smooth_pictures(1, 50, 50)
+    plain = sample_placement(1, GEOMETRY, STILL)
+    mirrored = sample_placement(
+        1, GEOMETRY, Augmentation(random_crop=False, mirror=1, brightness=0, contrast=0)
+    )
+    assert mirrored.mirrored.all()
+    torch.testing.assert_close(
+        warp(pictures, mirrored.of_picture, 28),
+        warp(pictures, plain.of_picture, 28).flip(-1),
+        rtol=0,
+        atol=1e-2,
+    )
+
+
+def test_picture_and_points_move_together():
+    """Spots drawn at points are found where `transform_points` puts them, whatever crop and mirror do."""
+    points = torch.tensor([[20.3, 17.8], [30.0, 31.5]], dtype=torch.float64)
+    y, x = np.mgrid[:50, :50]
+    placement = sample_placement(16, GEOMETRY, Augmentation(), seeded(3))
+    assert 0 < placement.mirrored.sum() < 16
+    for point in points:
+        spot = 120 * np.exp(-((x - point[0].item()) ** 2 + (y - point[1].item()) ** 2) / 8) + 128
+        pictures = torch.from_numpy(np.repeat(spot[None, :, :, None], 3, -1).astype(np.uint8)).expand(
+            16, -1, -1, -1
+        )
+        drawn = warp(pictures, placement.of_picture, 28)[:, 0] - FILL
+        axis = torch.arange(28.0)
+        total = drawn.sum((1, 2))
+        found = torch.stack([(drawn.sum(1) * axis).sum(1), (drawn.sum(2) * axis).sum(1)], -1) / total[:, None]
+        expected = transform_points(placement.of_points, point.expand(16, 1, 2))[:, 0]
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=0.05)
+
+
+def test_alignment_noise_moves_the_picture_but_not_the_points():
+    noisy = Augmentation(random_crop=False, mirror=0, rotation=5, scale=0.1, translation=3)
+    placement = sample_placement(4000, GEOMETRY, noisy, seeded())
+    still = sample_placement(1, GEOMETRY, STILL).of_points
+    torch.testing.assert_close(placement.of_points, still.expand(4000, 2, 3))
+    ratio = placement.of_picture[:, :, :2] / still[:, :1, :1]  # a similarity: scale and angle
+    angle = torch.rad2deg(torch.atan2(ratio[:, 1, 0], ratio[:, 0, 0]))
+    scale = torch.log(torch.linalg.det(ratio)) / 2
+    centre = torch.full((4000, 1, 2), 24.5, dtype=torch.float64)
+    moved = (transform_points(placement.of_picture, centre)[:, 0] - 13.5) / (28 / 44)
+    for values, deviation in ((angle, 5), (scale, 0.1), (moved[:, 0], 3), (moved[:, 1], 3)):
+        assert values.std().item() == pytest.approx(deviation, rel=0.05)
+        assert abs(values.mean().item()) < deviation / 20
+
+
+def test_composition_is_one_after_the_other():
+    first, second = torch.randn(2, 5, 2, 3, dtype=torch.float64, generator=seeded())
+    points = torch.randn(5, 7, 2, dtype=torch.float64, generator=seeded(1))
+    both = transform_points(second, transform_points(first, points))
+    torch.testing.assert_close(transform_points(compose(second, first), points), both)
+
+
+def test_brightness_multiplies_and_contrast_keeps_the_mean():
+    flat = torch.full((64, 3, 8, 8), 100.0)
+    factors = jitter(flat, Augmentation(brightness=0.5, contrast=0.5), seeded())[:, 0, 0, 0] / 100
+    assert (
+        0.5 <= factors.min() < 0.6 and 1.4 < factors.max() <= 1.5
+    )  # contrast does nothing to a flat picture
+    grey = torch.linspace(100, 156, 64).view(1, 1, 8, 8).expand(64, 3, 8, 8)
+    contrasted = jitter(grey, Augmentation(brightness=0, contrast=0.5), seeded())
+    torch.testing.assert_close(contrasted.mean((1, 2, 3)), grey.mean((1, 2, 3)))
+    spread = contrasted.std((1, 2, 3)) / grey.std((1, 2, 3))
+    assert 0.5 <= spread.min() < 0.6 and 1.4 < spread.max() <= 1.5001
+    extreme = jitter(torch.rand(8, 3, 8, 8) * 255, Augmentation(brightness=1, contrast=1), seeded())
+    assert extreme.min() >= 0 and extreme.max() <= 255
+
+
+def test_blur_is_a_gaussian_of_the_drawn_sigma():
+    dot = torch.zeros(40, 3, 21, 21)
+    dot[:, :, 10, 10] = 255
+    still = {"random_crop": False, "mirror": 0, "brightness": 0, "contrast": 0}
+    blurred = jitter(dot, Augmentation(**still, blur=1), seeded())
+    torch.testing.assert_close(blurred.sum((2, 3)), dot.sum((2, 3)))
+    axis = torch.arange(21.0) - 10
+    for face in blurred[:, 0]:
+        profile = face.sum(0) / 255
+        sigma = float((profile * axis**2).sum() ** 0.5)
+        assert sigma < 1.5
+        expected = torch.exp(-(axis[6:15] ** 2) / (2 * sigma**2)) if sigma > 0.8 else None
+        if expected is not None:
+            torch.testing.assert_close(profile[6:15], expected / expected.sum(), rtol=0, atol=0.01)
+    some = (jitter(dot, Augmentation(**still, blur=0.5), seeded()) != dot).any(1).any(1).any(1).sum()
+    assert 10 < some < 30
+
+
+def test_erasing_hides_a_rectangle():
+    white = torch.full((200, 3, 50, 50), 255.0)
+    still = {"random_crop": False, "mirror": 0, "brightness": 0, "contrast": 0}
+    hidden = (jitter(white, Augmentation(**still, erase=1), seeded()) == FILL).all(1)
+    share = hidden.float().mean((1, 2))
+    assert share.min() > 0.04 and share.max() < 0.21
+    for mask in hidden:
+        rows, columns = mask.any(1), mask.any(0)
+        assert mask.sum() == rows.sum() * columns.sum()
+    assert not (jitter(white, Augmentation(**still), seeded()) == FILL).any()
+
+
+def test_the_generator_decides_everything():
+    strong = Augmentation(rotation=3, scale=0.1, translation=2, blur=0.5, erase=0.5)
+    pictures = smooth_pictures(4, 50, 50)
+
+    def draw(seed):
+        generator = seeded(seed)
+        placement = sample_placement(4, GEOMETRY, strong, generator)
+        return jitter(warp(pictures, placement.of_picture, 28), strong, generator)
+
+    assert torch.equal(draw(0), draw(0))
+    assert not torch.equal(draw(0), draw(1))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Augmentation(mirror=1.5), r"mirror=1.5 must lie in \[0, 1.0\]"),
+        (lambda: Augmentation(rotation=-1), "rotation=-1"),
+        (lambda: InputGeometry(aligned_size=100, crop_size=176), "crop of 176 does not fit into 100"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,202 @@
+"""Metrics against scikit-learn and NumPy as independent oracles, and against hand-counted tables."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from actionunits import metrics
+from actionunits.metrics import UNKNOWN
+
+
+@pytest.fixture
+def predictions():
+    """Scores with ties, labels at five base rates, one AU that never occurs; (400, 6) each."""
+    rng = np.random.default_rng(0)
+    labels = (rng.random((400, 6)) < [0.05, 0.2, 0.5, 0.8, 0.95, 0.0]).astype(int)
+    scores = np.round(np.clip(0.3 * labels + rng.normal(0.4, 0.25, labels.shape), 0, 1), 2)
+    return scores, labels
+
+
+@pytest.mark.parametrize(
+    ("figure", "oracle"),
+    [
+        (metrics.f1_frame, lambda y, s: sk.f1_score(y, s >= 0.5, zero_division=0)),
+        (metrics.accuracy, lambda y, s: sk.accuracy_score(y, s >= 0.5)),
+        (metrics.mcc, lambda y, s: sk.matthews_corrcoef(y, s >= 0.5)),
+        (metrics.false_alarm_rate, lambda y, s: 1 - sk.recall_score(y, s >= 0.5, pos_label=0)),
+        (metrics.base_rate, lambda y, s: y.mean()),
+    ],
+)
+def test_figures_equal_scikit_learn(predictions, figure, oracle):
+    scores, labels = predictions
+    got = figure(labels) if figure is metrics.base_rate else figure(scores, labels)
+    expected = [oracle(labels[:, i], scores[:, i]) for i in range(6)]
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("figure", "oracle"),
+    [
+        (metrics.balanced_accuracy, lambda y, s: sk.balanced_accuracy_score(y, s >= 0.5)),
+        (metrics.roc_auc, sk.roc_auc_score),
+        (metrics.average_precision, sk.average_precision_score),
+    ],
+)
+def test_figures_that_need_both_classes(predictions, figure, oracle):
+    scores, labels = predictions
+    got = figure(scores, labels)
+    np.testing.assert_allclose(got[:5], [oracle(labels[:, i], scores[:, i]) for i in range(5)], atol=1e-12)
+    assert np.isnan(got[5])
+
+
+def test_thresholds_are_per_au_and_reached_by_equality():
+    scores = [[0.3, 0.3], [0.2, 0.2]]
+    count = metrics.confusion(scores, [[1, 1], [0, 0]], thresholds=[0.3, 0.2])
+    assert [cell.tolist() for cell in count] == [[1, 1], [0, 1], [0, 0], [1, 0]]
+
+
+@pytest.mark.parametrize("figure", [*metrics.DECISION_FIGURES.values(), *metrics.RANKING_FIGURES.values()])
+def test_unknown_labels_are_left_out_per_au(predictions, figure):
+    scores, labels = predictions
+    labels = labels.copy()
+    labels[::3, 1] = UNKNOWN
+    labels[1::4, 2] = UNKNOWN
+    for i, known in enumerate((labels != UNKNOWN).T):
+        np.testing.assert_allclose(
+            figure(scores, labels)[i], figure(scores[known, i : i + 1], labels[known, i : i + 1])[0]
+        )
+
+
+def test_correlation_equals_numpy_and_skips_unknown():
+    rng = np.random.default_rng(1)
+    truth, noise = rng.random((50, 3)), rng.random((50, 3))
+    expected = [np.corrcoef(truth[:, i] + noise[:, i], truth[:, i])[0, 1] for i in range(3)]
+    np.testing.assert_allclose(metrics.correlation(truth + noise, truth), expected, atol=1e-12)
+    holes = truth.copy()
+    holes[:10, 0], holes[:10, 1] = np.nan, UNKNOWN
+    np.testing.assert_allclose(
+        metrics.correlation(truth + noise, holes)[:2],
+        metrics.correlation((truth + noise)[10:], truth[10:])[:2],
+    )
+    assert np.isnan(metrics.correlation(truth, np.zeros_like(truth))).all()
+
+
+def test_calibrated_thresholds_are_the_best_of_a_brute_force_search(predictions):
+    scores, labels = predictions
+    best = metrics.f1_frame(scores, labels, metrics.calibrate_thresholds(scores, labels))
+    for threshold in np.arange(-0.005, 1.01, 0.01):
+        assert (metrics.f1_frame(scores, labels, threshold) <= best + 1e-12).all()
+
+
+def test_calibration_keeps_false_alarms_below_the_bound(predictions):
+    scores, labels = predictions
+    thresholds = metrics.calibrate_thresholds(scores, labels, max_false_alarms=0.1)
+    alarms = metrics.false_alarm_rate(scores, labels, thresholds)
+    assert (alarms[:5] <= 0.1).all()
+    allowed = [
+        t for t in np.arange(0.005, 1, 0.01) if (metrics.false_alarm_rate(scores, labels, t)[3] <= 0.1)
+    ]
+    reachable = max(metrics.f1_frame(scores, labels, t)[3] for t in allowed)
+    assert metrics.f1_frame(scores, labels, thresholds)[3] == pytest.approx(reachable)
+    assert thresholds[5] == 0.5  # never occurs
+
+
+def test_calibration_puts_the_threshold_in_the_middle_of_the_gap():
+    assert metrics.calibrate_thresholds([[0.9], [0.7], [0.3], [0.1]], [[1], [1], [0], [0]]) == [0.5]
+    assert metrics.calibrate_thresholds([[0.9], [0.7], [0.8]], [[UNKNOWN], [1], [0]]) == [0.35]
+
+
+def test_calibration_of_a_constant_score_reports_nothing_when_alarms_are_bounded():
+    (threshold,) = metrics.calibrate_thresholds(
+        np.full((4, 1), 0.4), [[1], [0], [0], [0]], max_false_alarms=0.1
+    )
+    assert 0.4 < threshold < 1
+
+
+def test_interval_over_people():
+    rng = np.random.default_rng(2)
+    labels = rng.integers(0, 2, (600, 2))
+    scores = np.where(rng.random((600, 2)) < 0.8, labels, 1 - labels).astype(float)
+    people = np.repeat(np.arange(30), 20).astype(str)
+    low, high = metrics.f1_interval(scores, labels, people)
+    f1 = metrics.f1_frame(scores, labels)
+    expected = np.append(f1, f1.mean())
+    assert ((low < expected) & (expected < high) & (high - low < 0.15)).all()
+    # Were every picture the same person, nothing could vary.
+    low, high = metrics.f1_interval(scores, labels, ["one"] * 600)
+    np.testing.assert_allclose([low, high], [expected, expected])
+
+
+def test_interval_weighs_people_by_their_draws():
+    # Two people, one always right and one always wrong: a resample has F1 0, 2/3 or 1 on these labels.
+    scores, labels = np.array([[1.0], [0.0], [0.0], [1.0]]), np.array([[1], [0], [1], [0]])
+    low, high = metrics.f1_interval(scores, labels, ["right", "right", "wrong", "wrong"])
+    assert (low[0], high[0]) == (0.0, 1.0)
+    low, high = metrics.f1_interval(scores, labels, ["right", "right", "wrong", "wrong"], level=0.01)
+    assert low[0] == high[0] == pytest.approx(0.5)  # both once: TP 1, FP 1, FN 1
+
+
+def test_report_is_json_and_holds_the_figures(predictions):
+    scores, labels = predictions
+    people = [str(i // 40) for i in range(400)]
+    aus = [1, 2, 4, 6, 12, 26]
+    report = metrics.au_report(aus, scores, labels, labels * 0.7, thresholds=0.4, subjects=people)
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert (report["pictures"], report["people"]) == (400, 10)
+    f1 = metrics.f1_frame(scores, labels, 0.4)
+    assert [row["f1"] for row in report["per_au"].values()] == f1.tolist()
+    assert report["mean"]["f1"] == pytest.approx(f1.mean())
+    assert report["per_au"]["AU26"]["auc"] is None
+    assert report["mean"]["auc"] == pytest.approx(np.nanmean(metrics.roc_auc(scores, labels)))
+    low, high = report["mean"]["f1_interval"]
+    assert low < f1.mean() < high
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: metrics.f1_frame([[0.5]], [[9]]), "not 9"),
+        (lambda: metrics.f1_frame([[0.5, 0.5]], [[1]]), r"\(1, 2\) and labels \(1, 1\)"),
+        (lambda: metrics.f1_frame([0.5], [1]), r"got shape \(1,\)"),
+        (lambda: metrics.f1_frame([[np.nan]], [[1]]), "1 pictures have a nan"),
+        (lambda: metrics.correlation([[0.5]], [[1, 2]]), "both be"),
+        (lambda: metrics.calibrate_thresholds([[0.5]], [[1]], max_false_alarms=5), "not 5"),
+        (lambda: metrics.f1_interval([[0.5]], [[1]], ["a", "b"]), "2 subjects"),
+        (lambda: metrics.au_report([1, 2], [[0.5]], [[1]]), "2 AUs"),
+    ],
+)
+def test_bad_input_is_refused_with_the_value_seen(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_trainer_metrics_read_logits_and_tuples():
+    logits, labels = np.array([[4.0, -4.0], [-4.0, 4.0]]), np.array([[1, 0], [0, UNKNOWN]])
+    compute = metrics.trainer_metrics([6, 12])
+    expected = {"f1": 0.5, "auc": 1.0, "f1_AU6": 1.0, "f1_AU12": 0.0}
+    assert compute(SimpleNamespace(predictions=logits, label_ids=labels)) == expected
+    assert compute(SimpleNamespace(predictions=(logits, None), label_ids=labels)) == expected
+
+
+def test_evaluate_metric_agrees_over_batches(predictions):
+    pytest.importorskip("evaluate")
+    scores, labels = predictions
+    metric = metrics.AUF1(keep_in_memory=True)
+    for rows in np.array_split(np.arange(400), 3):
+        metric.add_batch(predictions=scores[rows], references=labels[rows])
+    result = metric.compute(thresholds=0.455)
+    np.testing.assert_allclose(result["f1_per_au"], metrics.f1_frame(scores, labels, 0.455))
+    assert result["f1"] == pytest.approx(np.mean(result["f1_per_au"]))
+
+
+def test_module_needs_neither_evaluate_nor_datasets():
+    code = (
+        "import sys; sys.modules['evaluate'] = sys.modules['datasets'] = None\n"
+        "from actionunits.metrics import f1_frame; assert f1_frame([[1.0]], [[1]]) == 1"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

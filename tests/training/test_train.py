@@ -1,0 +1,374 @@
+"""Whole runs of training/train.py on a toy corpus: what comes out, and that interruptions leave no trace."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tiny_run import RECIPE, ROOT, TINY, TINY_AC2D
+from transformers import AutoModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+import network_training
+from actionunits import EscdaForAUDetection, GdaForAUDetection
+from actionunits.data import AUCollator, Augmentation, load_synthetic
+
+GDA = {"gda": RECIPE["networks"]["gda"]}
+
+
+class InterruptedRunError(Exception):
+    """Stands for anything that ends a run early."""
+
+
+def events(run: Path, kind: str) -> list[dict]:
+    return [e for e in map(json.loads, (run / "log.jsonl").read_text().splitlines()) if e["event"] == kind]
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model" / "model.safetensors").read_bytes()
+
+
+def test_a_run_ends_in_a_model_folder_that_loads_and_says_what_it_is(run, evaluate, corpus, tmp_path):
+    output = run()
+    folder = output / "model"
+    model, processor = AutoModel.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
+    assert type(model) is EscdaForAUDetection
+    assert model.config.aus == processor.aus == [1, 12, 26]
+    assert (processor.size["height"], processor.crop_size["height"], processor.aligned_size) == (48, 176, 200)
+
+    # The ensemble holds the two networks as they were trained.
+    for name, network in (("lsc", model.lsc), ("gda", model.gda)):
+        alone = AutoModel.from_pretrained(output / name / "model").state_dict()
+        assert alone.keys() == network.state_dict().keys()
+        assert all(torch.equal(value, network.state_dict()[key]) for key, value in alone.items())
+
+    # Thresholds and figures are those of the weights: measuring again gives the same report.
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert model.config.au_thresholds == [
+        row["threshold"] for row in metrics["test"]["calibrated"]["per_au"].values()
+    ]
+    assert len(set(model.config.au_thresholds)) == 3
+    evaluate.main(
+        ["--model", str(folder), "--data", str(corpus), "--split", "test", "--output", str(tmp_path / "e")]
+    )
+    again = json.loads((tmp_path / "e" / "metrics-test.json").read_text())
+    assert again["calibrated"] == metrics["test"]["calibrated"]
+    assert set(again["groups"]["age"]) == {"18-29", "30-44", "45-120"}
+
+    # Occurrence rates are the training split's (ESCDA Eq. 8).
+    labels = [row["au_occurrence"] for row in load_synthetic(corpus, "train")]
+    rates = np.mean(labels, axis=0)[[0, 8, 16]]
+    np.testing.assert_allclose(model.config.au_occurrence_rates, rates)
+
+    described = json.loads((folder / "run.json").read_text())
+    assert described["recipe"]["batch_size"] == 8
+    assert described["corpus"]["splits"]["train"] == {"pictures": 24, "people": 3, "skipped": 0}
+    assert "BP4D" in (folder / "README.md").read_text()
+    assert not list(output.rglob("*.partial"))
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(run, train, monkeypatch):
+    """24 pictures in batches of 8: epochs end at steps 3 and 6, checkpoints lie at 2, 3, 4 and 6."""
+    whole = run("whole")
+    log_step = train.NetworkTraining._log_step
+    for stop_at, checkpoint in ((3, 2), (5, 4)):
+
+        def log_and_stop(self, *args, stop_at=stop_at):
+            log_step(self, *args)
+            if self.name == "gda" and self.position.step == stop_at:
+                raise InterruptedRunError
+
+        name = f"stopped-{stop_at}"
+        with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
+            patch.setattr(train.NetworkTraining, "_log_step", log_and_stop)
+            run(name)
+        assert not (whole.parent / name / "model").exists()
+        resumed = run(name)
+        assert [e["step"] for e in events(resumed, "resumed")] == [checkpoint]
+        assert weights(resumed) == weights(whole)
+        losses = [
+            {e["step"]: e["loss"] for e in events(output, "step") if e["network"] == "gda"}
+            for output in (whole, resumed)
+        ]
+        assert losses[0] == losses[1]
+
+
+def test_a_finished_run_trains_nothing_again(run, train, monkeypatch):
+    output = run(networks=GDA)
+    before = weights(output)
+    monkeypatch.setattr(train.NetworkTraining, "_build", lambda self: pytest.fail("trained again"))
+    assert weights(run(networks=GDA)) == before
+
+
+def test_another_recipe_in_the_same_folder_is_refused(run):
+    run(networks=GDA, epochs=1)
+    with pytest.raises(ValueError, match=r"other values of \['seed'\]"):
+        run(networks=GDA, epochs=1, seed=1)
+
+
+def test_seed_decides_the_weights(run):
+    first, same, other = (
+        run(name, networks=GDA, epochs=1, seed=s) for name, s in (("a", 0), ("b", 0), ("c", 1))
+    )
+    assert weights(first) == weights(same) != weights(other)
+
+
+def test_best_validation_epoch_is_kept(run, monkeypatch):
+    """Validation is made to be best after the second of three epochs."""
+    figures = iter([0.2, 0.9, 0.5])
+    report = network_training.au_report
+
+    def scripted(*args):
+        return {**report(*args), "mean": {**report(*args)["mean"], "f1": next(figures)}}
+
+    monkeypatch.setattr(network_training, "au_report", scripted)
+    output = run(networks=GDA, epochs=3, epoch_selection="best-validation")
+    assert events(output, "trained")[0]["selected_epoch"] == 2
+    kept = AutoModel.from_pretrained(output / "gda" / "model").state_dict()
+    batches_seen = {int(value) for name, value in kept.items() if name.endswith("num_batches_tracked")}
+    assert batches_seen == {6}  # two epochs of three
+    assert json.loads((output / "model" / "run.json").read_text())["selected_epochs"] == {"gda": 2}
+
+
+def test_it_learns_what_it_sees(run, train, monkeypatch):
+    """The same few pictures again and again, as they are: their loss must fall."""
+    monkeypatch.setattr(train.NetworkTraining, "_validate", lambda self: None)
+    monkeypatch.setattr(train.NetworkTraining, "_save_checkpoint", lambda self: None)
+    output = run(
+        networks=GDA,
+        epochs=25,
+        warmup_epochs=1,
+        augmentation={"random_crop": False, "mirror": 0.0, "brightness": 0.0, "contrast": 0.0},
+        base_learning_rate=0.3,
+        target="occurrence",
+    )
+    losses = [e["loss"] for e in events(output, "step")]
+    assert np.mean(losses[-3:]) < 0.5 * np.mean(losses[:3])
+
+
+def test_a_network_can_start_from_the_backbone_of_another(run):
+    """Its own steps are tiny, so LSC must end near GDA's backbone, after its own number of epochs."""
+    networks = {
+        "gda": RECIPE["networks"]["gda"],
+        "lsc": {**RECIPE["networks"]["lsc"], "backbone_from": "gda", "epochs": 1},
+    }
+    output = run(networks=networks, base_learning_rate=1e-6)
+    gda, lsc = (AutoModel.from_pretrained(output / name / "model") for name in ("gda", "lsc"))
+    for name, weight in gda.backbone.named_parameters():
+        torch.testing.assert_close(lsc.backbone.get_parameter(name), weight, rtol=0, atol=1e-5)
+    assert [e["selected_epoch"] for e in events(output, "trained")] == [2, 1]
+    assert max(e["step"] for e in events(output, "step") if e["network"] == "lsc") == 3
+    with pytest.raises(ValueError, match="shares no weight with this Linear"):
+        network_training.start_from(torch.nn.Linear(2, 2), output / "gda" / "model")
+
+
+def test_a_model_with_state_by_the_epoch_renews_it(run):
+    """AC2D's prototypes are zero before the first epoch ends, and come with the weights afterwards."""
+    output = run(networks={"ac2d": {"model_type": "au-ac2d", "config": TINY_AC2D}}, epochs=1)
+    prototypes = AutoModel.from_pretrained(output / "model").prototypes
+    assert prototypes.shape == (3, 8)
+    assert prototypes.abs().amin(1).gt(0).all()
+
+
+def test_bf16_and_accumulation_run(run):
+    output = run(networks=GDA, epochs=1, precision="bf16", gradient_accumulation=2)
+    assert [e["step"] for e in events(output, "step")] == [1, 2, 3]
+    model = AutoModel.from_pretrained(output / "model")
+    assert type(model) is GdaForAUDetection
+    assert model.dtype == torch.float32
+
+
+def test_a_corrupt_picture_is_reported_and_skipped(run, tmp_path, caplog):
+    from toy_corpus import write_corpus
+
+    output = run(data=write_corpus(tmp_path / "corpus", corrupt=(3, 5)), networks=GDA, epochs=1)
+    assert "train: skipped 2 unreadable pictures; the first: picture 3 (train-0)" in caplog.text
+    (line,) = (e for e in events(output, "split") if e["split"] == "train")
+    assert (line["pictures"], len(line["skipped"])) == (22, 2)
+    described = json.loads((output / "model" / "run.json").read_text())
+    assert described["corpus"]["splits"]["train"]["skipped"] == 2
+
+
+def test_a_loss_that_is_no_number_stops_the_run(run):
+    with pytest.raises(FloatingPointError, match="lower base_learning_rate"):
+        run(networks=GDA, base_learning_rate=1e30, clip_norm=1e30, warmup_epochs=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"batch_size": 9, "gradient_accumulation": 2}, "batch_size=9 does not divide"),
+        ({"batch_size": 64}, "24 training pictures do not fill one batch of 64"),
+        ({"aus": [1, 27]}, r"no labels of \['AU27'\]"),
+    ],
+)
+def test_recipes_that_cannot_run_say_why(run, values, message):
+    with pytest.raises(ValueError, match=message):
+        run(networks=GDA, **values)
+
+
+def test_batches_of_all_processes_are_an_epoch():
+    """Whatever the number of processes, batch k is the same set of pictures, and no picture comes twice."""
+    for processes in (1, 2, 4):
+        shares = [
+            list(network_training.ShuffledBatches(103, 8, 12, (0, 5), (i, processes)))
+            for i in range(processes)
+        ]
+        batches = [Counter(sum((share[k] for share in shares), [])) for k in range(12)]
+        if processes == 1:
+            expected = batches
+        assert batches == expected
+    assert max(sum(expected, Counter()).values()) == 1
+    other_epoch = list(network_training.ShuffledBatches(103, 8, 12, (0, 6), (0, 1)))
+    assert Counter(other_epoch[0]) != expected[0]
+    assert (
+        list(network_training.ShuffledBatches(103, 8, 12, (0, 5), (0, 1), start=9))
+        == list(network_training.ShuffledBatches(103, 8, 12, (0, 5), (0, 1)))[9:]
+    )
+
+
+def test_learning_rate_rises_linearly_then_falls_as_a_cosine():
+    factor = network_training.WarmupCosine(warmup_steps=4, total_steps=12)
+    np.testing.assert_allclose([factor(step) for step in range(4)], [0.2, 0.4, 0.6, 0.8])
+    expected = [(1 + np.cos(np.pi * k / 8)) / 2 for k in range(9)]
+    np.testing.assert_allclose([factor(4 + k) for k in range(9)], expected, atol=1e-12)
+
+
+def test_only_matrices_and_kernels_decay():
+    from actionunits import LscConfig, LscForAUDetection
+
+    model = LscForAUDetection(LscConfig(aus=[1, 12], **RECIPE["networks"]["lsc"]["config"]))
+    decayed, spared = network_training.parameter_groups(model, 0.05)
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.05, 0.0)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert {names[id(p)].rpartition(".")[2] for p in decayed["params"]} == {"weight"}
+    assert len(decayed["params"]) + len(spared["params"]) == len(names)
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d | torch.nn.PReLU)]
+    free = {id(p) for p in spared["params"]}
+    assert norms and all(id(p) in free for norm in norms for p in norm.parameters())
+    assert all(id(p) in free for name, p in model.named_parameters() if "bias" in name or "epsilon" in name)
+
+
+def test_recipes_in_the_project_are_valid():
+    from recipe import load_recipe
+
+    for path in (ROOT / "training" / "recipes").glob("*.yaml"):
+        assert load_recipe(path).name == path.stem
+
+
+def test_recipe_settings_and_their_errors(tmp_path):
+    from recipe import load_recipe
+
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(RECIPE))
+    recipe = load_recipe(
+        path, ["base_learning_rate=1e-3", "networks.gda.config.hidden_size=64", "augmentation.mirror=0"]
+    )
+    assert recipe.learning_rate == pytest.approx(1e-3 * 8 / 256)
+    assert recipe.networks["gda"].config == {**TINY, "hidden_size": 64}
+    assert recipe.augmentation.mirror == 0 and recipe.augmentation.random_crop
+    for setting, message in [
+        ("epoch=3", r"unknown keys \['epoch'\]; known: .*'epochs'"),
+        ("epochs=three", "epochs must be a int, got 'three'"),
+        ("precision=fp16", r"one of \['fp32', 'bf16'\], not 'fp16'"),
+        ("augmentation.mirror=2", "mirror=2"),
+        ("warmup_epochs=2", "must be below epochs=2"),
+        ("networks.other={model_type: au-gda}", "one network, or lsc and gda"),
+        ("networks.gda.backbone_from=lsc", r"from 'lsc', which must be .*; before it come \[\]"),
+        ("full_intensity=0", "full_intensity=0.0 must be above 0"),
+        ("batch_size", "takes key=value"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            load_recipe(path, [setting])
+
+
+def test_the_readme_fine_tunes(corpus, tmp_path, monkeypatch, capsys):
+    from actionunits import GdaConfig
+
+    text = (ROOT / "training" / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corpora").mkdir()
+    (tmp_path / "corpora" / "synthetic").symlink_to(corpus)
+    GdaForAUDetection(GdaConfig.compact(aus=[12, 6, 1], stage_depths=[0, 0, 0])).save_pretrained(
+        "runs/escda/gda/model"
+    )
+    exec(code.replace("num_train_epochs=3", "max_steps=1, use_cpu=True"), {})
+    assert "eval_f1_AU12" in capsys.readouterr().out
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_batch_of_the_cpu(train, corpus, tmp_path):
+    faces = train.prepare_synthetic(corpus, "train", tmp_path)
+    collate = AUCollator(faces.aus, augmentation=Augmentation(blur=0.5, erase=0.5, landmark_noise=1.0))
+    batch = faces.__getitems__(range(8))
+    expected, found = (
+        collate.inputs(
+            {name: values.to(device) for name, values in batch.items()}, network_training.seeded_generator(0)
+        )
+        for device in ("cpu", "cuda")
+    )
+    for name, values in expected.items():
+        assert found[name].is_cuda
+        torch.testing.assert_close(found[name].cpu(), values, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work(train, corpus, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({**RECIPE, "networks": GDA}))
+    script = ["training/train.py", "--recipe", recipe, "--data", corpus, "--output", tmp_path / "run"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        "29511",
+    ]
+    subprocess.run(
+        [*command, *map(str, script)], check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    output = tmp_path / "run"
+    assert json.loads((output / "model" / "run.json").read_text())["processes"] == 2
+    # The validation figures that both gathered are those of the saved weights on all pictures.
+    faces = train.prepare_synthetic(corpus, "validation", tmp_path / "prepared").with_aus(RECIPE["aus"])
+    recipe = train.load_recipe(recipe)
+    model = AutoModel.from_pretrained(output / "gda" / "model")
+    scores = network_training.gathered_scores(
+        model, faces, network_training.collator(recipe), 4, train.new_accelerator(recipe)
+    )
+    report = events(output, "epoch")[-1]["validation"]
+    expected = network_training.au_report(faces.aus, scores, faces.occurrence, faces.intensities)
+    assert report["pictures"] == len(faces)
+    assert report["mean"]["correlation"] == pytest.approx(expected["mean"]["correlation"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_a_run_that_goes_on(corpus, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({**RECIPE, "networks": GDA, "epochs": 20}))
+    command = [sys.executable, "training/train.py", "--recipe", recipe, "--data", corpus, "--output"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([*map(str, command), str(whole)], check=True, cwd=ROOT)
+    process = subprocess.Popen([*map(str, command), str(killed)], cwd=ROOT)
+    while len(list(killed.glob("gda/checkpoints/step-*[0-9]"))) < 2:
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "model").exists()
+    subprocess.run([*map(str, command), str(killed)], check=True, cwd=ROOT)
+    assert events(killed, "resumed")
+    assert weights(killed) == weights(whole)

@@ -1,0 +1,44 @@
+"""A recipe small enough for tests."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+TINY = {
+    "stem_channels": 8,
+    "stage_channels": [8, 16, 16],
+    "stage_depths": [0, 1, 0],
+    "downsample_expansion": [16, 16, 32],
+    "residual_expansion": [16, 16, 32],
+    "hidden_size": 32,
+}
+TINY_LSC = {
+    **TINY,
+    "attention_channels": 16,
+    "attention_head_dim": 8,
+    "convolution_channels": 8,
+    "mlp_channels": 16,
+}
+TINY_AC2D = {
+    "stem_channels": 4,
+    "hidden_sizes": [8, 8, 8],
+    "depths": [1, 1, 2],
+    "num_heads": [1, 2, 2],
+    "mlp_ratio": 2,
+    "query_ratio": 2,
+}
+RECIPE = {
+    "name": "tiny",
+    "networks": {
+        "lsc": {"model_type": "au-lsc", "config": TINY_LSC},
+        "gda": {"model_type": "au-gda", "config": TINY},
+    },
+    "aus": [1, 12, 26],
+    "target": "intensity",
+    "geometry": {"aligned_size": 200, "crop_size": 176, "input_size": 48},
+    "epochs": 2,
+    "warmup_epochs": 0.5,
+    "batch_size": 8,
+    "checkpoint_every": 2,
+    "log_every": 1,
+}

@@ -1,0 +1,404 @@
+"""Training of one network of a recipe: its loop, checkpoints, order of pictures and learning rate."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather, send_to_device, set_seed
+from torch import nn
+from torch.utils.data import DataLoader, Sampler
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModel
+
+import actionunits  # noqa: F401  (registers the models)
+from actionunits.data import NO_AUGMENTATION, AlignedFaces, AUCollator
+from actionunits.data.collator import stack_samples
+from actionunits.metrics import au_report
+from recipe import NetworkRecipe, Recipe
+
+KEEP_CHECKPOINTS = 2
+
+
+class NetworkTraining:
+    """Training of one network, from wherever its last checkpoint stands to its folder `model`.
+
+    The order of the pictures and their augmentation follow from seed, epoch and batch alone, so a checkpoint
+    needs no more than weights, optimiser, scheduler, dropout's random state and the number of steps.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        recipe: Recipe,
+        splits: dict[str, AlignedFaces],
+        folder: Path,
+        accelerator: Accelerator,
+        log: RunLog,
+    ):
+        self.name, self.recipe, self.folder = name, recipe, folder
+        self.accelerator, self.log = accelerator, log
+        self.train_faces, self.validation_faces = splits["train"], splits["validation"]
+        self.position = Position()
+        self.steps_per_epoch = steps_per_epoch(len(self.train_faces), recipe, accelerator.num_processes)
+        self.epochs = recipe.networks[name].epochs or recipe.epochs
+        self.total_steps = self.steps_per_epoch * self.epochs
+
+    def run(self) -> None:
+        """Train what is left to train."""
+        if (self.folder / "model" / "config.json").is_file():
+            return
+        self._build()
+        self._resume()
+        description = f"{self.name}: training"
+        with tqdm(
+            total=self.total_steps,
+            initial=self.position.step,
+            desc=description,
+            unit="step",
+            disable=None if self.accelerator.is_main_process else True,
+        ) as bar:
+            while self.position.step < self.total_steps:
+                self._train_epoch(bar)
+                self._end_epoch()
+                self._validate()
+                self._save_checkpoint()
+        self._keep_selected()
+
+    def _build(self) -> None:
+        set_seed(self.recipe.seed)
+        network = self.recipe.networks[self.name]
+        model = build_network(network, self.recipe, self.train_faces)
+        if network.backbone_from:
+            start_from(model, self.folder.parent / network.backbone_from / "model")
+        model = model.to(memory_format=torch.channels_last)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(model, self.recipe.weight_decay), lr=self.recipe.learning_rate
+        )
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, WarmupCosine(self.recipe.warmup_epochs * self.steps_per_epoch, self.total_steps)
+        )
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.accelerator.register_for_checkpointing(self.scheduler, self.position)
+        set_seed(self.recipe.seed, device_specific=True)  # dropout differs between processes
+
+    def _train_epoch(self, bar: tqdm) -> None:
+        self.model.train()
+        epoch, done = divmod(self.position.step, self.steps_per_epoch)
+        started, losses = time.monotonic(), []
+        for inputs in self._batches(epoch, done):
+            with self.accelerator.accumulate(self.model):
+                loss = self.model(**inputs).loss
+                self.accelerator.backward(loss)
+                losses.append(loss.detach())
+                if self.accelerator.sync_gradients:
+                    norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            if not self.accelerator.sync_gradients:
+                continue
+            self.scheduler.step()
+            self.position.step += 1
+            bar.update()
+            is_last = self.position.step % self.steps_per_epoch == 0
+            is_due = self.position.step % self.recipe.checkpoint_every == 0
+            if is_last or is_due or self.position.step % self.recipe.log_every == 0:
+                self._log_step(losses, float(norm), time.monotonic() - started, bar)
+                started, losses = time.monotonic(), []
+            if is_due and not is_last:  # an epoch ends with a checkpoint after its validation
+                self._save_checkpoint()
+
+    def _end_epoch(self) -> None:
+        """Let a model that keeps state by the epoch, such as AC2D's prototypes, renew it."""
+        model = self.accelerator.unwrap_model(self.model)
+        if hasattr(model, "end_of_epoch"):
+            model.end_of_epoch(self._batches(self.position.step // self.steps_per_epoch - 1, 0))
+
+    def _batches(self, epoch: int, steps_done: int) -> Iterator[dict[str, torch.Tensor]]:
+        """The model's inputs, augmented on its device, from a step of the epoch on."""
+        accelerator, recipe = self.accelerator, self.recipe
+        sampler = ShuffledBatches(
+            count=len(self.train_faces),
+            batch_size=recipe.batch_size // recipe.gradient_accumulation,
+            batches=self.steps_per_epoch * recipe.gradient_accumulation,
+            seed=(recipe.seed, epoch),
+            share=(accelerator.process_index, accelerator.num_processes),
+            start=steps_done * recipe.gradient_accumulation,
+        )
+        loader = DataLoader(
+            self.train_faces,
+            batch_sampler=sampler,
+            collate_fn=stack_samples,
+            num_workers=recipe.workers,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+        collate = collator(recipe, training=True)
+        for number, batch in enumerate(loader, start=sampler.start):
+            random = seeded_generator(recipe.seed, epoch, number, accelerator.process_index)
+            yield collate.inputs(send_to_device(batch, accelerator.device, non_blocking=True), random)
+
+    def _log_step(self, losses: list[torch.Tensor], norm: float, seconds: float, bar: tqdm) -> None:
+        loss = float(torch.stack(losses).mean())
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"{self.name}: the loss is {loss} at step {self.position.step}; lower base_learning_rate "
+                "or clip_norm. The last checkpoint is from before."
+            )
+        pictures = len(losses) * self.recipe.batch_size / self.recipe.gradient_accumulation
+        rate = self.optimizer.param_groups[0]["lr"]
+        bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        self.log.write(
+            "step",
+            network=self.name,
+            step=self.position.step,
+            epoch=round(self.position.step / self.steps_per_epoch, 3),
+            loss=loss,
+            learning_rate=rate,
+            gradient_norm=norm,
+            pictures_per_second=round(pictures / seconds, 1),
+        )
+
+    def _validate(self) -> None:
+        faces = self.validation_faces
+        scores = gathered_scores(
+            self.model, faces, collator(self.recipe), self.recipe.eval_batch_size, self.accelerator
+        )
+        report = au_report(faces.aus, scores, faces.occurrence, faces.intensities)
+        epoch = self.position.step // self.steps_per_epoch
+        self.log.write("epoch", network=self.name, epoch=epoch, step=self.position.step, validation=report)
+        mean = {name: value for name, value in report["mean"].items() if value is not None}
+        if self.accelerator.is_main_process:
+            shown = ", ".join(
+                f"{name} {mean[name]:.3f}" for name in ("f1", "auc", "correlation") if name in mean
+            )
+            tqdm.write(f"{self.name}: epoch {epoch}/{self.epochs}, validation {shown}")
+        score = mean.get(self.recipe.selection_metric, 0.0)
+        if self.recipe.epoch_selection == "best-validation" and score > self.position.best_score:
+            self.position.best_score, self.position.best_epoch = score, epoch
+            self._save_network("best")
+
+    def _resume(self) -> None:
+        checkpoints = sorted((self.folder / "checkpoints").glob("step-*[0-9]"))
+        if checkpoints:
+            self.accelerator.load_state(str(checkpoints[-1]))
+            self.log.write("resumed", network=self.name, step=self.position.step)
+
+    def _save_checkpoint(self) -> None:
+        """Save the state of the run under a temporary name, then move it to its place."""
+        folder = self.folder / "checkpoints"
+        final = folder / f"step-{self.position.step:09d}"
+        partial = folder / f"{final.name}.partial"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(partial))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            replace_folder(partial, final)
+            for old in sorted(folder.glob("step-*[0-9]"))[:-KEEP_CHECKPOINTS]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def _save_network(self, name: str) -> None:
+        if self.accelerator.is_main_process:
+            partial = self.folder / f"{name}.partial"
+            self.accelerator.unwrap_model(self.model).save_pretrained(partial)
+            replace_folder(partial, self.folder / name)
+        self.accelerator.wait_for_everyone()
+
+    def _keep_selected(self) -> None:
+        """Put the selected epoch's weights into `model`, which marks the network as trained."""
+        selected = self.position.best_epoch
+        if selected and self.accelerator.is_main_process:
+            shutil.copytree(self.folder / "best", self.folder / "model.partial", dirs_exist_ok=True)
+            replace_folder(self.folder / "model.partial", self.folder / "model")
+        elif not selected:
+            self._save_network("model")
+        self.log.write("trained", network=self.name, selected_epoch=selected or self.epochs)
+        self.accelerator.wait_for_everyone()
+
+
+@dataclass
+class Position:
+    """How far a network's training is, as a checkpoint keeps it."""
+
+    step: int = 0
+    best_score: float = -math.inf
+    best_epoch: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint saves."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what a checkpoint saved."""
+        vars(self).update(state)
+
+
+class ShuffledBatches(Sampler[list[int]]):
+    """Batches of an epoch in an order that seed and epoch decide, and this process' share of each."""
+
+    def __init__(
+        self, count: int, batch_size: int, batches: int, seed: tuple, share: tuple[int, int], start: int = 0
+    ):
+        order = torch.randperm(count, generator=seeded_generator(*seed))
+        self.order = order[: batches * batch_size].view(batches, batch_size)
+        self.share, self.start = share, start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        index, count = self.share
+        for batch in self.order[self.start :]:
+            yield batch[index::count].tolist()
+
+    def __len__(self) -> int:
+        return len(self.order) - self.start
+
+
+class WarmupCosine:
+    """Factor of the learning rate at a step: linear from 0, then half a cosine to 0."""
+
+    def __init__(self, warmup_steps: float, total_steps: int):
+        self.warmup_steps, self.total_steps = warmup_steps, total_steps
+
+    def __call__(self, step: int) -> float:
+        """The factor for the update after `step` updates."""
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def seeded_generator(*seed: int) -> torch.Generator:
+    """A generator that the numbers decide, such as seed, epoch, batch and process."""
+    state = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+def steps_per_epoch(count: int, recipe: Recipe, processes: int) -> int:
+    """Optimiser steps of an epoch; pictures that do not fill a step wait for another epoch's order.
+
+    Raises:
+        ValueError: The batch does not divide among processes and accumulation, or there are too few pictures.
+    """
+    shares = processes * recipe.gradient_accumulation
+    if recipe.batch_size % shares:
+        raise ValueError(
+            f"batch_size={recipe.batch_size} does not divide by {processes} processes times "
+            f"gradient_accumulation={recipe.gradient_accumulation}."
+        )
+    if count < recipe.batch_size:
+        raise ValueError(f"{count} training pictures do not fill one batch of {recipe.batch_size}.")
+    return count // recipe.batch_size
+
+
+def build_network(network: NetworkRecipe, recipe: Recipe, faces: AlignedFaces) -> nn.Module:
+    """A new network, or a pretrained one for these action units, with the corpus' occurrence rates."""
+    settings: dict[str, Any] = {"aus": list(recipe.aus), **network.config}
+    if recipe.balance_aus:
+        margin = 1 / (len(faces) + 1)  # an action unit that never or always occurs has no weight in Eq. 8
+        settings["au_occurrence_rates"] = np.clip(faces.occurrence_rates(), margin, 1 - margin).tolist()
+    if network.pretrained:
+        return AutoModel.from_pretrained(network.pretrained, **settings, dtype=torch.float32)
+    config_class = type(AutoConfig.for_model(network.model_type))
+    make = getattr(config_class, network.preset) if network.preset else config_class
+    return AutoModel.from_config(make(image_size=recipe.geometry.input_size, **settings))
+
+
+def start_from(model: nn.Module, folder: Path) -> None:
+    """Take over the weights of another network where name and shape agree.
+
+    Raises:
+        ValueError: Nothing agrees.
+    """
+    found, own = AutoModel.from_pretrained(folder).state_dict(), model.state_dict()
+    shared = {name: value for name, value in found.items() if name in own and own[name].shape == value.shape}
+    if not shared:
+        raise ValueError(
+            f"{folder} shares no weight with this {type(model).__name__}; correct `backbone_from`."
+        )
+    model.load_state_dict(shared, strict=False)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices and kernels decay; norms, biases and scalars do not."""
+    parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decays = {name for name, p in parameters if p.ndim > 1 and not name.endswith("bias")}
+    return [
+        {"params": [p for name, p in parameters if name in decays], "weight_decay": weight_decay},
+        {"params": [p for name, p in parameters if name not in decays], "weight_decay": 0.0},
+    ]
+
+
+def collator(recipe: Recipe, training: bool = False) -> AUCollator:
+    """What makes a batch of faces the model's inputs."""
+    return AUCollator(
+        aus=recipe.aus,
+        geometry=recipe.geometry,
+        augmentation=recipe.augmentation if training else NO_AUGMENTATION,
+        target=recipe.target,
+        full_intensity=recipe.full_intensity,
+    )
+
+
+@torch.no_grad()
+def gathered_scores(
+    model: nn.Module, faces: AlignedFaces, collate: AUCollator, batch_size: int, accelerator: Accelerator
+) -> np.ndarray:
+    """Probabilities (N, m) of all faces; every process does its share and gets all."""
+    model.eval()
+    processes = accelerator.num_processes
+    order = np.arange(math.ceil(len(faces) / processes) * processes) % len(faces)  # equal shares
+    mine = order[accelerator.process_index :: processes]
+    scores = []
+    for start in range(0, len(mine), batch_size):
+        batch = send_to_device(faces.__getitems__(mine[start : start + batch_size]), accelerator.device)
+        inputs = collate.inputs(batch)
+        del inputs["labels"]
+        scores.append(torch.sigmoid(model(**inputs).logits.float()))
+    shares = gather(torch.cat(scores)).view(processes, len(mine), -1)
+    return shares.transpose(0, 1).flatten(0, 1)[: len(faces)].cpu().numpy()
+
+
+def new_accelerator(recipe: Recipe) -> Accelerator:
+    """What runs on one CPU, one GPU or several processes; one for every network."""
+    return Accelerator(
+        mixed_precision="bf16" if recipe.precision == "bf16" else "no",
+        gradient_accumulation_steps=recipe.gradient_accumulation,
+        cpu=not torch.accelerator.is_available(),  # else torchrun's processes on a CPU do not join
+    )
+
+
+@dataclass
+class RunLog:
+    """JSON lines, one an event; silent where there is no path (all processes but the first)."""
+
+    path: Path | None
+
+    def write(self, event: str, **values: Any) -> None:
+        """Append an event with the time."""
+        if self.path is not None:
+            line = {"event": event, "time": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**line, **values}) + "\n")
+
+    def events(self, event: str) -> list[dict[str, Any]]:
+        """All events of a kind so far."""
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path and self.path.exists() else []
+        return [line for line in map(json.loads, lines) if line["event"] == event]
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Move a complete folder to its place; what was there goes."""
+    shutil.rmtree(target, ignore_errors=True)
+    source.rename(target)

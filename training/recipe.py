@@ -1,0 +1,175 @@
+"""A training recipe: all that decides the outcome of a run, read from YAML; `--set` replaces values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from actionunits.action_units import CORPUS_AUS, check_aus
+from actionunits.data import Augmentation, InputGeometry
+
+
+@dataclass(frozen=True)
+class NetworkRecipe:
+    """A network to train.
+
+    Attributes:
+        model_type: Registered type, such as "au-gda".
+        preset: Class method of the configuration that gives its defaults ("compact"); "" for the paper's.
+        config: Values that differ from these defaults.
+        pretrained: Folder or Hub name of weights to start from; `preset` must then be empty.
+        backbone_from: Another network of the recipe, trained before; this one starts from its weights where
+            names agree, which is the backbone.
+        epochs: Passes over the training split; 0 for the recipe's.
+    """
+
+    model_type: str
+    preset: str = ""
+    config: dict = field(default_factory=dict)
+    pretrained: str = ""
+    backbone_from: str = ""
+    epochs: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run.
+
+    Attributes:
+        name: What the model card calls the result.
+        networks: Networks by name; each is trained alone, one after the other. The result is the only
+            network, or the ensemble of `lsc` and `gda`.
+        aus: FACS numbers in output order.
+        target: Labels of the loss, "occurrence" (0 or 1) or "intensity" (soft labels from 0 to 1).
+        full_intensity: Intensity from which on a soft label is 1; below it is intensity / full_intensity.
+        balance_aus: Weigh action units and occurrences by their rates in the training split (ESCDA Eq. 8).
+        geometry: Sizes of the aligned face, the crop and the input.
+        augmentation: What varies between epochs.
+        epochs: Passes over the training split.
+        warmup_epochs: Epochs in which the learning rate rises linearly from 0; a cosine to 0 follows.
+        batch_size: Pictures of one optimiser step, over all processes and accumulated batches.
+        gradient_accumulation: Batches that a step is split into where memory is short.
+        base_learning_rate: Learning rate for a batch of 256; the run's is this * batch_size / 256.
+        weight_decay: AdamW's, for matrices and kernels only (not for norms, biases and scalars).
+        clip_norm: Largest norm of the gradient.
+        precision: "fp32" or "bf16" (autocast).
+        epoch_selection: "last", or "best-validation" by `selection_metric`.
+        selection_metric: Mean figure of the validation split: "f1" (at 0.5), "auc" or "correlation".
+        max_false_alarms: Bound of the false alarm rate when thresholds are calibrated (validation split).
+        seed: Of initial weights, order of the pictures and augmentation.
+        eval_batch_size: Pictures of one validation batch.
+        log_every: Optimiser steps between lines of the log.
+        checkpoint_every: Optimiser steps between checkpoints; epochs end with one, too.
+        workers: Processes that read pictures; 0 reads in the training process.
+    """
+
+    name: str
+    networks: dict[str, NetworkRecipe]
+    aus: list[int] = field(default_factory=lambda: list(CORPUS_AUS["synthetic"]))
+    target: Literal["occurrence", "intensity"] = "occurrence"
+    full_intensity: float = 1.0
+    balance_aus: bool = True
+    geometry: InputGeometry = InputGeometry()
+    augmentation: Augmentation = Augmentation()
+    epochs: int = 20
+    warmup_epochs: float = 5
+    batch_size: int = 64
+    gradient_accumulation: int = 1
+    base_learning_rate: float = 3.2e-2
+    weight_decay: float = 0.05
+    clip_norm: float = 3.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    epoch_selection: Literal["last", "best-validation"] = "last"
+    selection_metric: Literal["f1", "auc", "correlation"] = "f1"
+    max_false_alarms: float = 0.1
+    seed: int = 0
+    eval_batch_size: int = 128
+    log_every: int = 50
+    checkpoint_every: int = 500
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what no run could follow."""
+        check_aus(self.aus)
+        if len(self.networks) != 1 and set(self.networks) != {"lsc", "gda"}:
+            raise ValueError(f"networks must name one network, or lsc and gda; got {sorted(self.networks)}.")
+        positive = ("epochs", "batch_size", "gradient_accumulation", "base_learning_rate", "clip_norm")
+        for name in (*positive, "full_intensity"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
+        trained: list[str] = []
+        for name, network in self.networks.items():
+            if network.backbone_from and network.backbone_from not in trained:
+                raise ValueError(
+                    f"{name} takes its backbone from {network.backbone_from!r}, which must be trained before "
+                    f"it; before it come {trained}."
+                )
+            trained.append(name)
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise ValueError(f"warmup_epochs={self.warmup_epochs} must be below epochs={self.epochs}.")
+
+    @property
+    def learning_rate(self) -> float:
+        """Highest learning rate of the run (ESCDA Sec. 4.1.2)."""
+        return self.base_learning_rate * self.batch_size / 256
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values, defaults included, as YAML and JSON hold them."""
+        return asdict(self)
+
+
+def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and replace single values.
+
+    Args:
+        path: YAML file; keys are the attributes of `Recipe`.
+        settings: "key=value" with a dotted key and a YAML value ("networks.lsc.config.mlp_channels=64").
+
+    Raises:
+        ValueError: Unknown key, wrong type or value out of range.
+    """
+    values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes key=value, got {setting!r}.")
+        *parents, last = key.split(".")
+        inner = values
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = yaml.safe_load(value)
+    return _read(Recipe, values, "the recipe")
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """Make a `kind` (a dataclass or an annotation of one's field) of a YAML value."""
+    if is_dataclass(kind) and isinstance(kind, type):
+        return _read_dataclass(kind, value, where)
+    if get_origin(kind) is dict:
+        return {key: _read(get_args(kind)[1], inner, f"{where}.{key}") for key, inner in value.items()}
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise ValueError(f"{where} is one of {list(get_args(kind))}, not {value!r}.")
+        return value
+    if kind is float and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-3, without a point, as text
+        except (TypeError, ValueError):
+            pass
+    elif isinstance(value, get_origin(kind) or kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise ValueError(f"{where} must be a {getattr(kind, '__name__', kind)}, got {value!r}.")
+
+
+def _read_dataclass(kind: type, values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} must be a table of keys and values, got {values!r}.")
+    known = {f.name for f in fields(kind)}
+    if strange := sorted(set(values) - known):
+        raise ValueError(f"{where} has unknown keys {strange}; known: {sorted(known)}.")
+    hints = get_type_hints(kind)
+    return kind(**{key: _read(hints[key], value, f"{where}: {key}") for key, value in values.items()})

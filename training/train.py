@@ -1,0 +1,212 @@
+"""Train action unit networks by a recipe.
+
+    python training/train.py --recipe training/recipes/escda-synthetic-compact.yaml --data CORPUS --output RUN
+    torchrun --nproc_per_node 2 training/train.py ...                  # several processes
+    python training/train.py ... --set epochs=2 --set batch_size=32    # other values
+
+The same command again continues an interrupted run where its last checkpoint lies, to the bit. It writes
+
+    RUN/recipe.yaml     the recipe as it was used
+        log.jsonl       one line an event: losses, learning rate, metrics of every epoch
+        prepared/       pictures decoded and aligned once
+        NETWORK/        checkpoints/, best/ and the trained network's model/, for each network of the recipe
+        model/          the result: weights, image processor, thresholds, metrics.json, run.json, README.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import platform
+import shutil
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import Accelerator
+from torch import nn
+from transformers import AutoModel
+
+import actionunits  # noqa: F401  (registers the models)
+from actionunits.data import AlignedFaces, check_people_apart, prepare_synthetic
+from actionunits.data.synthetic import available_splits, read_manifest
+from actionunits.evaluation import evaluation_report, predict_scores, write_report
+from actionunits.image_processing_au import AUImageProcessor
+from actionunits.metrics import calibrate_thresholds
+from actionunits.model_card import write_card
+from actionunits.models.escda import EscdaForAUDetection
+from network_training import NetworkTraining, RunLog, new_accelerator, replace_folder
+from recipe import Recipe, load_recipe
+
+TEMPLATE = Path(__file__).parents[1] / "model_cards" / "template.md"
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train as the command line says."""
+    args = parse_arguments(arguments)
+    recipe = load_recipe(args.recipe, args.set)
+    accelerator = new_accelerator(recipe)
+    log = open_run(args.output, recipe, accelerator)
+    splits = prepare_splits(args, recipe, accelerator, log)
+    for name in recipe.networks:
+        NetworkTraining(name, recipe, splits, args.output / name, new_accelerator(recipe), log).run()
+    if accelerator.is_main_process:
+        finish(args.output, recipe, splits, read_manifest(args.data), accelerator, log)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", required=True, type=Path, help="YAML file, see training/recipes")
+    parser.add_argument("--data", required=True, type=Path, help="folder of the synthetic corpus")
+    parser.add_argument("--output", required=True, type=Path, help="folder of the run")
+    parser.add_argument("--cache", type=Path, help="decoded pictures, to share between runs")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a value")
+    return parser.parse_args(arguments)
+
+
+def open_run(output: Path, recipe: Recipe, accelerator: Accelerator) -> RunLog:
+    """Make the run's folder, or check that the run found there follows the same recipe.
+
+    Raises:
+        ValueError: The folder holds a run of another recipe.
+    """
+    stored = output / "recipe.yaml"
+    if stored.is_file():
+        if (before := yaml.safe_load(stored.read_text())) != recipe.to_dict():
+            changed = sorted(key for key, value in recipe.to_dict().items() if before.get(key) != value)
+            raise ValueError(f"{output} holds a run with other values of {changed}; choose another --output.")
+    elif accelerator.is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        write_atomically(stored, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
+    accelerator.wait_for_everyone()
+    return RunLog(output / "log.jsonl" if accelerator.is_main_process else None)
+
+
+def prepare_splits(
+    args: argparse.Namespace, recipe: Recipe, accelerator: Accelerator, log: RunLog
+) -> dict[str, AlignedFaces]:
+    """All splits of the corpus, decoded and aligned once, with the recipe's action units."""
+    splits = {}
+    cache = args.cache or args.output / "prepared"
+    found = available_splits(args.data) if args.data.is_dir() else []
+    for split in ["train", "validation", *(["test"] if "test" in found else [])]:
+        with accelerator.main_process_first():
+            faces = prepare_synthetic(args.data, split, cache, recipe.geometry.aligned_size)
+        splits[split] = faces.with_aus(recipe.aus)
+        report_skipped(split, faces, accelerator, log)
+    check_people_apart(**splits)
+    return splits
+
+
+def report_skipped(split: str, faces: AlignedFaces, accelerator: Accelerator, log: RunLog) -> None:
+    """Say which pictures could not be read."""
+    skipped = [str(reason) for reason in faces.skipped]
+    log.write("split", split=split, pictures=len(faces), people=len(set(faces.people)), skipped=skipped)
+    if skipped and accelerator.is_main_process:
+        logger.warning("%s: skipped %d unreadable pictures; the first: %s", split, len(skipped), skipped[0])
+
+
+def finish(
+    output: Path,
+    recipe: Recipe,
+    splits: dict[str, AlignedFaces],
+    manifest: dict[str, Any],
+    accelerator: Accelerator,
+    log: RunLog,
+) -> None:
+    """Assemble the result, calibrate its thresholds, measure it, and write it with its card."""
+    partial = output / "model.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    model = assemble(output, recipe).to(accelerator.device).eval()
+    processor = build_processor(recipe)
+    scores = {
+        split: predict_scores(model, processor, faces, recipe.eval_batch_size)
+        for split, faces in splits.items()
+        if split != "train"
+    }
+    known = splits["validation"].occurrence
+    thresholds = calibrate_thresholds(scores["validation"], known, recipe.max_false_alarms)
+    model.config.au_thresholds = thresholds
+    metrics = {
+        split: evaluation_report(values, splits[split], thresholds, split) for split, values in scores.items()
+    }
+    model.save_pretrained(partial)
+    processor.save_pretrained(partial)
+    (partial / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    run = describe_run(recipe, splits, manifest, model, accelerator, log)
+    (partial / "run.json").write_text(json.dumps(run, indent=1) + "\n")
+    write_card(partial, TEMPLATE)
+    replace_folder(partial, output / "model")
+    for report in metrics.values():
+        write_report(output, report)
+    log.write("finished", metrics={split: report["calibrated"]["mean"] for split, report in metrics.items()})
+    print(f"wrote {output / 'model'}")
+
+
+def assemble(output: Path, recipe: Recipe) -> nn.Module:
+    """The only network, or the ensemble of both."""
+    networks = {name: AutoModel.from_pretrained(output / name / "model") for name in recipe.networks}
+    if len(networks) == 1:
+        return next(iter(networks.values()))
+    return EscdaForAUDetection.from_networks(networks["lsc"], networks["gda"])
+
+
+def build_processor(recipe: Recipe) -> AUImageProcessor:
+    """The image processor that does to a photo what validation did to the corpus."""
+    crop, size = recipe.geometry.crop_size, recipe.geometry.input_size
+    return AUImageProcessor(
+        aligned_size=recipe.geometry.aligned_size,
+        crop_size={"height": crop, "width": crop},
+        size={"height": size, "width": size},
+        aus=list(recipe.aus),
+    )
+
+
+def describe_run(
+    recipe: Recipe,
+    splits: dict[str, AlignedFaces],
+    manifest: dict[str, Any],
+    model: nn.Module,
+    accelerator: Accelerator,
+    log: RunLog,
+) -> dict[str, Any]:
+    """Where the weights come from, for `run.json` and the card."""
+    packages = ("actionunits", "torch", "transformers", "accelerate", "datasets", "numpy")
+    return {
+        "recipe": recipe.to_dict(),
+        "corpus": {
+            "manifest": manifest,
+            "splits": {
+                split: {"pictures": len(f), "people": len(set(f.people)), "skipped": len(f.skipped)}
+                for split, f in splits.items()
+            },
+        },
+        "model_type": model.config.model_type,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "selected_epochs": {line["network"]: line["selected_epoch"] for line in log.events("trained")},
+        "device": accelerator.device.type,
+        "processes": accelerator.num_processes,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "finished": datetime.now(timezone.utc).date().isoformat(),
+    }
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file under a temporary name, then move it to its place."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+if __name__ == "__main__":
+    main()
