@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from actionunits.synthesis.head_model import AU_SHAPES, LANDMARK_VERTICES, HeadModel
 from actionunits.synthesis.person import CONTOUR, TEMPLATE_POINTS
-from actionunits.synthesis.sampling import UNLABELLED
+from actionunits.synthesis.sampling import RESTING_FACE, UNLABELLED
 
 SPLIT_SHAPES = {"brow", "cheek", "eye", "nose"}  # shapes of the real model that come in _L and _R halves
 GRID = 41
@@ -57,7 +57,8 @@ def head_arrays() -> dict[str, np.ndarray]:
     quads = np.stack([corner, corner + GRID, corner + GRID + 1, corner + 1], 1)
     extra = len(points) + len(skin) + np.arange(9).reshape(3, 3)
     names = sorted(
-        {name for shapes in AU_SHAPES.values() for name in shapes} | {row[0] for row in UNLABELLED}
+        {name for shapes in AU_SHAPES.values() for name in shapes}
+        | {row[0] for row in UNLABELLED + RESTING_FACE}
     )
     names += ["eyeBlink", "eyeLookUp", "eyeLookDown"]
     names = [

@@ -7,7 +7,7 @@ import pytest
 from actionunits.landmarks import SCHEMES
 from actionunits.synthesis.head_model import EYE
 from actionunits.synthesis.person import TEMPLATE_POINTS, Person, read_people, read_template
-from actionunits.synthesis.renderer import render, shading
+from actionunits.synthesis.renderer import highlight, render, shading
 from actionunits.synthesis.sampling import Light, neutral_scene
 from actionunits.synthesis.wrinkles import WRINKLED_AUS, wrinkle_maps
 
@@ -123,3 +123,21 @@ def test_wrinkles_are_symmetric_on_a_symmetric_face():
     assert (np.abs(maps).max((1, 2)) > 5).all()
     rounding = np.abs(maps - np.roll(maps[:, :, ::-1], 1, axis=2))
     assert np.quantile(rounding, 0.99) <= 6
+
+
+def test_a_darker_complexion_darkens_the_skin_and_leaves_geometry(head, person):
+    as_photographed = draw(head, person)
+    darker = draw(head, person, skin=(1.6, 1.0, 1.0, 1.0))
+    nose = tuple(np.round(as_photographed.landmarks[30]).astype(int)[::-1])
+    assert (darker.image[nose] < 0.9 * as_photographed.image[nose]).all()
+    np.testing.assert_array_equal(darker.landmarks, as_photographed.landmarks)
+
+
+def test_highlight_is_brightest_half_way_between_light_and_camera():
+    light = Light((0.0, 1.0, 0.0), (2.0, 1.0, 0.5), (0, 0, 0))
+    angles = np.radians(np.arange(0, 91, 5))
+    normals = np.stack([0 * angles, np.sin(angles), np.cos(angles)], -1)[None].astype(np.float32)
+    shine = highlight(normals, light, sharpness=12)[0]
+    assert np.argmax(shine[:, 0]) == 9  # 45 degrees
+    np.testing.assert_allclose(shine[9], [2.0, 1.0, 0.5], rtol=1e-5)
+    np.testing.assert_allclose(shine[0, 0], 2 * np.cos(np.pi / 4) ** 12, rtol=1e-4)

@@ -22,8 +22,9 @@ from tqdm import tqdm
 from actionunits import __version__
 
 from .head_model import HeadModel
+from .make_up import make_up
 from .person import Person, read_people
-from .photography import occlude, random_background, take_photograph, to_jpeg
+from .photography import cast_shadow, cut_tightly, occlude, random_background, take_photograph, to_jpeg
 from .renderer import render
 from .sampling import (
     OCCURRENCE_FROM,
@@ -48,7 +49,7 @@ class CorpusPlan:
         shard_size: pictures a Parquet file.
     """
 
-    pictures: tuple[int, int, int] = (40_000, 3_000, 3_000)
+    pictures: tuple[int, int, int] = (60_000, 3_000, 3_000)
     seed: int = 0
     size: int = 160
     shard_size: int = 2_000
@@ -171,7 +172,9 @@ def _draw(job: tuple[str, int]) -> dict:
     person, other = (_person(names[rng.integers(len(names))]) for _ in range(2))
     scene = sample_scene(head, rng, plan.size)
     drawn = render(head, scene, person, other, random_background(rng))
-    picture = take_photograph(occlude(drawn.image, drawn.landmarks, rng), rng)
+    linear = occlude(make_up(drawn.image, drawn.landmarks, rng), drawn.landmarks, rng)
+    picture = take_photograph(cast_shadow(linear, rng), rng)
+    picture = cut_tightly(picture, drawn.landmarks, rng)
     intensities = label_intensities(scene, drawn.lip_gap)
     return {
         "image": {"bytes": to_jpeg(picture, rng), "path": None},

@@ -17,7 +17,7 @@ AU_SHAPES: dict[int, dict[str, float]] = {
     2: {"browOuterUp": 1.0},
     4: {"browDown": 1.6},
     5: {"eyeWide": 1.8},
-    6: {"cheekSquint": 1.0, "cheekRaiser": 1.0},
+    6: {"cheekSquint": 1.2, "cheekRaiser": 1.0, "eyeSquint": 0.4},
     7: {"eyeSquint": 1.6, "eyeBlink": 0.25},
     9: {"noseSneer": 0.95},
     10: {"mouthUpperUp": 1.0},

@@ -1,4 +1,4 @@
-"""What the world and a camera do to a face picture: backgrounds, occlusion, exposure, blur, compression."""
+"""What the world and a camera do to a face: background, occlusion, shadow, exposure, blur, cutting, JPEG."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import cv2
 import numpy as np
 from PIL import Image
+
+FILL = 128  # grey level with which an alignment fills what lies outside of the picture
 
 
 def random_background(rng: np.random.Generator, size: int = 64) -> np.ndarray:
@@ -32,14 +34,41 @@ def occlude(image: Any, landmarks: np.ndarray, rng: np.random.Generator) -> np.n
     image = image.copy()
     if rng.random() < 0.12:
         image = _glasses(image, landmarks, rng)
-    if rng.random() < 0.06:
+    if rng.random() < 0.10:
         low, high = landmarks.min(0), landmarks.max(0)
         middle = rng.uniform(low, high)
         axes = rng.uniform(0.06, 0.22, 2) * (high - low)
         color = tuple((rng.random(3) ** 2).tolist())
+        if rng.random() < 0.5:  # a hand has the face's own colour
+            x, y = np.clip(landmarks[30], 0, image.shape[0] - 1).astype(int)
+            color = tuple((image[y, x] * rng.uniform(0.7, 1.2)).tolist())
         box = (tuple(middle.tolist()), tuple((2 * axes).tolist()), float(rng.uniform(0, 180)))
         cv2.ellipse(image, box, color, -1, cv2.LINE_AA)
     return image
+
+
+def cast_shadow(image: Any, rng: np.random.Generator) -> np.ndarray:
+    """Now and then half of the picture lies in the shadow of something, with a soft or a hard edge."""
+    if rng.random() > 0.12:
+        return image
+    size = image.shape[0]
+    y, x = (np.mgrid[0:size, 0:size] / size - 0.5).astype(np.float32)
+    angle = rng.uniform(0, 2 * np.pi)
+    side = (x * np.cos(angle) + y * np.sin(angle) - rng.uniform(-0.25, 0.25)) / rng.uniform(0.01, 0.3)
+    return image * (1 - rng.uniform(0.2, 0.7) * np.clip(side + 0.5, 0, 1))[..., None].astype(np.float32)
+
+
+def cut_tightly(picture: Any, landmarks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """uint8 RGB: now and then only a tight box of the face is there, and black or grey around it."""
+    if rng.random() > 0.15:
+        return picture
+    low, high = landmarks.min(0), landmarks.max(0)
+    left, top = (low - rng.uniform(0.0, 0.35, 2) * (high - low)).astype(int)
+    right, bottom = (high + rng.uniform(0.02, 0.3, 2) * (high - low)).astype(int)
+    framed = np.full_like(picture, rng.choice([0, FILL, FILL]))
+    inside = np.s_[max(top, 0) : bottom, max(left, 0) : right]
+    framed[inside] = picture[inside]
+    return framed
 
 
 def take_photograph(image: Any, rng: np.random.Generator) -> np.ndarray:
@@ -53,10 +82,10 @@ def take_photograph(image: Any, rng: np.random.Generator) -> np.ndarray:
         gray = picture.mean(-1, keepdims=True)
         picture = gray + (picture - gray) * rng.uniform(0.4, 1.3)
     picture = picture.astype(np.float32)
+    if rng.random() < 0.3:
+        picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.3, 1.6))
     if rng.random() < 0.35:
-        picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.3, 1.8))
-    if rng.random() < 0.35:
-        small = round(size * rng.uniform(0.25, 0.8))
+        small = round(size * rng.uniform(0.28, 0.9))
         picture = cv2.resize(picture, (small, small), interpolation=cv2.INTER_AREA)
         picture = cv2.resize(picture, (size, size), interpolation=cv2.INTER_LINEAR)
     picture = picture + rng.normal(0, rng.uniform(0, 0.03), picture.shape)

@@ -81,6 +81,20 @@ def shading(normals: np.ndarray, light: Light) -> np.ndarray:
     return np.array(light.ambient, np.float32) * sky + np.array(light.key, np.float32) * lambert
 
 
+def highlight(normals: np.ndarray, light: Light, sharpness: float) -> np.ndarray:
+    """Mirror-like part (H, W, 3) of the key light on normals (H, W, 3), after Blinn; the camera is at +z."""
+    halfway = _unit(_unit(np.array(light.direction, np.float32)) + np.array([0, 0, 1], np.float32))
+    return np.clip(normals @ halfway, 0, None)[..., None] ** sharpness * np.array(light.key, np.float32)
+
+
+def _complexion(color: np.ndarray, scene: Scene) -> np.ndarray:
+    """The photograph's linear colour with the scene's darker or lighter skin."""
+    exponent, *tint = scene.skin
+    if exponent == 1.0:
+        return color
+    return np.power(color, np.float32(exponent)) * np.array(tint, np.float32)
+
+
 def _lip_gap(vertices: np.ndarray) -> float:
     return float(np.linalg.norm(vertices[LANDMARK_VERTICES[62]] - vertices[LANDMARK_VERTICES[66]]))
 
@@ -108,7 +122,7 @@ def _hair(canvas: np.ndarray, person: Person, points: np.ndarray, scene: Scene) 
     upright = np.zeros((1, 1, 3), np.float32)
     upright[..., 1:] = (0.3, 0.95)
     light = shading(upright, scene.light) / shading(upright, PHOTO_LIGHT)
-    return canvas * (1 - alpha) + to_linear(layer[..., :3]) * light * alpha
+    return canvas * (1 - alpha) + _complexion(to_linear(layer[..., :3]), scene) * light * alpha
 
 
 def _head(head, scene, person, other, vertices, points, rotation, size) -> tuple[np.ndarray, np.ndarray]:
@@ -135,7 +149,8 @@ def _head(head, scene, person, other, vertices, points, rotation, size) -> tuple
         second, second_shown = _photograph(other, pixels[..., 8:10], pixels[..., 13], scene.wrinkles)
         share = scene.blend * shown * second_shown
         albedo = albedo * (1 - share) + second * share
-    color = (albedo * shown + pixels[..., 10:13] * (1 - shown)) * ratio
+    albedo = _complexion(albedo * shown + pixels[..., 10:13] * (1 - shown), scene)
+    color = albedo * ratio + scene.shine * highlight(normal, scene.light, sharpness=12)
 
     eye = surface == EYE
     eyes = _eyes(pixels[..., 14:17], normal, light, scene) * _lid_shadow(eye, points)

@@ -46,6 +46,15 @@ UNLABELLED: tuple[tuple[str, float, float], ...] = (
         ("jawForward", 0.03, 0.5),
     ),
 )
+# How faces at rest differ from the head model's: shape, standard deviation of its weight. No label sees it,
+# so brows that sit high or eyes that are wide are not yet AU 1, 2 or 5.
+RESTING_FACE: tuple[tuple[str, float], ...] = (
+    *(("browInnerUp", 0.12), ("browOuterUp", 0.14), ("browDown", 0.14), ("eyeWide", 0.2)),
+    *(("eyeSquint", 0.15), ("cheekSquint", 0.08), ("noseSneer", 0.07), ("mouthUpperUp", 0.05)),
+    *(("mouthSmile", 0.05), ("mouthFrown", 0.06), ("mouthPress", 0.08), ("mouthShrugLower", 0.06)),
+    *(("mouthPucker", 0.06), ("mouthStretch", 0.05), ("mouthDimple", 0.06)),
+    *(("mouthRollLower", 0.06), ("mouthRollUpper", 0.06)),
+)
 RELAXED_LID = 0.1  # weight of eyeBlink: the head model's own eyes are open a little too wide
 FULL_LIP_GAP = 1.1  # opening in model units (cm) that counts as AU 25 at intensity 1
 
@@ -74,6 +83,8 @@ class Scene:
         iris, pupil: linear RGB, and the pupil's edge in degrees from the eye's axis.
         teeth: brightness factor.
         light: see `Light`.
+        shine: strength of the highlight on the skin.
+        skin: exponent of the linear colour of skin and hair (above 1 darkens) and its linear RGB tint.
         size: of the picture in pixels.
         face_fraction: longer side of the 68 points' box / size.
         shift: (x, y) of that box's middle from the picture's middle, in parts of the size.
@@ -92,6 +103,8 @@ class Scene:
     pupil: float
     teeth: float
     light: Light
+    shine: float
+    skin: tuple[float, float, float, float]
     size: int
     face_fraction: float
     shift: tuple[float, float]
@@ -121,6 +134,8 @@ def sample_scene(head: HeadModel, rng: np.random.Generator, size: int = 160) -> 
         pupil=float(rng.uniform(6, 12)),
         teeth=float(rng.uniform(0.7, 1.1)),
         light=_sample_light(rng),
+        shine=float(rng.uniform(0, 0.35)) if rng.random() < 0.5 else 0.0,
+        skin=_sample_skin(rng),
         size=size,
         face_fraction=float(rng.uniform(0.50, 0.66)),
         shift=tuple(rng.normal(0, 0.02, 2).tolist()),
@@ -145,6 +160,8 @@ def neutral_scene(head: HeadModel, action_units: dict[int, float], size: int = 1
         pupil=9.0,
         teeth=1.0,
         light=Light((0.3, 0.5, 0.9), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        shine=0.1,
+        skin=(1.0, 1.0, 1.0, 1.0),
         size=size,
         face_fraction=0.62,
         shift=(0.0, 0.0),
@@ -197,13 +214,15 @@ def _posed(action_units: dict[int, float]) -> dict[int, float]:
 
 
 def _sample_expression(head: HeadModel, action_units, gaze, rng: np.random.Generator) -> np.ndarray:
-    """Shape weights (E,): the AUs, in a fifth of the faces clearly one-sided, and unlabelled movements."""
-    spread = 0.1 if rng.random() < 0.8 else 0.35
-    left, right = np.clip(rng.normal(1, spread, 2), 0.25, 1.4)
+    """Shape weights (E,): the AUs, in a fifth of the faces clearly one-sided, and what no label sees."""
+    left, right = np.clip(rng.normal(1, 0.1 if rng.random() < 0.8 else 0.35, 2), 0.25, 1.4)
     weights = head.expression_weights(_posed(action_units), float(left), float(right))
     closed = rng.uniform(0, 2.5 * RELAXED_LID) if rng.random() < 0.85 else rng.uniform(0.3, 1.0)
     look = {"eyeLookUp": max(gaze[1], 0) / 0.5, "eyeLookDown": max(-gaze[1], 0) / 0.5}
     extra = {"eyeBlink": 0.0 if 5 in action_units else closed, **look}
+    extra |= {shape: rng.normal(0, spread) for shape, spread in RESTING_FACE}
+    if action_units.keys() >= {12, 25} and 10 not in action_units:
+        extra["mouthUpperUp"] += rng.uniform(0, 0.4)  # a toothy smile lifts the lip without AU 10
     for shape, chance, most in UNLABELLED:
         if rng.random() < chance:
             extra[shape] = rng.uniform(0, most)
@@ -247,7 +266,17 @@ def _sample_light(rng: np.random.Generator) -> Light:
     warm = np.array([1.0, 0.0, -1.0]) * rng.normal(0, 0.08)
     direction = (float(rng.normal(0, 0.7)), float(rng.uniform(-0.2, 1.0)), 0.8)
     tint = np.array([1.0, 0.0, -1.0]) * rng.normal(0, 0.05)
+    if rng.random() < 0.06:  # a coloured lamp
+        warm = rng.uniform(-0.7, 0.7, 3)
     return Light(direction, tuple((key * (1 + warm)).tolist()), tuple((ambient * (1 + tint)).tolist()))
+
+
+def _sample_skin(rng: np.random.Generator) -> tuple[float, float, float, float]:
+    """In four of ten faces another complexion than the photograph's, mostly darker."""
+    if rng.random() < 0.6:
+        return 1.0, 1.0, 1.0, 1.0
+    red, blue = rng.normal(1, 0.05, 2)
+    return float(rng.uniform(0.85, 1.7)), float(red), 1.0, float(blue)
 
 
 def _plain(value):

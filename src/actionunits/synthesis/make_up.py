@@ -1,0 +1,93 @@
+"""Paint on a finished face, in picture space by the 68 points: make-up, darkened brows, a beard's shade.
+
+None of it is an expression, and each looks a little like one: dark lids like widened eyes, pencilled brows
+like raised ones, rouge like lifted cheeks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+Color = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Paint:
+    """One kind of paint.
+
+    Attributes:
+        chance: how many faces that are painted at all wear it.
+        areas: polygons of iBUG-68 points, or lines if `line`.
+        colors: linear RGB; the paint's is drawn between the two.
+        most: greatest opacity.
+        line: greatest thickness of a line in distances of the inner eye corners, 0 for polygons.
+        soft: sigma of the blur of its edge in the same unit.
+        lift: moves the points up by so many of the same unit.
+    """
+
+    chance: float
+    areas: tuple[tuple[int, ...], ...]
+    colors: tuple[Color, Color]
+    most: float
+    line: float = 0.0
+    soft: float = 0.03
+    lift: float = 0.0
+
+
+DARK: tuple[Color, Color] = ((0.005, 0.005, 0.005), (0.05, 0.03, 0.02))
+LIDS = ((36, 37, 38, 39), (42, 43, 44, 45))
+BROWS = ((17, 18, 19, 20, 21), (22, 23, 24, 25, 26))
+LIPS = ((48, 49, 50, 51, 52, 53, 54, 64, 63, 62, 61, 60), (60, 67, 66, 65, 64, 54, 55, 56, 57, 58, 59, 48))
+PAINTS = (
+    Paint(0.6, LIDS, DARK, 0.9, line=0.10, soft=0.02, lift=0.02),
+    Paint(0.3, LIDS, ((0.02, 0.02, 0.05), (0.35, 0.2, 0.25)), 0.6, line=0.35, soft=0.08, lift=0.15),
+    Paint(0.4, BROWS, DARK, 0.7, line=0.20, soft=0.04),
+    Paint(0.5, LIPS, ((0.25, 0.0, 0.02), (0.6, 0.15, 0.15)), 0.7),
+    Paint(0.3, ((1, 3, 48, 31), (15, 13, 54, 35)), ((0.5, 0.15, 0.12), (0.7, 0.35, 0.3)), 0.3, soft=0.25),
+)
+BEARD = Paint(
+    1.0,
+    ((2, 4, 6, 8, 10, 12, 14, 54, 55, 57, 59, 48), (48, 31, 33, 35, 54, 52, 51, 50)),
+    DARK,
+    0.6,
+    soft=0.10,
+)
+
+
+def make_up(image: Any, landmarks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A quarter of the faces wear some paint, a tenth the shade of a beard.
+
+    Args:
+        image: (S, S, 3) linear light.
+        landmarks: (68, 2) iBUG points in pixels.
+        rng: gives all randomness.
+    """
+    kind = rng.random()
+    if kind < 0.25:
+        for paint in PAINTS:
+            if rng.random() < paint.chance:
+                image = _put_on(image, paint, landmarks, rng)
+    elif kind < 0.35:
+        image = _put_on(image, BEARD, landmarks, rng)
+    return image
+
+
+def _put_on(image: Any, paint: Paint, landmarks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    unit = float(np.linalg.norm(landmarks[42] - landmarks[39])) + 1e-3
+    points = landmarks - [0, rng.uniform(0, paint.lift) * unit]
+    mask = np.zeros(image.shape[:2], np.float32)
+    for area in paint.areas:
+        corners = [np.round(points[list(area)] * 16).astype(np.int32)]
+        if paint.line:
+            thickness = max(1, round(rng.uniform(0.3, 1.0) * paint.line * unit))
+            cv2.polylines(mask, corners, False, 1.0, thickness, cv2.LINE_AA, 4)
+        else:
+            cv2.fillPoly(mask, corners, 1.0, cv2.LINE_AA, 4)
+    mask = cv2.GaussianBlur(mask, (0, 0), max(paint.soft * unit, 0.3)) * rng.uniform(0.15, paint.most)
+    low, high = np.array(paint.colors, np.float32)
+    color = low + rng.random() * (high - low)
+    return image * (1 - mask[..., None]) + color * mask[..., None]

@@ -1,0 +1,55 @@
+"""Paint, shadow and cutting: what they change, and what they leave."""
+
+import numpy as np
+
+from actionunits.synthesis.make_up import BEARD, LIPS, PAINTS, make_up
+from actionunits.synthesis.photography import FILL, cast_shadow, cut_tightly
+
+from .conftest import mean_face
+
+SIZE = 128
+POINTS = (mean_face() * 40 + SIZE / 2).astype(np.float32)
+GRAY = np.full((SIZE, SIZE, 3), 0.5, np.float32)
+
+
+def many(function, picture, count=400):
+    """`function(picture, rng)` for many generators: the changed results, and the share that they are."""
+    results = [function(picture, np.random.default_rng(seed)) for seed in range(count)]
+    changed = [r for r in results if not np.array_equal(r, picture)]
+    return changed, len(changed) / count
+
+
+def test_about_a_third_of_the_faces_are_painted_and_colours_stay_colours():
+    painted, share = many(lambda picture, rng: make_up(picture, POINTS, rng), GRAY)
+    assert 0.25 < share < 0.4
+    assert all(r.min() >= 0 and r.max() <= 1 for r in painted)
+    assert np.array_equal(GRAY, np.full_like(GRAY, 0.5))  # the input is not painted on
+
+
+def test_paint_goes_where_its_points_are():
+    lips = next(p for p in PAINTS if p.areas == LIPS)
+    assert {i for area in lips.areas for i in area} == set(range(48, 68))
+    assert {i for p in PAINTS if p.line for area in p.areas for i in area} <= set(range(17, 27)) | set(
+        range(36, 48)
+    )
+    assert {i for area in BEARD.areas for i in area} & set(range(36, 48)) == set()
+    painted, _ = many(lambda picture, rng: make_up(picture, POINTS, rng), GRAY)
+    touched = np.mean([np.abs(r - 0.5).sum(-1) > 0.01 for r in painted], 0)
+    x, y = np.round(POINTS[36:40].mean(0)).astype(int)
+    assert touched[y, x] > 0.2 and touched[:4].max() == 0 and touched[-4:].max() == 0
+
+
+def test_shadow_darkens_one_side_and_brightens_nothing():
+    shadowed, share = many(cast_shadow, GRAY)
+    assert 0.08 < share < 0.17
+    assert all((r <= GRAY + 1e-6).all() and r.min() < 0.42 for r in shadowed)
+
+
+def test_tight_cut_keeps_the_face_and_fills_around_it():
+    picture = np.full((SIZE, SIZE, 3), 200, np.uint8)
+    low, high = np.ceil(POINTS.min(0)).astype(int), np.floor(POINTS.max(0)).astype(int)
+    framed, share = many(lambda picture, rng: cut_tightly(picture, POINTS, rng), picture)
+    assert 0.1 < share < 0.2
+    for cut in framed:
+        assert set(np.unique(cut)) <= {0, FILL, 200}
+        assert (cut[low[1] : high[1], low[0] : high[0]] == 200).all()
