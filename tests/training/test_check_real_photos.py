@@ -1,0 +1,84 @@
+"""The check on real photographs: its codes, its figures by hand, its reading of archives."""
+
+import csv
+import io
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from actionunits.action_units import CORPUS_AUS
+from conftest import load_script
+
+
+@pytest.fixture(scope="module")
+def check():
+    return load_script("check_real_photos")
+
+
+def archive_of(path, name: str, content: bytes):
+    with tarfile.open(path, "w:gz") as tar:
+        info = tarfile.TarInfo(name)
+        info.size = len(content)
+        tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def test_codes_are_known_action_units_in_places_inside_the_picture(check):
+    rows = list(csv.DictReader(check.CODES.open(newline="")))
+    assert len({(r["archive"], r["member"], r["frame"], r["x"], r["y"]) for r in rows}) == len(rows) == 88
+    for row in rows:
+        present, unsure = ({int(n) for n in row[k].split()} for k in ("present", "unsure"))
+        assert not present & unsure
+        assert present <= set(CORPUS_AUS["synthetic"])
+        assert 0 < float(row["x"]) < 1 and 0 < float(row["y"]) < 1
+
+
+def test_figures_of_one_au_by_hand(check):
+    present = np.array([True, True, False, False, False])
+    score, active = np.array([0.9, 0.4, 0.5, 0.1, 0.0]), np.array([True, False, True, False, False])
+    figures = check.au_figures(present, score, active)
+    # 0.9 beats all three negatives, 0.4 two of them: 5 of 6 pairs
+    assert figures == {
+        "present": 2,
+        "of": 5,
+        "auc": pytest.approx(5 / 6),
+        "f1": pytest.approx(0.5),
+        "false_alarms": pytest.approx(1 / 3),
+        "hits": 1,
+    }
+    assert check.au_figures(present[1:], score[1:], active[1:])["auc"] is None
+
+
+def test_a_face_is_taken_by_its_place(check):
+    picture = Image.new("RGB", (100, 50))
+    boxes = [{"xmin": 0, "ymin": 0, "xmax": 40, "ymax": 40}, {"xmin": 20, "ymin": 0, "xmax": 90, "ymax": 50}]
+    faces = [{"box": box} for box in boxes]
+    at = lambda x, y: check.face_at(lambda _: faces, picture, {"x": x, "y": y})  # noqa: E731
+    assert at("0.1", "0.2") is faces[0]
+    assert at("0.38", "0.5") is faces[1]  # in both, nearer to the second's middle
+    assert at("0.95", "0.5") is None
+
+
+def test_pictures_are_read_out_of_archives_and_reduced(check, tmp_path):
+    content = io.BytesIO()
+    Image.new("RGB", (2560, 640), (10, 200, 30)).save(content, "PNG")
+    archive = archive_of(tmp_path / "a.tgz", "deep/green.png", content.getvalue())
+    picture = check.read_picture(archive, "deep/green.png", None)
+    assert picture.size == (1280, 320) and picture.getpixel((5, 5)) == (10, 200, 30)
+    with pytest.raises(FileNotFoundError, match="none.tgz is missing"):
+        check.read_picture(tmp_path / "none.tgz", "x.png", None)
+
+
+def test_frames_are_counted_from_zero(check, tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    video = tmp_path / "v.avi"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 64))
+    for level in (20, 120, 220):
+        writer.write(np.full((64, 64, 3), level, np.uint8))
+    writer.release()
+    archive = archive_of(tmp_path / "v.tgz", "v.avi", video.read_bytes())
+    assert abs(np.asarray(check.read_picture(archive, "v.avi", 1)).mean() - 120) < 4
+    with pytest.raises(ValueError, match="no frame 9"):
+        check.read_picture(archive, "v.avi", 9)
