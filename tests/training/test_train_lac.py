@@ -1,0 +1,111 @@
+"""LAC by training/train.py: pictures of the toy corpus, and clips of them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from tiny_run import ROOT
+from transformers import AutoModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+import network_training
+from actionunits.data import prepare_synthetic
+from actionunits.models.lac import LacConfig, LacForAUDetection
+from recipe import load_recipe
+
+BACKBONE = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+LAC = {"lac": {"model_type": "au-lac", "config": {"backbone_config": BACKBONE, "hidden_size": 8}}}
+CLIPS = {"length": 2, "subsequences": 4}  # three people of eight pictures, taken for videos: 12 clips
+
+
+def test_it_trains_on_pictures(run):
+    output = run(networks=LAC, image_mean=[0.485, 0.456, 0.406])
+    model = AutoModel.from_pretrained(output / "model")
+    assert type(model) is LacForAUDetection
+    assert [int(each.epochs) for each in model.statistics.values()] == [2, 2, 2]
+    processor = AutoImageProcessor.from_pretrained(output / "model")
+    assert list(processor.image_mean) == [0.485, 0.456, 0.406]
+    metrics = json.loads((output / "model" / "metrics.json").read_text())
+    assert metrics["validation"]["pictures"] == 8
+
+
+def test_it_trains_on_clips_and_goes_on_to_the_same_bits(run, train, monkeypatch):
+    """12 clips in batches of 4: three steps an epoch, checkpoints at 2, 3, 4 and 6."""
+    shapes = []
+    forward = LacForAUDetection.forward
+
+    def record(self, pixel_values, *args, **kwargs):
+        shapes.append(tuple(pixel_values.shape[:-3]))
+        return forward(self, pixel_values, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LacForAUDetection, "forward", record)
+        whole = run("whole", networks=LAC, clips=CLIPS, batch_size=4)
+    training = [(4, 2)] * 3
+    validation = [(1, 2), (1, 1)] * 2 + [(1, 2)]  # of eight pictures: three of two people, two of the third
+    assert shapes[:16] == training + validation + training + validation
+    assert set(shapes[16:]) == {(8,)}  # the report, picture by picture
+
+    log_step = train.NetworkTraining._log_step
+
+    def log_and_stop(self, *args):
+        log_step(self, *args)
+        if self.position.step == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train.NetworkTraining, "_log_step", log_and_stop)
+        run("stopped", networks=LAC, clips=CLIPS, batch_size=4)
+    resumed = run("stopped", networks=LAC, clips=CLIPS, batch_size=4)
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (whole, resumed)]
+    assert weights[0] == weights[1]
+
+
+def test_scores_of_clips_are_in_the_order_of_the_faces(corpus, tmp_path):
+    faces = prepare_synthetic(corpus, "validation", tmp_path).with_aus([1, 12])
+    torch.manual_seed(0)
+    model = LacForAUDetection(LacConfig(backbone_config=BACKBONE, hidden_size=8, aus=[1, 12]))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    recipe = load_recipe(ROOT / "training" / "recipes" / "lac-synthetic-compact.yaml", ["aus=[1, 12]"])
+    collate = network_training.collator(recipe)
+    scores = network_training.gathered_clip_scores(model, faces, collate, 100, Accelerator(cpu=True))
+    pixels = collate.inputs(faces.__getitems__(range(len(faces))))["pixel_values"]
+    with torch.no_grad():
+        for person in np.unique(faces.people):
+            rows = np.flatnonzero(faces.people == person)
+            expected = model(pixels[None, rows]).logits[0].sigmoid().numpy()
+            np.testing.assert_allclose(scores[rows], expected, atol=1e-6)
+    assert scores.std(0).min() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["bp4d", "disfa", "synthetic-compact"])
+def test_recipes_have_the_papers_numbers(name):
+    recipe = load_recipe(ROOT / "training" / "recipes" / f"lac-{name}.yaml")
+    network = recipe.networks["lac"]
+    if network.preset == "compact":
+        config = LacConfig.compact(**network.config)
+        assert config.image_size == recipe.geometry.input_size
+        return
+    config = LacConfig(**network.config)
+    assert (recipe.clips.length, recipe.clips.subsequences) == (16, 12)
+    assert (config.clip_length, config.num_subsequences) == (16, 12)
+    assert recipe.learning_rate == pytest.approx(1e-4)
+    assert (recipe.epochs, recipe.batch_size, recipe.weight_decay) == (200, 8, 5e-4)
+    assert config.processor_options["image_mean"] == recipe.image_mean
+    assert recipe.geometry.aligned_size == config.processor_options["aligned_size"]
+    assert recipe.paper.mean == pytest.approx(np.mean(list(recipe.paper.f1.values())), abs=0.051)
+
+
+@pytest.mark.parametrize("variant", ["backbone", "ST", "L_loc+L_act", "L_loc+L_act+L_l2g", "L_CE", "L_WA"])
+def test_variants_are_the_ablations(variant):
+    from actionunits.models.lac.configuration_lac import ABLATIONS
+
+    recipe = load_recipe(ROOT / "training" / "recipes" / "lac-bp4d.yaml", variant=variant)
+    asked = recipe.networks["lac"].config
+    assert LacConfig(**asked).to_dict() == LacConfig(**asked | ABLATIONS[variant]).to_dict()
+    assert recipe.learning_rate == pytest.approx(1e-4)
+    assert recipe.paper.mean > 60
