@@ -1,0 +1,223 @@
+"""Triplets of expressions: which of three faces looks least like the other two.
+
+Two sources. FEC (Vemulapalli & Agarwala, CVPR 2019) has triplets of photographs on the web that people
+judged; its layout is told in `actionunits.data.corpora.fec`, and only downloaded photographs are used. The
+open synthetic corpus has no triplets, but intensities of action units, and `triplets_by_distance` makes them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from actionunits.data.aligned_faces import AlignedFaces, prepare_faces
+from actionunits.data.corpora.fec import read_triplets
+from actionunits.pictures import PictureError, load_picture
+
+FEC_MARGINS = {"ONE_CLASS_TRIPLET": 0.1, "TWO_CLASS_TRIPLET": 0.2, "THREE_CLASS_TRIPLET": 0.2}
+"""Margin of the triplet loss by type of triplet, as FEC's authors have it: one class differs less."""
+
+FACE_SIDE = 256
+"""Width and height in pixels of what is kept of a photograph, the box of the face in its middle half."""
+
+
+@dataclass(frozen=True, eq=False)
+class ExpressionTriplets(Dataset):
+    """T triplets of faces, ready for training.
+
+    Attributes:
+        faces: The N faces; labels are not used.
+        triplets: (T, 3) int64 indices of `faces`: anchor, positive, and negative, the odd one out.
+        margins: (T,) float32 margin of each in the triplet loss.
+    """
+
+    faces: AlignedFaces
+    triplets: np.ndarray
+    margins: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.triplets)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {name: values[0] for name, values in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """A batch of B: `pictures` (B, 3, H, W, 3) uint8, `alignments` (B, 3, 2, 3) and `margins` (B,)."""
+        rows = self.triplets[np.asarray(indices)]
+        faces = self.faces.__getitems__(rows.reshape(-1))
+        batch = {name: faces[name].unflatten(0, rows.shape) for name in ("pictures", "alignments")}
+        return batch | {"margins": torch.from_numpy(self.margins[np.asarray(indices)])}
+
+
+# FEC
+
+
+@dataclass(frozen=True)
+class FecTable:
+    """What a CSV file of FEC says of photographs that are there.
+
+    Attributes:
+        files: The F faces' photographs.
+        boxes: (F, 4) xmin, ymin, xmax, ymax in shares of width and height.
+        triplets: (T, 3) int64 indices of faces: anchor, positive, negative.
+        margins: (T,) float32 margin of each in the triplet loss.
+        counts: What became of the triplets: "triplets" in the file, "undecided", "without a photograph".
+    """
+
+    files: tuple[Path, ...]
+    boxes: np.ndarray
+    triplets: np.ndarray
+    margins: np.ndarray
+    counts: dict[str, int]
+
+
+def read_fec(table: str | Path, photographs: str | Path, agreement: float = 2 / 3) -> FecTable:
+    """Read a CSV file of FEC, such as `faceexp-comparison-data-train-public.csv`.
+
+    Args:
+        table: The file.
+        photographs: Folder of downloaded photographs, named as at the end of their addresses.
+        agreement: Smallest share of raters who agree on the odd one out; FEC's authors take two thirds.
+
+    Raises:
+        FileNotFoundError: There is no such file or folder.
+        ValueError: A row is no triplet, or no triplet is left.
+    """
+    folder = Path(photographs)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder; download FEC's photographs into it first.")
+    there = {path.name for path in folder.iterdir()}
+    faces: dict[tuple[str, tuple[float, ...]], int] = {}
+    triplets, margins, counts = [], [], {"triplets": 0, "undecided": 0, "without a photograph": 0}
+    for row in read_triplets(Path(table), folder):
+        counts["triplets"] += 1
+        odd, votes = Counter(row["votes"]).most_common(1)[0]
+        if votes < agreement * len(row["votes"]) - 1e-9:
+            counts["undecided"] += 1
+        elif not all(Path(image).name in there for image in row["images"]):
+            counts["without a photograph"] += 1
+        else:
+            pairs = zip(row["images"], map(tuple, row["boxes"]), strict=True)
+            numbers = [faces.setdefault(face, len(faces)) for face in pairs]
+            negative = numbers.pop(odd - 1)
+            triplets.append([*numbers, negative])
+            margins.append(FEC_MARGINS[row["type"]])
+    if not triplets:
+        raise ValueError(f"{table} leaves no triplet with the photographs in {folder}: {counts}.")
+    files, boxes = zip(*faces, strict=True)
+    return FecTable(
+        tuple(map(Path, files)), np.array(boxes), np.array(triplets), np.array(margins, np.float32), counts
+    )
+
+
+def prepare_fec(
+    table: FecTable, folder: str | Path, detector: Any, aligned_size: int = 200
+) -> ExpressionTriplets:
+    """Cut out, decode and align FEC's faces into `folder` (kept there for the next run).
+
+    Args:
+        table: What `read_fec` returns.
+        folder: Where the arrays go.
+        detector: `FaceDetector`, which finds the landmarks in FEC's boxes.
+        aligned_size: Width and height of the aligned face in pixels.
+
+    Returns:
+        The triplets of all faces that could be read; `faces.skipped` names the others.
+
+    Raises:
+        ValueError: No photograph could be read.
+    """
+    faces = prepare_faces(
+        Path(folder),
+        _fec_records(table, detector),
+        count=len(table.files),
+        aus=(),
+        scheme="ibug68",
+        key={"files": list(map(str, table.files)), "boxes": table.boxes.tolist()},
+        aligned_size=aligned_size,
+    )
+    place = np.full(len(table.files), -1)
+    place[faces.rows] = np.arange(len(faces))
+    triplets = place[table.triplets]
+    readable = (triplets >= 0).all(axis=1)
+    return ExpressionTriplets(faces, triplets[readable], table.margins[readable])
+
+
+# Corpora with intensities
+
+
+def triplets_by_distance(
+    vectors: np.ndarray, count: int, seed: int = 0, min_contrast: float = 1.3, attempts: int = 200
+) -> np.ndarray:
+    """Draw triplets in which two faces are clearly more alike, by the distance of their AU vectors.
+
+    Args:
+        vectors: (N, m) intensities of the action units.
+        count: T, the number of triplets.
+        seed: Of the draw.
+        min_contrast: Smallest factor by which the anchor's and the positive's distances from the negative
+            exceed that from each other. The pair itself must differ.
+        attempts: Rounds of `count` draws each.
+
+    Returns:
+        (T, 3) int64: anchor, positive, negative.
+
+    Raises:
+        ValueError: Too few such triplets turn up.
+    """
+    random, found = np.random.default_rng(seed), []
+    for _ in range(attempts):
+        drawn = random.integers(len(vectors), size=(count, 3))
+        distances = np.stack([_distance(vectors, drawn, pair) for pair in ((1, 2), (0, 2), (0, 1))], axis=1)
+        odd = distances.argmin(1)  # the k-th distance is that of the pair without the k-th face
+        near, middle, _ = np.sort(distances, axis=1).T
+        is_clear = (near > 0) & (middle > min_contrast * near)
+        order = np.stack([(odd + 1) % 3, (odd + 2) % 3, odd], axis=1)
+        found.append(np.take_along_axis(drawn, order, axis=1)[is_clear])
+        if sum(map(len, found)) >= count:
+            return np.concatenate(found)[:count]
+    raise ValueError(
+        f"Only {sum(map(len, found))} of {count} triplets turned up among {len(vectors)} faces; lower "
+        f"min_contrast={min_contrast}."
+    )
+
+
+def _distance(vectors: np.ndarray, rows: np.ndarray, pair: tuple[int, int]) -> np.ndarray:
+    return np.linalg.norm(vectors[rows[:, pair[0]]] - vectors[rows[:, pair[1]]], axis=1)
+
+
+def _fec_records(table: FecTable, detector: Any) -> Iterator[dict[str, Any]]:
+    """Faces in the form of `prepare_faces`: cut to squares of one size, with landmarks in their pixels."""
+    for file, box in zip(table.files, table.boxes, strict=True):
+        record: dict[str, Any] = {"occurrence": [], "intensities": None, "person": file.name, "groups": {}}
+        try:
+            photograph = load_picture(file)
+            # Boxes of faces at the rim reach beyond the photograph.
+            pixels = box.clip(0, 1) * np.tile(photograph.size, 2) - 0.5
+            face = detector.locate(photograph, [pixels])[0]
+            picture, landmarks = _cut_out(photograph, pixels, face.landmarks)
+            yield {"image": picture, "landmarks": landmarks, **record}
+        except (PictureError, ValueError):
+            yield {"image": file.read_bytes()[:64], "landmarks": None, **record}  # is skipped, and named
+
+
+def _cut_out(photograph: Image.Image, box: np.ndarray, landmarks: np.ndarray) -> tuple[bytes, np.ndarray]:
+    """Square around a face, twice as large as its box, encoded without loss; landmarks in its pixels."""
+    centre, side = (box[:2] + box[2:]) / 2 + 0.5, 2 * float((box[2:] - box[:2]).max())
+    left, top = centre - side / 2
+    square = (left, top, left + side, top + side)
+    shrink = max(1, int(side / FACE_SIDE))  # averages, where the photograph has more pixels
+    size = (shrink * FACE_SIDE, shrink * FACE_SIDE)
+    cut = photograph.transform(size, Image.Transform.EXTENT, square, Image.Resampling.BILINEAR).reduce(shrink)
+    encoded = BytesIO()
+    cut.save(encoded, "PNG", compress_level=1)
+    return encoded.getvalue(), (landmarks + 0.5 - [left, top]) * (FACE_SIDE / side) - 0.5

@@ -1,0 +1,127 @@
+r"""Turn weights of facenet-pytorch's InceptionResnetV1 into the folder of a `GlobalExpressionEncoder`.
+
+    python -m actionunits.models.gtlenet.convert_facenet_to_hf --weights 20180402-114759-vggface2.pt \
+        --pretraining faces --output encoders/vggface2
+
+The same layout trained on ImageNet or on emotions gives two rows of the paper's Table 6 (`--pretraining`).
+Its last layers, `last_linear`, `last_bn` and `logits`, stay behind: the embedding takes their place.
+"""
+
+import argparse
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from actionunits.image_processing_au import AUImageProcessor
+
+from .configuration_gtlenet import GlobalExpressionEncoderConfig, Pretraining
+from .modeling_gtlenet import GlobalExpressionEncoder
+
+# Ours -> theirs, applied in this order to every name of our state dict.
+RENAMES: tuple[tuple[str, str], ...] = (
+    (r"^trunk\.stem\.0\.", "conv2d_1a."),
+    (r"^trunk\.stem\.1\.", "conv2d_2a."),
+    (r"^trunk\.stem\.2\.", "conv2d_2b."),
+    (r"^trunk\.stem\.4\.", "conv2d_3b."),
+    (r"^trunk\.stem\.5\.", "conv2d_4a."),
+    (r"^trunk\.stem\.6\.", "conv2d_4b."),
+    (r"^trunk\.stage1\.", "repeat_1."),
+    (r"^trunk\.reduction\.", "mixed_6a."),
+    (r"^trunk\.stage2\.", "repeat_2."),
+    (r"^reduction\.", "mixed_7a."),
+    (r"^stage3\.", "repeat_3."),
+    (r"^(repeat_\d\.\d+|mixed_6a)\.branches\.0\.0\.", r"\1.branch0."),  # a branch of one layer is no list
+    (r"\.branches\.(\d)\.", r".branch\1."),
+    (r"\.project\.", ".conv2d."),
+    (r"\.norm\.", ".bn."),
+)
+LEFT_BEHIND = ("last_linear.", "last_bn.", "logits.")
+NEW = ("embedding.", "norm.")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Convert as the command line says."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--weights", required=True, type=Path, help="state dict of an InceptionResnetV1")
+    parser.add_argument(
+        "--pretraining", default="faces", choices=get_args(Pretraining), help="what it was trained for"
+    )
+    parser.add_argument("--output", required=True, type=Path, help="model folder to write")
+    args = parser.parse_args(arguments)
+    model = convert(read_weights(args.weights), GlobalExpressionEncoderConfig(pretraining=args.pretraining))
+    model.save_pretrained(args.output)
+    AUImageProcessor(**model.config.processor_options).save_pretrained(args.output)
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read a state dict: `weights_only=True` runs no code of the file."""
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def convert(state: Mapping[str, Tensor], config: GlobalExpressionEncoderConfig) -> GlobalExpressionEncoder:
+    """Return the encoder with these weights, its embedding layer new.
+
+    Args:
+        state: State dict of facenet-pytorch's InceptionResnetV1, with or without its last layers.
+        config: Configuration with the same architecture.
+
+    Returns:
+        The encoder in evaluation mode.
+
+    Raises:
+        ValueError: Keys are missing or unexpected, or tensors have other shapes than the configuration says.
+    """
+    model = GlobalExpressionEncoder(config)
+    ours = model.state_dict()
+    names = {name: facenet_name(name, config) for name in ours if not name.startswith(NEW)}
+    # Files of old versions of PyTorch do not count batches.
+    found = {name for name in state if not name.startswith(LEFT_BEHIND)}
+    expected = {name for name in names.values() if not name.endswith("num_batches_tracked") or name in found}
+    _check_same(expected, found)
+    tensors = {name: torch.as_tensor(state[theirs]) for name, theirs in names.items() if theirs in expected}
+    for name, tensor in tensors.items():
+        if tensor.shape != ours[name].shape:
+            raise ValueError(
+                f"{names[name]} is {tuple(tensor.shape)}, but the configuration makes it "
+                f"{tuple(ours[name].shape)}."
+            )
+    model.load_state_dict(ours | tensors)
+    return model.eval()
+
+
+def facenet_name(name: str, config: GlobalExpressionEncoderConfig) -> str:
+    """Name of one of our tensors there: trunk.stage1.2.project.weight -> repeat_1.2.conv2d.weight."""
+    name = name.replace(f"stage3.{config.depths[2]}.", "block8.", 1)  # the last block has a name of its own
+    name = name.replace("block8.branches.0.0.", "block8.branch0.")
+    for ours, theirs in RENAMES:
+        name = re.sub(ours, theirs, name)
+    return name
+
+
+def _check_same(expected: set[str], found: set[str]) -> None:
+    """Refuse weights with other names, and name them."""
+    problems = [
+        f"{problem} keys: {_listed(names)}"
+        for problem, names in (("missing", expected - found), ("unexpected", found - expected))
+        if names
+    ]
+    if problems:
+        raise ValueError(
+            f"These are no weights of facenet-pytorch's InceptionResnetV1; {'; '.join(problems)}. Pass the "
+            "state dict itself, torch.save(model.state_dict(), path)."
+        )
+
+
+def _listed(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:8]) + (f" and {len(listed) - 8} more" if len(listed) > 8 else "")
+
+
+if __name__ == "__main__":
+    main()

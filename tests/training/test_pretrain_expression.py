@@ -1,0 +1,238 @@
+"""Triplets of both sources, and whole runs of training/pretrain_expression.py on few of them."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from actionunits import GlobalExpressionEncoderConfig, GtleNetForAUDetection
+from actionunits.data import prepare_synthetic
+from actionunits.data.triplets import prepare_fec, read_fec, triplets_by_distance
+from conftest import load_script
+
+TINY_ENCODER = {"image_size": 32, "width_multiplier": 0.125, "depths": [1, 1, 1]}
+FEW = [
+    "--triplets",
+    "40",
+    "--batch",
+    "4",
+    "--steps",
+    "6",
+    "--validate-every",
+    "2",
+    "--min-contrast",
+    "1.02",
+    "--validation-triplets",
+    "8",
+]
+
+
+@pytest.fixture(scope="session")
+def script():
+    return load_script("pretrain_expression")
+
+
+@pytest.fixture
+def run(script, corpus, tmp_path, monkeypatch):
+    """Train a tiny encoder on the toy corpus; returns the run's folder."""
+    tiny = classmethod(lambda cls: cls(**TINY_ENCODER))
+    monkeypatch.setattr(GlobalExpressionEncoderConfig, "compact", tiny)
+
+    def run(name="run", *options, source=("--synthetic", str(corpus))):
+        arguments = [*source, "--preset", "compact", "--output", str(tmp_path / name), *FEW]
+        script.main([*arguments, "--cache", str(tmp_path / "cache"), *options])
+        return tmp_path / name
+
+    return run
+
+
+def events(folder, kind):
+    return [e for e in map(json.loads, (folder / "log.jsonl").read_text().splitlines()) if e["event"] == kind]
+
+
+# Runs.
+
+
+def test_a_run_ends_in_an_encoder_for_gtlenet(run):
+    folder = run() / "model"
+    encoder, processor = AutoModel.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
+    assert encoder.config.pretraining == "expression"
+    assert processor.size["height"] == 32
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["steps"] == 6
+    assert metrics["validation_triplets"] == 8
+    assert 0 <= metrics["triplet_accuracy"] <= 1
+    model = GtleNetForAUDetection.from_encoder(
+        folder, aus=[1, 12], feature_channels=[8], mask_channels=[8], classifier_channels=[4]
+    )
+    assert model(torch.zeros(1, 3, 32, 32)).logits.shape == (1, 2)
+    assert not list(folder.parent.rglob("*.partial"))
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(run, script, monkeypatch):
+    whole = run("whole")
+    train_step = script.Training._train_step
+
+    def step_and_stop(self):
+        if self.step == 3:
+            raise KeyboardInterrupt
+        return train_step(self)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(script.Training, "_train_step", step_and_stop)
+        run("stopped")
+    stopped = run("stopped")
+    assert [e["step"] for e in events(stopped, "resumed")] == [2]
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (whole, stopped)]
+    assert weights[0] == weights[1]
+    other = run("other", "--seed", "1")
+    assert (other / "model" / "model.safetensors").read_bytes() != weights[0]
+
+
+def test_a_finished_run_is_left_alone_and_another_is_refused(run, script, monkeypatch):
+    run()
+    monkeypatch.setattr(script, "Training", lambda *args: pytest.fail("trained again"))
+    run()
+    with pytest.raises(ValueError, match=r"other values of \['lr'\]"):
+        run("run", "--lr", "0.1")
+
+
+def test_it_learns_which_faces_are_alike(run, script, monkeypatch):
+    """A few triplets again and again, as they are: their loss must fall."""
+    monkeypatch.setattr(script, "AUGMENTATION", script.NO_AUGMENTATION)
+    options = ("--triplets", "6", "--steps", "30", "--batch", "6", "--lr", "5e-3", "--validate-every", "5")
+    losses = [e["training_loss"] for e in events(run("run", *options), "validation")]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_command_lines_that_say_too_little(script, capsys):
+    for arguments, message in (
+        ([], "--synthetic, or --fec-table"),
+        (["--fec-table", "x"], "--fec-photographs"),
+    ):
+        with pytest.raises(SystemExit):
+            script.main([*arguments, "--output", "nowhere"])
+        assert message in capsys.readouterr().err
+
+
+def test_accuracy_counts_triplets_whose_negative_is_far_from_both(script):
+    triplets = torch.tensor([[0.0, 1, 3], [0, 2, 3], [0, 2, -1], [0, 1, 2.5]])[..., None]
+    assert script.triplet_accuracy(triplets) == 0.5
+
+
+# Triplets.
+
+
+def test_triplets_of_intensities_by_hand():
+    vectors = np.array([[0.0, 0], [0.1, 0], [1, 1], [0.1, 0.0]])
+    triplets = triplets_by_distance(vectors, 50, seed=3)
+    assert triplets.shape == (50, 3)
+    assert set(triplets[:, 2]) == {2}, "the third face is the odd one out, whoever is drawn with it"
+    assert all(0 in row[:2] for row in triplets.tolist()), "faces 1 and 3 do not differ"
+    np.testing.assert_array_equal(triplets, triplets_by_distance(vectors, 50, seed=3))
+    with pytest.raises(ValueError, match="Only 0 of 5 triplets.* min_contrast=1.3"):
+        triplets_by_distance(np.eye(3), 5)
+
+
+def test_triplets_of_a_corpus_are_clear(corpus, tmp_path):
+    faces = prepare_synthetic(corpus, "train", tmp_path)
+    triplets = triplets_by_distance(faces.intensities, 200, min_contrast=1.3)
+    a, p, n = (faces.intensities[rows] for rows in triplets.T)
+    near, far = (np.linalg.norm(x - y, axis=1) for x, y in ((a, p), (a, n)))
+    assert (near > 0).all()
+    assert (far > 1.3 * near).all()
+    assert (np.linalg.norm(p - n, axis=1) > 1.3 * near).all()
+
+
+@pytest.fixture
+def fec(tmp_path, photo, landmarks):
+    """FEC's table and folder; the photograph is a real one, with the face where `detector` sees it."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("a_o.jpg", "b_o.jpg", "c_o.jpg", "d_o.jpg"):
+        photo.save(folder / name, quality=95)
+    (folder / "broken_o.jpg").write_bytes((folder / "a_o.jpg").read_bytes()[:300])
+    inner = (landmarks[17:] + 0.5) / 200  # shares of the sides count from the picture's edges
+    left, top, right, bottom = [*inner.min(0), *inner.max(0)]
+
+    def row(names, answers, kind="TWO_CLASS_TRIPLET"):
+        faces = [[f"http://farm5.staticflickr.com/4117/{n}_o.jpg", left, right, top, bottom] for n in names]
+        return [*sum(faces, []), kind, *sum([[f"rater{i}", a] for i, a in enumerate(answers)], [])]
+
+    rows = [
+        row("abc", [1, 1, 1, 1, 2, 3]),  # b and c are alike
+        row("bcd", [3, 3, 3, 3, 3, 3], "ONE_CLASS_TRIPLET"),
+        row("abd", [1, 1, 2, 2, 3, 3]),  # nobody knows
+        row("abx", [2, 2, 2]),  # x was never downloaded
+        row(["a", "b", "broken"], [1, 1, 1]),
+    ]
+    table = tmp_path / "faceexp-comparison-data-train-public.csv"
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return table, folder
+
+
+def test_fec_as_it_is_published(fec):
+    table = read_fec(*fec)
+    assert table.counts == {"triplets": 5, "undecided": 1, "without a photograph": 1}
+    names = [path.name[0] for path in table.files]
+    assert ["".join(names[i] for i in row) for row in table.triplets] == ["bca", "bcd", "bba"]
+    assert table.margins.tolist() == pytest.approx([0.2, 0.1, 0.2])
+    assert read_fec(*fec, agreement=0.9).counts["undecided"] == 2
+    with pytest.raises(FileNotFoundError, match="download FEC's photographs"):
+        read_fec(fec[0], fec[1] / "none")
+    with pytest.raises(ValueError, match="leaves no triplet"):
+        read_fec(fec[0], fec[0].parent)
+
+
+def test_faces_of_fec_are_cut_out_and_aligned(fec, detector, landmarks, photo, tmp_path):
+    triplets = prepare_fec(read_fec(*fec), tmp_path / "prepared", detector)
+    assert len(triplets) == 2, "one has a broken photograph"
+    assert [reason.split(" (")[1].split(")")[0] for reason in triplets.faces.skipped] == ["broken_o.jpg"]
+    batch = triplets.__getitems__([1, 0])
+    assert batch["pictures"].shape == (2, 3, 256, 256, 3)
+    assert batch["margins"].tolist() == pytest.approx([0.1, 0.2])
+    # The cut shows the photograph where the landmarks say it does.
+    face, (left, top) = triplets.faces, landmarks[17:].min(0)
+    side = 2 * (landmarks[17:].max(0) - landmarks[17:].min(0)).max()
+    centre = (landmarks[17:].max(0) + [left, top]) / 2
+    expected = (landmarks - centre + side / 2) * 256 / side - 0.5
+    np.testing.assert_allclose(face.landmarks[0], expected, atol=1e-3)
+    cut = np.asarray(Image.fromarray(face.pictures[0]).resize((32, 32), Image.Resampling.BOX), float)
+    corner = centre + 0.5 - side / 2
+    box = (*corner, *(corner + side))
+    direct = photo.transform((256, 256), Image.Transform.EXTENT, box, Image.Resampling.BILINEAR)
+    assert np.abs(cut - np.asarray(direct.resize((32, 32), Image.Resampling.BOX), float)).mean() < 3
+
+
+def test_fec_trains_and_says_what_is_missing(run, fec, script, monkeypatch, detector, capsys):
+    monkeypatch.setattr(script, "FaceDetector", lambda: detector)
+    source = (
+        "--fec-table",
+        str(fec[0]),
+        "--fec-photographs",
+        str(fec[1]),
+        "--fec-validation-table",
+        str(fec[0]),
+    )
+    folder = run("run", source=source)
+    (counted, _) = events(folder, "fec")
+    assert (counted["without_a_photograph"], counted["unreadable_faces"], counted["used"]) == (1, 1, 2)
+    assert "1 without a photograph, 1 unreadable faces, 2 used" in "".join(capsys.readouterr())
+    assert json.loads((folder / "model" / "metrics.json").read_text())["triplets"] == fec[0].name
+
+
+def test_held_out_triplets_share_no_face(script, corpus, tmp_path):
+    from actionunits.data.triplets import ExpressionTriplets
+
+    faces = prepare_synthetic(corpus, "train", tmp_path)
+    rows = triplets_by_distance(faces.intensities, 500, min_contrast=1.1)
+    kept, held_out = script.hold_out(ExpressionTriplets(faces, rows, np.full(500, 0.2, np.float32)), seed=0)
+    assert not set(kept.triplets.ravel()) & set(held_out.triplets.ravel())
+    assert len(kept) > len(held_out) > 0
+    assert len(kept.margins) == len(kept)

@@ -1,0 +1,99 @@
+"""GTLE-Net in training/train.py, its schedule, and the picture of its embeddings."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel
+
+import network_training
+from actionunits import (
+    AUImageProcessor,
+    GlobalExpressionEncoder,
+    GlobalExpressionEncoderConfig,
+    GtleNetForAUDetection,
+)
+from conftest import ROOT, load_script
+
+TINY = {
+    "encoder_config": {"width_multiplier": 0.125, "depths": [1, 1, 1]},
+    "feature_channels": [8, 6],
+    "mask_channels": [6, 4],
+    "classifier_channels": [4, 8],
+}
+
+
+@pytest.fixture
+def encoder_folder(tmp_path):
+    torch.manual_seed(0)
+    config = GlobalExpressionEncoderConfig(**TINY["encoder_config"], image_size=48, pretraining="expression")
+    GlobalExpressionEncoder(config).save_pretrained(tmp_path / "encoder")
+    return tmp_path / "encoder"
+
+
+def test_a_run_starts_from_its_encoder_and_ends_in_a_model(run, encoder_folder):
+    start = {"encoder_name_or_path": str(encoder_folder), "pretraining": "expression"}
+    networks = {"gtlenet": {"model_type": "au-gtlenet", "config": {**TINY, **start}}}
+    output = run(networks=networks, epochs=1, schedule="inverse-square-root", base_learning_rate=1e-4)
+    model = AutoModel.from_pretrained(output / "model")
+    assert type(model) is GtleNetForAUDetection
+    assert (model.config.aus, model.config.image_size) == ([1, 12, 26], 48)
+    assert json.loads((output / "model" / "run.json").read_text())["model_type"] == "au-gtlenet"
+    encoder = AutoModel.from_pretrained(encoder_folder)
+    for name, weight in encoder.trunk.named_parameters():
+        torch.testing.assert_close(model.trunk.get_parameter(name), weight, rtol=0, atol=1e-4)
+    events = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(event["loss"]) for event in events if event["event"] == "step")
+
+
+def test_the_learning_rate_falls_with_the_root_of_the_steps():
+    factor = network_training.SCHEDULES["inverse-square-root"](warmup_steps=4, total_steps=100)
+    np.testing.assert_allclose([factor(step) for step in range(4)], [0.2, 0.4, 0.6, 0.8])
+    np.testing.assert_allclose([factor(step) for step in (4, 16, 64, 100)], [1, 0.5, 0.25, 0.2])
+    at_once = network_training.SCHEDULES["inverse-square-root"](warmup_steps=0, total_steps=9)
+    np.testing.assert_allclose([at_once(0), at_once(4)], [1, 0.5])
+
+
+def test_recipes_build_the_papers_networks():
+    from recipe import load_recipe, load_variants
+
+    path = ROOT / "training" / "recipes" / "gtlenet-bp4d.yaml"
+    for variant in ("", *load_variants(path)):
+        recipe = load_recipe(path, variant=variant)
+        assert recipe.learning_rate == pytest.approx(1e-5)
+        fields = dict(recipe.networks["gtlenet"].config)
+        name = fields.pop("encoder_name_or_path")
+        assert (name is None) == (fields["pretraining"] == "none")
+        with torch.device("meta"):
+            model = GtleNetForAUDetection(GtleNetForAUDetection.config_class.paper(**fields))
+        assert model.config.map_size == recipe.geometry.input_size == 256
+
+
+def test_embeddings_become_a_picture(corpus, encoder_folder, tmp_path):
+    pytest.importorskip("sklearn")
+    script = load_script("plot_au_embeddings")
+    fields = {name: value for name, value in TINY.items() if name != "encoder_config"}
+    model = GtleNetForAUDetection.from_encoder(encoder_folder, aus=[12, 45, 1], **fields)
+    model.save_pretrained(tmp_path / "model")
+    AUImageProcessor(**model.config.processor_options).save_pretrained(tmp_path / "model")
+    output = tmp_path / "fig6.png"
+    arguments = ["--models", tmp_path / "model", "--data", corpus, "--split", "train", "--output", output]
+    script.main([*map(str, arguments), "--pictures", "20"])
+    columns, rows = 2, 1  # AU45 is not in the corpus
+    assert Image.open(output).size == (columns * 210 + 10, rows * 234 + 10)
+    colours = set(map(tuple, np.asarray(Image.open(output).convert("RGB")).reshape(-1, 3).tolist()))
+    assert {(0xD5, 0x5E, 0x00), (0x00, 0x72, 0xB2)} <= colours
+    faces = script.prepare_synthetic(corpus, "train", tmp_path / "prepared").select(range(5))
+    embeddings, aus = script.embed(str(tmp_path / "model"), faces)
+    assert aus == [12, 1]
+    assert embeddings.shape == (5, 2, 8)
+
+
+def test_neighbours_of_the_same_label_by_hand():
+    script = load_script("plot_au_embeddings")
+    vectors = np.array([[0.0], [1.0], [10.0]])
+    assert script.same_label_share(vectors, np.array([True, True, False])) == pytest.approx(1 / 3)
+    assert script.same_label_share(vectors, np.array([True, True, True])) == 1

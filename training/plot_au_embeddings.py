@@ -1,0 +1,139 @@
+r"""Draw Fig. 6 of GTLE-Net: the AU embeddings of two models, with and without the masks, by t-SNE.
+
+    python training/plot_au_embeddings.py --models runs/gtlenet/model runs/gtlenet-no-masks/model \
+        --data corpora/synthetic --output fig6.png
+
+A row a model, a column an action unit, a dot a picture: orange where the action unit occurs, blue where not.
+Below each panel stands how many of a picture's ten nearest neighbours, before t-SNE, have its label: the mean
+share, and in parentheses what chance would give.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from sklearn.manifold import TSNE
+from sklearn.neighbors import NearestNeighbors
+from tqdm import tqdm
+from transformers import AutoModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+import actionunits  # noqa: F401  (registers the models)
+from actionunits.action_units import au_label
+from actionunits.data import AlignedFaces, AUCollator, InputGeometry, prepare_synthetic
+from actionunits.data.preparing import is_prepared, open_prepared
+
+SIDE, GAP, CAPTION = 200, 10, 24  # pixels of a panel, between panels, and below them
+SCALE = 2  # drawn larger, then shrunk
+OCCURS, ABSENT = "#d55e00", "#0072b2"
+NEIGHBOURS = 10
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draw all panels into one PNG file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", required=True, help="folders of GTLE-Net, a row each")
+    parser.add_argument("--data", required=True, help="prepared corpus, or the synthetic one")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--fold", default="", help="of a prepared corpus, such as 1 or part3")
+    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--cache", type=Path, help="decoded pictures (default: beside the output)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, required=True, help="PNG file")
+    args = parser.parse_args(arguments)
+    faces = read_faces(args)
+    rows = [model_panels(name, faces, args.seed) for name in args.models]
+    image = draw_rows(rows)
+    partial = args.output.with_suffix(".partial")
+    image.save(partial, "PNG")
+    partial.replace(args.output)
+    print(f"wrote {args.output}")
+
+
+def read_faces(args: argparse.Namespace) -> AlignedFaces:
+    """Some faces of the split, the same for all models."""
+    if is_prepared(args.data):
+        faces = open_prepared(args.data).part(args.split, args.fold)
+    else:
+        cache = args.cache or args.output.parent / "prepared"
+        faces = prepare_synthetic(args.data, args.split, cache)
+    chosen = np.random.default_rng(args.seed).permutation(len(faces))[: args.pictures]
+    return faces.select(np.sort(chosen))
+
+
+def model_panels(name: str, faces: AlignedFaces, seed: int) -> list[dict[str, Any]]:
+    """For each action unit of a model and the corpus its title, dots (n, 2) in 0..1, and occurrence (n,)."""
+    embeddings, aus = embed(name, faces)
+    panels = []
+    for i, au in enumerate(tqdm(aus, desc=name, unit="AU", disable=None)):
+        labels = faces.occurrence[:, faces.aus.index(au)]
+        known = labels >= 0
+        occurs, vectors = labels[known] == 1, embeddings[known, i]
+        same = same_label_share(vectors, occurs)
+        chance = occurs.mean() ** 2 + (1 - occurs.mean()) ** 2
+        title = f"{au_label(au)}  {same:.2f} ({chance:.2f})"
+        perplexity = min(30.0, (len(vectors) - 1) / 3)
+        dots = TSNE(perplexity=perplexity, random_state=seed, init="pca").fit_transform(vectors)
+        dots = (dots - dots.min(0)) / np.maximum(np.ptp(dots, axis=0), 1e-9)
+        panels.append({"title": title, "dots": dots, "occurs": occurs})
+    return panels
+
+
+@torch.no_grad()
+def embed(name: str, faces: AlignedFaces, batch_size: int = 50) -> tuple[np.ndarray, list[int]]:
+    """AU embeddings (n, m, D) of a model, and the m action units that the corpus labels."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    aus = [au for au in AutoModel.from_pretrained(name).config.aus if au in faces.aus]
+    model = AutoModel.from_pretrained(name, aus=aus, dtype=torch.float32).to(device).eval()
+    if not hasattr(model, "au_embeddings"):
+        raise ValueError(f"{name} is a {type(model).__name__}, which has no embedding an action unit.")
+    processor = AutoImageProcessor.from_pretrained(name)
+    crop, size = processor.crop_size["height"], processor.size["height"]
+    geometry = InputGeometry(faces.aligned_size, crop, size)
+    collate = AUCollator(aus, faces.scheme, geometry, processor.image_mean, processor.image_std)
+    labelled = faces.with_aus(aus)
+    results = []
+    for start in range(0, len(faces), batch_size):
+        rows = range(start, min(start + batch_size, len(faces)))
+        batch = {key: value.to(device) for key, value in labelled.__getitems__(rows).items()}
+        results.append(model.au_embeddings(collate.inputs(batch)["pixel_values"]).cpu())
+    return torch.cat(results).numpy(), aus
+
+
+def same_label_share(vectors: np.ndarray, labels: np.ndarray) -> float:
+    """Mean share of a vector's nearest neighbours that have its label."""
+    count = min(NEIGHBOURS, len(vectors) - 1)
+    nearest = NearestNeighbors(n_neighbors=count).fit(vectors).kneighbors(return_distance=False)
+    return float((labels[nearest] == labels[:, None]).mean())
+
+
+def draw_rows(rows: list[list[dict[str, Any]]]) -> Image.Image:
+    """Draw a grid of panels."""
+    width, height = SIDE + GAP, SIDE + CAPTION + GAP
+    columns = max(len(row) for row in rows)
+    image = Image.new("RGB", (SCALE * (columns * width + GAP), SCALE * (len(rows) * height + GAP)), "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=13 * SCALE)
+    for y, row in enumerate(rows):
+        for x, panel in enumerate(row):
+            left, top, side = SCALE * (x * width + GAP), SCALE * (y * height + GAP), SCALE * SIDE
+            draw.rectangle([left, top, left + side, top + side], outline="#bbbbbb", width=SCALE)
+            for (u, v), occurs in zip(panel["dots"], panel["occurs"], strict=True):
+                cx, cy = left + (0.04 + 0.92 * u) * side, top + (0.04 + 0.92 * v) * side
+                reach = 1.6 * SCALE
+                box = [cx - reach, cy - reach, cx + reach, cy + reach]
+                draw.ellipse(box, fill=OCCURS if occurs else ABSENT)
+            middle = (left + side / 2, top + side + SCALE * 4)
+            draw.text(middle, panel["title"], "black", font, anchor="ma")
+    return image.reduce(SCALE)
+
+
+if __name__ == "__main__":
+    main()
