@@ -1,0 +1,53 @@
+"""What several of the commands share: the options of the model, and names for the files they write."""
+
+import argparse
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import pipeline
+from transformers.utils import logging
+
+from actionunits import checkpoints
+from actionunits.cli_export import BACKENDS, with_backend
+
+
+def add_model_options(command: argparse.ArgumentParser) -> None:
+    """Add `--model`, `--threshold`, `--device` and `--backend`."""
+    command.add_argument("--model", metavar="FOLDER", help="another model, a folder or a name on the Hub")
+    command.add_argument("--threshold", type=_probability, metavar="P", help="score from which one is active")
+    command.add_argument("--device", help="cpu, cuda:0, mps, ...; by default a GPU if there is one")
+    command.add_argument(
+        "--backend", choices=BACKENDS, default="torch", help="what runs the model; onnx needs its export"
+    )
+
+
+def load_pipeline(args: argparse.Namespace) -> Any:
+    """Load the pipeline in silence and make the folder `args.output`; what fails is wrong usage."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model = with_backend(args.model or str(checkpoints.path("default")), args.backend)
+        detect = pipeline("au-detection", model=model, device=args.device)  # type: ignore[call-overload]
+        if args.output is not None:
+            args.output.mkdir(parents=True, exist_ok=True)
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        args.usage_error(str(error))
+    return detect
+
+
+def stems(files: Iterable[str]) -> Iterator[str]:
+    """Yield a file name without suffix for each; a second a/smile.jpg, b/smile.jpg becomes smile-2."""
+    seen: dict[str, int] = {}
+    for file in files:
+        stem = re.sub(r"[^\w.-]+", "_", Path(file.split("?")[0]).stem) or "photo"
+        seen[stem] = seen.get(stem, 0) + 1
+        yield stem if seen[stem] == 1 else f"{stem}-{seen[stem]}"
+
+
+def _probability(text: str) -> float:
+    value = float(text)
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text} does not lie in 0..1")
+    return value

@@ -1,0 +1,325 @@
+"""What every corpus is to the package: facts, its layout on the disc, a reader, a check and a tiny copy.
+
+A corpus is a class with tables (citation, licence, published counts, layout, traps) and a reader that yields
+`Recording`s: frame numbers, label codes, pictures and landmarks as the disc has them. All that is the same
+for all corpora happens here: codes become labels, frame lists choose, the check counts.
+
+Landmarks are (x, y) in pixels of the picture, the origin is the centre of the upper left pixel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from actionunits.action_units import UNKNOWN, check_aus
+from actionunits.data.corpora.reading import read_frame_list
+
+logger = logging.getLogger(__name__)
+
+UNKNOWN_CODES = (9, 999, UNKNOWN)
+"""What the corpora write where nobody coded an action unit: FACS' 9, 999 of some lists, -1 of Aff-Wild2."""
+
+
+class WrongCorpusError(FileNotFoundError):
+    """A folder that does not hold the corpus it is said to hold; the message says what was looked for."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Some frames of one person, as the disc has them.
+
+    Attributes:
+        subject: The person.
+        sequence: Task, clip or video; with subject and frame number it names a frame.
+        frames: (n,) numbers of the labelled frames, in the corpus' own counting.
+        codes: (n, m) numbers as the label files have them.
+        pictures: Frame number to picture file; frames may lack.
+        landmarks: Reads frame number to (L, 2) points; called only when points are wanted.
+        split: The official partition it belongs to, "" where the corpus has none.
+        source: The label file, for messages.
+    """
+
+    subject: str
+    sequence: str
+    frames: np.ndarray
+    codes: np.ndarray
+    pictures: dict[int, Path]
+    landmarks: Callable[[], dict[int, np.ndarray]] = dict
+    split: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which rows of a corpus, with which labels.
+
+    Attributes:
+        aus: FACS numbers of the m label columns.
+        frames: "all" coded frames, the name of a published frame list, or a file of such a list.
+        min_intensity: Intensity (0 to 5) from which on an action unit counts as occurring.
+    """
+
+    aus: tuple[int, ...]
+    frames: str = "all"
+    min_intensity: int = 2
+
+
+@dataclass(frozen=True)
+class Published:
+    """Counts that a publication gives for a frame list, to compare a disc with; `about`: rounded."""
+
+    subjects: int | None = None
+    frames: int | None = None
+    source: str = ""
+    about: bool = False
+
+
+@dataclass
+class CheckReport:
+    """What a folder holds of a corpus.
+
+    Attributes:
+        corpus: Its name.
+        folder: The folder.
+        found: Counts by what was counted.
+        published: The same for the publications, by frame list.
+        problems: What is missing or wrong, in words.
+        has: What rows of tables may need: "pictures", "landmarks", "split", "folds", frame lists by name.
+        rows: Rows of the papers' tables; `runnable` and why not.
+    """
+
+    corpus: str
+    folder: str
+    found: dict[str, int] = field(default_factory=dict)
+    published: dict[str, dict[str, Any]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    has: list[str] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is anything to train or test on."""
+        return self.found.get("usable", 0) > 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether some published count is met (rounded ones to 2 %), and nothing is missing."""
+        met = [_meets(counts) for counts in self.published.values()]
+        return self.usable and not self.problems and (any(met) or not met)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON holds it."""
+        return asdict(self)
+
+
+def _meets(counts: dict[str, Any]) -> bool:
+    if counts["found_frames"] is None or counts["found_subjects"] != counts["subjects"]:
+        return False
+    tolerance = 0.02 * counts["frames"] if counts["about"] else 0
+    return abs(counts["found_frames"] - counts["frames"]) <= tolerance
+
+
+class Corpus(ABC):
+    """A corpus: facts as class attributes, the disc's reader as methods. Subclasses are in `CORPORA`."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    homepage: ClassVar[str]
+    licence: ClassVar[str]
+    citation: ClassVar[str]
+    layout: ClassVar[str]
+    traps: ClassVar[tuple[str, ...]] = ()
+    published: ClassVar[dict[str, Published]] = {}
+    subjects: ClassVar[bool] = True  # whether rows have a "subject" to split by
+
+    @abstractmethod
+    def recognize(self, root: Path) -> None:
+        """Raise `WrongCorpusError` unless the folder looks like this corpus."""
+
+    @abstractmethod
+    def rows(self, root: Path, selection: Selection) -> Iterator[dict[str, Any]]:
+        """One dictionary a sample, as `features` describes them."""
+
+    @abstractmethod
+    def features(self, selection: Selection) -> Any:
+        """The `datasets.Features` of `rows`."""
+
+    @abstractmethod
+    def check(self, root: Path, folds_file: str | Path | None = None) -> CheckReport:
+        """Count what the folder holds and compare with the published counts.
+
+        Args:
+            root: The corpus' folder.
+            folds_file: Folds that are not built in.
+
+        Raises:
+            WrongCorpusError: The folder holds something else.
+        """
+
+    @abstractmethod
+    def write_tiny(self, root: Path) -> None:
+        """Write a disc of the real layout with a few drawn faces."""
+
+    @abstractmethod
+    def label_files(self, root: Path) -> list[Path]:
+        """Files that the rows depend on; if one changes, cached rows are read anew."""
+
+    def select(self, root: Path, aus: Sequence[int] | None = None, **options: Any) -> Selection:
+        """A selection with this corpus' defaults."""
+        return Selection(tuple(check_aus(aus)) if aus is not None else (), **options)
+
+    def fingerprint(self, root: Path) -> str:
+        """Changes whenever a label file appears, goes or is written."""
+        stats = [
+            (str(p.relative_to(root)), p.stat().st_size, p.stat().st_mtime_ns) for p in self.label_files(root)
+        ]
+        return hashlib.sha256(json.dumps(sorted(stats)).encode()).hexdigest()[:16]
+
+    def require(self, root: Path, found: Any, wanted: str) -> None:
+        """Raise `WrongCorpusError` where `found` is empty."""
+        if not root.is_dir():
+            raise WrongCorpusError(f"{root} is no folder; {self.title} is expected there.")
+        if not found:
+            inside = sorted(p.name for p in root.iterdir())[:8] or "nothing"
+            raise WrongCorpusError(
+                f"{root} does not hold {self.title}: there is no {wanted}. The folder holds {inside}. "
+                f"`actionunits corpus layout {self.name}` shows what is expected."
+            )
+
+
+class AUCorpus(Corpus):
+    """A corpus of frames with action unit labels."""
+
+    aus: ClassVar[tuple[int, ...]]
+    scheme: ClassVar[str] = "ibug68"  # of the landmarks on the disc
+    coding: ClassVar[str] = "occurrence"  # or "intensity", 0 to 5
+    official_split: ClassVar[bool] = False
+    frame_lists: ClassVar[dict[str, str]] = {}  # name -> glob below the folder
+    first_in_list: ClassVar[int] = 1  # number that a frame list gives to the corpus' frame 1
+
+    @abstractmethod
+    def recordings(self, root: Path, aus: Sequence[int]) -> Iterator[Recording]:
+        """Everything that is labelled, in a fixed order."""
+
+    def group_of(self, subject: str) -> dict[str, str]:
+        """What else the corpus says of a person, such as "sex"."""
+        return {}
+
+    def evaluated_aus(self, root: Path) -> tuple[int, ...]:
+        """The action units that the literature evaluates, in output order."""
+        return self.aus
+
+    def select(self, root: Path, aus: Sequence[int] | None = None, **options: Any) -> Selection:
+        """A selection; the action units are those that the literature evaluates."""
+        return Selection(tuple(check_aus(self.evaluated_aus(root) if aus is None else aus)), **options)
+
+    def features(self, selection: Selection) -> Any:
+        """Picture by path, points, labels, and where the frame comes from."""
+        from datasets import Features, Image, List, Value
+
+        m = len(selection.aus)
+        features = {
+            "image": Image(),
+            "landmarks": List(List(Value("float32"), length=2)),  # empty where the disc has none
+            "occurrence": List(Value("int8"), length=m),
+            "intensities": List(Value("float32")),  # 0 to 1, empty where the corpus codes occurrence
+            "subject": Value("string"),
+            "sequence": Value("string"),
+            "frame": Value("int32"),
+            "split": Value("string"),
+        }
+        return Features(features | {name: Value("string") for name in self.group_of("F001")})
+
+    def fingerprint(self, root: Path) -> str:
+        """Changes with the label files, and whenever a picture or a file of points appears or goes."""
+        folders = [(f, Path(f).stat().st_mtime_ns) for f, _, _ in os.walk(root)]
+        return hashlib.sha256((super().fingerprint(root) + repr(sorted(folders))).encode()).hexdigest()[:16]
+
+    def rows(self, root: Path, selection: Selection) -> Iterator[dict[str, Any]]:
+        """One dictionary a frame that has a picture and, among the chosen AUs, a label."""
+        listed = self.listed_frames(root, selection.frames)
+        without_picture = 0
+        for recording in self.recordings(root, selection.aus):
+            occurrence, intensities = self.labels(recording, selection.min_intensity)
+            points = recording.landmarks()
+            for i in self.chosen(recording, occurrence, listed):
+                frame = int(recording.frames[i])
+                if frame not in recording.pictures:
+                    without_picture += 1
+                    continue
+                yield {
+                    "image": str(recording.pictures[frame]),
+                    "landmarks": points.get(frame, np.empty((0, 2))).tolist(),
+                    "occurrence": occurrence[i].tolist(),
+                    "intensities": [] if intensities is None else intensities[i].tolist(),
+                    "subject": recording.subject,
+                    "sequence": recording.sequence,
+                    "frame": frame,
+                    "split": recording.split,
+                    **self.group_of(recording.subject),
+                }
+        if without_picture:
+            logger.warning("%s: left out %d labelled frames without a picture", self.name, without_picture)
+
+    def labels(self, recording: Recording, min_intensity: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Occurrence (n, m) int8 and intensities (n, m) in [0, 1] or None, both with `UNKNOWN`.
+
+        Raises:
+            ValueError: A code that no corpus uses.
+        """
+        codes = recording.codes
+        unknown = np.isin(codes, UNKNOWN_CODES)
+        highest = 5 if self.coding == "intensity" else 1
+        if (strange := ~unknown & ~np.isin(codes, range(highest + 1))).any():
+            raise ValueError(
+                f"{recording.source} holds the label {codes[strange][0]}; {self.title} has 0 to {highest}, "
+                f"and {list(UNKNOWN_CODES)} for unknown."
+            )
+        if self.coding == "occurrence":
+            return np.where(unknown, UNKNOWN, codes).astype(np.int8), None
+        occurrence = np.where(unknown, UNKNOWN, codes >= min_intensity).astype(np.int8)
+        return occurrence, np.where(unknown, UNKNOWN, codes / 5).astype(np.float32)
+
+    def listed_frames(self, root: Path, frames: str) -> set[tuple[str, str, int]] | None:
+        """The (subject, sequence, frame) of a frame list; None for "all".
+
+        Raises:
+            FileNotFoundError: The list's files are not there, or there is no such list.
+        """
+        if frames == "all":
+            return None
+        if frames in self.frame_lists:
+            files = sorted(root.glob(self.frame_lists[frames]))
+            advice = f"put its files where {root / self.frame_lists[frames]} finds them"
+        else:
+            files = [Path(frames)] if Path(frames).is_file() else []
+            advice = f"give a file, or one of {['all', *self.frame_lists]}"
+        if not files:
+            raise FileNotFoundError(f"{self.title} has no frame list {frames!r} here; {advice}.")
+        offset = 1 - self.first_in_list
+        return {(*key, frame + offset) for file in files for *key, frame in read_frame_list(file)}  # type: ignore[misc]
+
+    @staticmethod
+    def chosen(recording: Recording, occurrence: np.ndarray, listed: set | None) -> np.ndarray:
+        """Indices of the frames that are on the list, or with any known label where there is none."""
+        if listed is None:
+            return np.flatnonzero((occurrence != UNKNOWN).any(axis=1))
+        keys = ((recording.subject, recording.sequence, int(f)) for f in recording.frames)
+        return np.flatnonzero([key in listed for key in keys])
+
+    def check(self, root: Path, folds_file: str | Path | None = None) -> CheckReport:
+        """Count subjects, recordings, frames, pictures and landmarks; open one picture of each recording."""
+        from actionunits.data.corpora.checking import check_frames
+
+        self.recognize(Path(root))
+        return check_frames(self, Path(root), folds_file)

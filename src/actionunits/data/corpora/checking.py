@@ -1,0 +1,159 @@
+"""What a folder holds of a corpus: counts against the published ones, and which rows of tables can be run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from actionunits.data.corpora.base import AUCorpus, CheckReport, Corpus, Published, Recording
+from actionunits.data.protocols import PROTOCOLS, get_protocol, rows_of_tables
+from actionunits.landmarks import check_inside
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SHOWN = 3  # examples of a problem
+
+
+def check_frames(corpus: AUCorpus, root: Path, folds_file: str | Path | None = None) -> CheckReport:
+    """Count subjects, recordings, frames, pictures and landmarks; open one picture of each recording."""
+    lists: dict[str, set | None] = {"all": None}
+    lists |= {
+        name: corpus.listed_frames(root, name) for name in corpus.frame_lists if _has_list(corpus, root, name)
+    }
+    listed: dict[str, Counter[str]] = {name: Counter() for name in lists}
+    found: Counter[str] = Counter()
+    broken: list[str] = []
+    splits = set()
+    bar = tqdm(
+        corpus.recordings(root, corpus.evaluated_aus(root)),
+        desc=f"checking {corpus.name}",
+        unit="recording",
+        disable=None,
+    )
+    for recording in bar:
+        occurrence, _ = corpus.labels(recording, min_intensity=2)
+        for name, counter in listed.items():
+            counter[recording.subject] += len(corpus.chosen(recording, occurrence, lists[name]))
+        frames = recording.frames[corpus.chosen(recording, occurrence, None)].tolist()
+        points = recording.landmarks()
+        pictured = [frame for frame in frames if frame in recording.pictures]
+        found["recordings"] += 1
+        found["labelled frames"] += len(frames)
+        found["frames with a picture"] += len(pictured)
+        found["frames with landmarks"] += sum(frame in points for frame in pictured)
+        broken += try_picture(recording, pictured, points)
+        splits.add(recording.split)
+    subjects = sorted(subject for subject, count in listed["all"].items() if count)
+    report = CheckReport(corpus.name, str(root))
+    report.found = {"subjects": len(subjects), **found, "usable": found["frames with a picture"]}
+    report.published = {
+        name: compare(published, len(+listed[name]), listed[name].total())
+        if name in listed
+        else compare(published)
+        for name, published in corpus.published.items()
+    }
+    report.problems = shortfalls(report.found) + first_of(broken)
+    report.has = _abilities(corpus, report, splits, listed, subjects, folds_file)
+    report.rows = judge_rows(corpus, report)
+    return report
+
+
+def judge_rows(corpus: Corpus, report: CheckReport) -> list[dict[str, Any]]:
+    """The rows of the papers' tables that use this corpus; `lacks` says why one cannot be run here."""
+    rows = []
+    for row in rows_of_tables(corpus.name):
+        others = [name for name in row["corpora"] if name != corpus.name]
+        lacks = [NEEDS.get(need, need) for need in row["needs"] if need not in report.has]
+        rows.append({**row, "runnable": report.usable and not lacks, "lacks": lacks, "also_needs": others})
+    return rows
+
+
+NEEDS = {
+    "landmarks": "landmarks (`actionunits corpus prepare --landmarks detect` finds others)",
+    "folds": "people in every fold",
+    "split": "the official partition",
+    "folds-file": "the subject lists of its folds, which are not published; pass your own as a folds file",
+    "jaanet": "the frame list of PyTorch-JAANet",
+}
+
+
+def compare(published: Published, subjects: int | None = None, frames: int | None = None) -> dict[str, Any]:
+    """Counts found beside the published ones; None where they could not be counted."""
+    return {
+        "subjects": published.subjects,
+        "frames": published.frames,
+        "source": published.source,
+        "about": published.about,
+        "found_subjects": subjects,
+        "found_frames": frames,
+    }
+
+
+def shortfalls(found: dict[str, int]) -> list[str]:
+    """What labelled frames lack."""
+    labelled, pictured = found.get("labelled frames", 0), found.get("frames with a picture", 0)
+    problems = []
+    if pictured < labelled:
+        problems.append(f"{labelled - pictured} of {labelled} labelled frames have no picture")
+    if (missing := pictured - found.get("frames with landmarks", 0)) > 0:
+        problems.append(f"{missing} of {pictured} frames with a picture have no landmarks")
+    return problems
+
+
+def try_picture(recording: Recording, frames: Sequence[int], points: dict[int, np.ndarray]) -> list[str]:
+    """Open the middle picture of a recording and see whether its landmarks lie in it."""
+    if not frames:
+        return []
+    frame = frames[len(frames) // 2]
+    path = recording.pictures[frame]
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            if frame in points:
+                check_inside(points[frame], *picture.size)
+    except (OSError, SyntaxError, ValueError) as error:
+        return [f"{path}: {error}"]
+    return []
+
+
+def first_of(problems: list[str]) -> list[str]:
+    """A few of many problems."""
+    more = [f"... and {len(problems) - SHOWN} more like these"] if len(problems) > SHOWN else []
+    return problems[:SHOWN] + more
+
+
+def _has_list(corpus: AUCorpus, root: Path, name: str) -> bool:
+    return any(root.glob(corpus.frame_lists[name]))
+
+
+def _abilities(
+    corpus: AUCorpus,
+    report: CheckReport,
+    splits: set[str],
+    listed: Iterable[str],
+    subjects: list[str],
+    folds_file: str | Path | None,
+) -> list[str]:
+    found = report.found
+    has = [name for name in listed if name != "all"]
+    if found["usable"]:
+        has.append("pictures")
+    if found["usable"] and found["frames with landmarks"] >= 0.9 * found["usable"]:  # trackers lose a few
+        has.append("landmarks")
+    if corpus.official_split and len(splits - {""}) > 1:
+        has.append("split")
+    protocols = {
+        "folds": PROTOCOLS.get(corpus.name),
+        "folds-file": folds_file and get_protocol(corpus.name, folds_file),
+    }
+    for ability, protocol in protocols.items():
+        if protocol and all(set(group) & set(subjects) for group in protocol.groups.values()):
+            has.append(ability)
+    return has

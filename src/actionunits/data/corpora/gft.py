@@ -1,0 +1,124 @@
+"""GFT, the Sayette Group Formation Task: 96 people in unscripted talks of three, officially partitioned."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from actionunits.action_units import CORPUS_AUS
+from actionunits.data.corpora import tiny
+from actionunits.data.corpora.base import AUCorpus, Published, Recording
+from actionunits.data.corpora.reading import first_folder, index_pictures, read_au_table, read_landmarks
+from actionunits.landmarks import reduce_landmarks
+
+LABELS = ("AUs", "AU", "AUCoding", "aucoding", "Annotations", "annotations", ".")
+PICTURES = ("Frames", "frames", "Images", "images", ".")
+SPLITS = ("train", "test")
+
+
+class Gft(AUCorpus):
+    """GFT (Girard et al., 2017)."""
+
+    name = "gft"
+    title = "GFT"
+    aus = CORPUS_AUS["gft"]
+    scheme = "ibug49"
+    official_split = True
+    homepage = "https://osf.io/7wcyz/"
+    licence = (
+        "annotations CC BY 4.0; the videos on application to the University of Pittsburgh (see the homepage)"
+    )
+    citation = """\
+@inproceedings{girard2017gft,
+  title = {{Sayette Group Formation Task (GFT)} spontaneous facial expression database},
+  author = {Girard, Jeffrey M. and Chu, Wen-Sheng and Jeni, L{\\'a}szl{\\'o} A. and Cohn, Jeffrey F. and
+            De la Torre, Fernando and Sayette, Michael A.},
+  booktitle = {IEEE International Conference on Automatic Face and Gesture Recognition},
+  pages = {581--588}, year = {2017}
+}"""
+    layout = """\
+GFT/
+  AUs/Train/001A.csv ...      one file a person; the first column is the frame number, the others are named
+  AUs/Test/003B.csv ...       by action unit; the folders' names say the official partition
+  split.csv                   instead of the folders Train and Test: subject, split
+  Videos/001A.mp4 ...         the videos; `actionunits corpus extract gft DIR` makes
+  Frames/001A/00001.jpg ...   pictures by frame number, from 1
+  landmarks/001A.csv ...      frame, x0, y0, ... of 49 points (or any scheme; optional)"""
+    traps = (
+        "The partition (78 and 18 people) is read from your files: no public code lists it.",
+        "We have not seen an original disc. The reader wants one CSV a person below folders whose names "
+        "begin with train and test; if yours differ, arrange or link them so.",
+        "Videos are long: only coded frames (not 9, 999 or -1) become rows.",
+    )
+    published = {
+        "all": Published(
+            96, 132_600, "AC2D Sec. 4.1.1: 108,000 frames of 78 people, 24,600 of 18", about=True
+        ),
+    }
+    videos = "Videos/*.mp4"
+    tiny_subjects = {"001A": "Train", "001B": "Train", "002C": "Train", "003A": "Test", "004B": "Test"}
+
+    def recognize(self, root: Path) -> None:
+        """Raise `WrongCorpusError` unless there are label files in Train and Test, or a split.csv."""
+        files = self._files(root)
+        self.require(root, files, "AUs/Train/*.csv and AUs/Test/*.csv, nor a split.csv with AUs/*.csv")
+
+    def label_files(self, root: Path) -> list[Path]:
+        """The CSV files, in order, and the partition's if it has one."""
+        split = root / "split.csv"
+        return [path for path, _ in self._files(root)] + ([split] if split.is_file() else [])
+
+    def recordings(self, root: Path, aus: Sequence[int]) -> Iterator[Recording]:
+        """One recording a person."""
+        for path, split in self._files(root):
+            subject = path.stem
+            frames, codes = read_au_table(path, aus)
+            candidates = (index_pictures(root / name / subject) for name in PICTURES)
+            yield Recording(
+                subject=subject,
+                sequence="",
+                frames=frames,
+                codes=codes,
+                pictures=next((pictures for pictures in candidates if pictures), {}),
+                landmarks=lambda subject=subject: read_landmarks(root, subject),  # type: ignore[misc]
+                split=split,
+                source=str(path),
+            )
+
+    def video_folder(self, video: Path) -> str:
+        """The folder below Frames that a video's pictures go to."""
+        return video.stem
+
+    def write_tiny(self, root: Path) -> None:
+        """Five people, six frames each, one of them not coded."""
+        for subject, split in self.tiny_subjects.items():
+            codes = tiny.codes(6, subject)
+            codes[0] = -1
+            rows = [[frame, *(codes[frame - 1, au] for au in self.aus)] for frame in range(1, 7)]
+            tiny.write_table(
+                root / "AUs" / split / f"{subject}.csv", ["frame", *(f"AU{au}" for au in self.aus)], rows
+            )
+            points = {
+                frame: tiny.draw_face(root / "Frames" / subject / f"{frame:05d}.jpg", subject, frame)
+                for frame in range(1, 7)
+            }
+            reduced = {frame: reduce_landmarks(p, "ibug68", "ibug49") for frame, p in points.items()}
+            tiny.write_landmarks(root, subject, reduced)
+
+    def _files(self, root: Path) -> list[tuple[Path, str]]:
+        """Label files with their official split."""
+        labels = first_folder(root, LABELS)
+        if labels is None:
+            return []
+        if (root / "split.csv").is_file():
+            with (root / "split.csv").open(newline="", encoding="utf-8-sig") as file:
+                splits = {row["subject"]: row["split"].lower() for row in csv.DictReader(file)}
+            return [(p, splits[p.stem]) for p in sorted(labels.glob("*.csv")) if p.stem in splits]
+        folders = [
+            (f, split)
+            for split in SPLITS
+            for f in sorted(labels.iterdir())
+            if f.name.lower().startswith(split)
+        ]
+        return [(path, split) for folder, split in folders for path in sorted(folder.glob("*.csv"))]

@@ -1,0 +1,134 @@
+"""MS-Celeb-1M: faces of public figures by name, on which ESCDA's backbone learns to tell people apart."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from actionunits.data.corpora import tiny
+from actionunits.data.corpora.base import CheckReport, Corpus, Published, Selection
+from actionunits.data.corpora.checking import compare, first_of, judge_rows
+from actionunits.data.corpora.reading import first_folder
+
+LIST = "MS-Celeb-1M_clean_list.txt"
+TABLE = "FaceImageCroppedWithAlignment.tsv"
+PICTURES = ("FaceImageCroppedWithAlignment", "images", ".")
+LOOKED_FOR = 1000  # pictures whose files the check looks for, evenly over the list
+
+
+class MsCeleb(Corpus):
+    """MS-Celeb-1M (Guo et al., 2016), by its cleaned list."""
+
+    name = "ms_celeb"
+    title = "MS-Celeb-1M"
+    homepage = "https://www.microsoft.com/en-us/research/project/ms-celeb-1m-challenge-recognizing-one-million-celebrities-real-world/"
+    licence = "Microsoft withdrew the corpus in 2019: only for those who hold a copy and may use it"
+    citation = """\
+@inproceedings{guo2016msceleb,
+  title = {{MS-Celeb-1M}: a dataset and benchmark for large-scale face recognition},
+  author = {Guo, Yandong and Zhang, Lei and Hu, Yuxiao and He, Xiaodong and Gao, Jianfeng},
+  booktitle = {ECCV}, pages = {87--102}, year = {2016}
+}"""
+    layout = """\
+MS-Celeb-1M/
+  MS-Celeb-1M_clean_list.txt           a line a picture: m.0109kg/14-FaceId-0.jpg 0 (path, person)
+  FaceImageCroppedWithAlignment/m.0109kg/14-FaceId-0.jpg ...   the aligned faces
+  FaceImageCroppedWithAlignment.tsv    the disc's own form; `actionunits corpus extract ms_celeb DIR`
+                                       makes the pictures of the list from it"""
+    traps = (
+        "The corpus is full of wrong names: the cleaned list of LightCNN (79,077 people, 5,049,824 pictures) "
+        "is what is read, and required.",
+        "The people in it were not asked. Weigh that before you use it.",
+    )
+    published = {"all": Published(79_077, 5_049_824, "the cleaned list of LightCNN")}
+
+    def recognize(self, root: Path) -> None:
+        """Raise `WrongCorpusError` unless there is the cleaned list."""
+        self.require(root, self.label_files(root), LIST)
+
+    def label_files(self, root: Path) -> list[Path]:
+        """The cleaned list."""
+        return [root / LIST] if (root / LIST).is_file() else []
+
+    def features(self, selection: Selection) -> Any:
+        """Picture, name and number of the person."""
+        from datasets import Features, Image, Value
+
+        return Features(
+            {"image": Image(), "subject": Value("string"), "label": Value("int32"), "split": Value("string")}
+        )
+
+    def rows(self, root: Path, selection: Selection) -> Iterator[dict[str, Any]]:
+        """One dictionary a picture of the list; whether the file exists is seen when it is opened."""
+        folder = first_folder(root, PICTURES)
+        for name, label in read_list(root / LIST):
+            yield {
+                "image": str(folder / name),  # type: ignore[operator]
+                "subject": name.partition("/")[0],
+                "label": label,
+                "split": "",
+            }
+
+    def check(self, root: Path, folds_file: str | Path | None = None) -> CheckReport:
+        """Count the list's people and pictures, and look for a thousand of its files."""
+        root = Path(root)
+        self.recognize(root)
+        people, pictures = set(), 0
+        for _, label in read_list(root / LIST):
+            people.add(label)
+            pictures += 1
+        step = max(1, pictures // LOOKED_FOR)
+        folder = first_folder(root, PICTURES)
+        sample = [folder / name for name, _ in islice(read_list(root / LIST), 0, None, step)]  # type: ignore[operator]
+        missing = [f"{path} is missing" for path in sample if not path.is_file()]
+        report = CheckReport(self.name, str(root))
+        report.found = {
+            "people": len(people),
+            "pictures of the list": pictures,
+            "files looked for": len(sample),
+            "files found": len(sample) - len(missing),
+            "usable": len(sample) - len(missing),
+        }
+        report.problems = first_of(missing)
+        if missing and (root / TABLE).is_file():
+            report.problems.append(
+                f"{TABLE} is there: `actionunits corpus extract ms_celeb {root}` writes its pictures"
+            )
+        report.published = {"all": compare(self.published["all"], len(people), pictures)}
+        report.has = ["pictures"] if report.usable else []
+        report.rows = judge_rows(self, report)
+        return report
+
+    def write_tiny(self, root: Path) -> None:
+        """Four people, six pictures each."""
+        lines = []
+        for label in range(4):
+            for i in range(6):
+                name = f"m.01{label}abc/{i}-FaceId-0.jpg"
+                tiny.draw_face(root / PICTURES[0] / name, label, i, size=(112, 112))
+                lines.append(f"{name} {label}\n")
+        (root / LIST).write_text("".join(lines))
+
+
+def read_list(path: Path) -> Iterator[tuple[str, int]]:
+    """(path of the picture, number of the person) of every line."""
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            name, _, label = line.strip().rpartition(" ")
+            if not name:
+                continue
+            try:
+                yield name, int(label)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {line.strip()!r} is no 'PATH NUMBER'.") from error
+
+
+def read_table(path: Path) -> Iterator[tuple[str, bytes]]:
+    """(path of the picture as the list has it, its encoded bytes) of every line of the disc's own file."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            cells = line.rstrip("\n").split("\t")  # name, rank, address, page, face, rectangle, picture
+            yield f"{cells[0]}/{cells[1]}-{cells[4]}.jpg", base64.b64decode(cells[-1])

@@ -1,0 +1,86 @@
+"""The open synthetic corpus of `training/synthesize.py` among the others; its reader is `data.synthetic`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from actionunits.action_units import CORPUS_AUS
+from actionunits.data.corpora.base import CheckReport, Corpus, Selection
+from actionunits.data.synthetic import SPLITS, available_splits, load_synthetic, read_manifest, split_files
+
+
+class Synthetic(Corpus):
+    """Rendered faces with exact intensities. Pictures lie inside of its Parquet files."""
+
+    name = "synthetic"
+    title = "the synthetic corpus"
+    aus = CORPUS_AUS["synthetic"]
+    homepage = "training/README.md"
+    licence = "as its manifest says of the head model and the photographs"
+    citation = ""
+    layout = """\
+DIR/
+  train-00000-of-00004.parquet ...   image, landmarks, au_intensities, au_occurrence, identity, sex, ...
+  validation-*.parquet, test-*.parquet
+  manifest.json                      how it was made (`training/synthesize.py` writes all of it)"""
+    traps = ("Labels are gains of blendshapes from 0 to 1, not scores of FACS coders.",)
+
+    def recognize(self, root: Path) -> None:
+        """Raise `WrongCorpusError` unless there are Parquet files of a split."""
+        self.require(root, root.is_dir() and available_splits(root), "train-*-of-*.parquet")
+
+    def label_files(self, root: Path) -> list[Path]:
+        """The Parquet files."""
+        return [path for split in available_splits(root) for path in split_files(root, split)]
+
+    def features(self, selection: Selection) -> Any:
+        """None: the Parquet files say it themselves."""
+        return None
+
+    def rows(self, root: Path, selection: Selection) -> Iterator[dict[str, Any]]:
+        """The rows of all splits, pictures decoded."""
+        for split in available_splits(root):
+            yield from load_synthetic(root, split)
+
+    def load(self, root: Path, split: str | None) -> Any:
+        """The Parquet files through `datasets`: one split, or all."""
+        import datasets
+
+        files = {name: [str(path) for path in split_files(root, name)] for name in available_splits(root)}
+        if split is not None and split not in files:
+            raise ValueError(f"{root} has no split {split!r}; it has {sorted(files)}.")
+        return datasets.load_dataset("parquet", data_files=files, split=split)
+
+    def check(self, root: Path, folds_file: str | Path | None = None) -> CheckReport:
+        """Count pictures and people of each split."""
+        import pyarrow.parquet
+
+        root = Path(root)
+        self.recognize(root)
+        report = CheckReport(self.name, str(root))
+        for split in available_splits(root):
+            people: set[str] = set()
+            count = 0
+            for path in split_files(root, split):
+                names = pyarrow.parquet.read_table(path, columns=["identity"])["identity"].to_pylist()
+                people.update(names)
+                count += len(names)
+            report.found |= {f"pictures, {split}": count, f"people, {split}": len(people)}
+        report.found["usable"] = sum(v for name, v in report.found.items() if name.startswith("pictures"))
+        report.problems = [f"no split {s}" for s in SPLITS if s not in available_splits(root)]
+        if not read_manifest(root):
+            report.problems.append("no manifest.json, so nobody knows how it was made")
+        report.has = ["pictures", "landmarks", "split"]
+        return report
+
+    def write_tiny(self, root: Path) -> None:
+        """Not drawn: the real thing is free.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            "write the synthetic corpus with training/synthesize.py; nothing about it is under licence."
+        )

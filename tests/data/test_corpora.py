@@ -1,0 +1,392 @@
+"""Corpora are read from tiny discs of their real layout; what is expected is written here a second time."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from actionunits.action_units import UNKNOWN
+from actionunits.data.corpora import CORPORA, WrongCorpusError, get_corpus, load_corpus, load_crossing
+from actionunits.data.corpora.casme2 import read_units
+from actionunits.data.corpora.reading import index_pictures, read_au_table, read_frame_list
+from actionunits.data.corpora.xlsx import read_sheet, write_sheet
+
+ON_DISCS = ("bp4d", "bp4d_plus", "disfa", "gft", "aff_wild2", "casme2", "fec", "ms_celeb", "folder")
+WITH_AUS = ("bp4d", "bp4d_plus", "disfa", "gft", "aff_wild2", "casme2", "folder")
+
+
+@pytest.fixture(scope="module")
+def discs(tmp_path_factory):
+    """A tiny disc of every corpus."""
+    root = tmp_path_factory.mktemp("discs")
+    for name in ON_DISCS:
+        CORPORA[name].write_tiny(root / name)
+    return root
+
+
+@pytest.fixture
+def load(discs, tmp_path):
+    """Load a corpus with a cache of its own."""
+    return lambda name, *args, **options: load_corpus(
+        name, options.pop("root", discs / name), *args, cache_dir=tmp_path / "cache", **options
+    )
+
+
+@pytest.fixture
+def own(discs, tmp_path):
+    """A copy of a disc that a test may spoil."""
+    return lambda name: shutil.copytree(discs / name, tmp_path / name)
+
+
+@pytest.mark.parametrize("name", WITH_AUS)
+def test_rows_have_the_features_of_every_corpus(load, discs, name):
+    rows = load(name, split="full")
+    row = rows[0]
+    assert len(rows) > 3
+    assert isinstance(row["image"], Image.Image)
+    assert np.asarray(row["landmarks"]).shape[1:] == (2,)
+    labels = np.asarray(rows["occurrence"][:])
+    assert labels.shape == (len(rows), len(CORPORA[name].evaluated_aus(discs / name)))
+    assert set(np.unique(labels)) <= {UNKNOWN, 0, 1}
+    assert ((labels != UNKNOWN).any(axis=1)).all()
+
+
+def test_the_cache_holds_paths_and_no_pictures(load, discs, tmp_path):
+    rows = load("bp4d")
+    arrow = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*.arrow"))
+    pictures = sum(path.stat().st_size for path in (discs / "bp4d" / "2D+3D").rglob("*.jpg"))
+    assert rows.data.table["image"][0].as_py() == {
+        "bytes": None,
+        "path": str(discs / "bp4d" / "2D+3D" / "F001" / "T1" / "2440.jpg"),
+    }
+    assert arrow < pictures
+
+
+def test_bp4d_labels_are_those_of_the_csv_columns_by_name(load, discs):
+    rows = load("bp4d", aus=[12, 1])
+    text = (discs / "bp4d" / "AUCoding" / "AU_OCC" / "M001_T2.csv").read_text().splitlines()
+    header = text[0].split(",")
+    expected = {
+        int(line.split(",")[0]): [int(line.split(",")[header.index(au)]) for au in ("12", "1")]
+        for line in text[1:]
+    }
+    found = {
+        row["frame"]: row["occurrence"] for row in rows if (row["subject"], row["sequence"]) == ("M001", "T2")
+    }
+    assert found == expected and len(found) == 4
+    assert {row["sex"] for row in rows if row["subject"][0] == "M"} == {"male"}
+
+
+def test_codes_of_unknown_become_unknown_and_others_are_refused(load, own):
+    root = own("bp4d")
+    table = root / "AUCoding" / "AU_OCC" / "F001_T1.csv"
+    lines = table.read_text().splitlines()
+    cells = lines[1].split(",")
+    cells[1], cells[2], cells[4] = "9", "999", "-1"
+    table.write_text("\n".join([lines[0], ",".join(cells), *lines[2:]]))
+    assert load("bp4d", root=root, aus=[1, 2, 4, 6])[0]["occurrence"][:3] == [UNKNOWN] * 3
+    cells[1] = "7"
+    table.write_text("\n".join([lines[0], ",".join(cells), *lines[2:]]))
+    with pytest.raises(ValueError, match="F001_T1.csv holds the label 7"):
+        load("bp4d", root=root)
+
+
+def test_frames_that_nobody_coded_are_left_out(load, own):
+    root = own("bp4d_plus")
+    table = root / "AUCoding" / "AU_OCC" / "F001_T1.csv"
+    width = len(table.read_text().splitlines()[0].split(","))
+    with table.open("a") as file:
+        file.write("9000," + ",".join(["9"] * (width - 1)) + "\n")
+    assert len(load("bp4d_plus", root=root)) == len(load("bp4d_plus"))
+
+
+def test_pictures_are_found_by_number_whatever_their_padding(tmp_path):
+    for name in ("0001.jpg", "2.jpg", "frame_00003.png", "notes.txt", "4.JPG"):
+        Image.new("L", (2, 2)).save(tmp_path / name) if "." in name and "txt" not in name else (
+            tmp_path / name
+        ).touch()
+    assert {frame: path.name for frame, path in index_pictures(tmp_path).items()} == {
+        1: "0001.jpg",
+        2: "2.jpg",
+        3: "frame_00003.png",
+        4: "4.JPG",
+    }
+    (tmp_path / "01.jpg").touch()
+    with pytest.raises(ValueError, match="both frame 1"):
+        index_pictures(tmp_path)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_disfa_frames_agree_however_the_pictures_are_counted(load, own, first):
+    root = own("disfa")
+    folder = root / "Frames" / "SN001"
+    pictures = sorted(folder.iterdir())
+    for number, path in enumerate(pictures, start=first):
+        path.rename(folder / f"_{number}.jpg")
+    for path in list(folder.iterdir()):
+        path.rename(folder / path.name[1:])
+    row = load("disfa", root=root, split="full").filter(
+        lambda row: (row["subject"], row["frame"]) == ("SN001", 3)
+    )[0]
+    assert row["image"].filename.endswith(f"SN001/{3 + first - 1}.jpg")
+    lines = (root / "ActionUnit_Labels" / "SN001" / "SN001_au12.txt").read_text().splitlines()
+    intensity = int(lines[2].split(",")[1])
+    column = CORPORA["disfa"].aus.index(12)
+    assert row["occurrence"][column] == int(intensity >= 2)
+    assert row["intensities"][column] == pytest.approx(intensity / 5)
+
+
+def test_disfa_threshold_of_occurrence_is_an_option(load):
+    rates = [np.mean(load("disfa", min_intensity=t)["occurrence"][:]) for t in (1, 2, 4)]
+    intensities = np.asarray(load("disfa")["intensities"][:])
+    assert rates == pytest.approx([np.mean(intensities >= t / 5 - 1e-6) for t in (1, 2, 4)])
+    assert rates[0] > rates[1] > rates[2]
+
+
+def test_points_in_matlab_files_count_from_one(load, own):
+    root = own("disfa")
+    points = np.arange(132, dtype=float).reshape(66, 2)
+    savemat(str(root / "Landmark_Points" / "SN001" / "tmp_frame_lm" / "SN001_0000_lm.mat"), {"pts": points})
+    row = load("disfa", root=root)[0]
+    np.testing.assert_allclose(row["landmarks"], points - 1)
+    assert row["frame"] == 1
+
+
+def test_disfa_frame_without_points_takes_its_known_substitute(own, monkeypatch):
+    from actionunits.data.corpora import disfa
+
+    root = own("disfa")
+    (root / "Landmark_Points" / "SN003" / "tmp_frame_lm" / "SN003_0004_lm.mat").unlink()
+    monkeypatch.setattr(disfa, "MISSING_POINTS", {("SN003", 5): 4})
+    points = {r.subject: r.landmarks() for r in CORPORA["disfa"].recordings(root, [1])}["SN003"]
+    np.testing.assert_array_equal(points[5], points[4])
+    assert disfa.MISSING_POINTS != {}
+
+
+def test_official_partitions_are_read_from_the_disc(load, own):
+    gft = load("gft")
+    assert {k: sorted(set(v["subject"])) for k, v in gft.items()} == {
+        "train": ["001A", "001B", "002C"],
+        "test": ["003A", "004B"],
+    }
+    assert set(load("aff_wild2")) == {"train", "validation"}
+    root = own("gft")
+    for path in list((root / "AUs").glob("*/*.csv")):
+        path.rename(root / "AUs" / path.name)
+    (root / "split.csv").write_text("subject,split\n001A,test\n001B,train\n")
+    assert {k: sorted(set(v["subject"])) for k, v in load("gft", root=root).items()} == {
+        "train": ["001B"],
+        "test": ["001A"],
+    }
+
+
+def test_aff_wild2_counts_lines_and_leaves_out_faces_that_were_not_found(load):
+    rows = load("aff_wild2", split="train")
+    frames = sorted(row["frame"] for row in rows if row["subject"] == "video2")
+    assert frames == [1, 2, 3, 4, 6, 7]  # line 5 is all -1, frame 8 has no picture
+
+
+def test_casme2_samples_are_apex_frames(load):
+    rows = {row["sequence"]: row for row in load("casme2")}
+    assert rows["EP02_01f"]["frame"] == 46 and rows["EP02_01f"]["subject"] == "sub01"
+    assert rows["EP07_04"]["frame"] == 61  # "/": halfway between onset 60 and offset 62
+
+
+@pytest.mark.parametrize(
+    ("cell", "codes"),
+    [
+        ("4+7", [0, 0, 1, 1, 0, 0]),
+        ("R12+L14", [0, 0, 0, 0, 1, 1]),
+        ("12A+ AU1", [1, 0, 0, 0, 1, 0]),
+        ("4?", [0, 0, UNKNOWN, 0, 0, 0]),
+        ("4 or 7+2", [0, 1, UNKNOWN, UNKNOWN, 0, 0]),
+        ("25", [0, 0, 0, 0, 0, 0]),
+    ],
+)
+def test_casme2_cells_of_action_units(cell, codes):
+    assert read_units(cell, [1, 2, 4, 7, 12, 14]).tolist() == codes
+
+
+def test_sheets_round_trip(tmp_path):
+    write_sheet(tmp_path / "a.xlsx", [["a", "", "b & c"], [1, "", "<x>"], ["", 2.5, ""]])
+    assert list(read_sheet(tmp_path / "a.xlsx")) == [{"a": "1", "b & c": "<x>"}, {"a": "", "b & c": ""}]
+    (tmp_path / "b.xlsx").write_text("no zip")
+    with pytest.raises(ValueError, match="is no .xlsx file"):
+        list(read_sheet(tmp_path / "b.xlsx"))
+
+
+def test_au_columns_are_known_by_many_names(tmp_path):
+    (tmp_path / "a.csv").write_text("frame,AU01,AU2_c,12\n7,1,0,9\n\n")
+    frames, codes = read_au_table(tmp_path / "a.csv", [12, 1, 2])
+    assert frames.tolist() == [7] and codes.tolist() == [[9, 1, 0]]
+    with pytest.raises(ValueError, match=r"no column of the action units \[4\]"):
+        read_au_table(tmp_path / "a.csv", [4])
+
+
+def test_frame_lists_are_read_with_their_line_ends(tmp_path):
+    (tmp_path / "list.txt").write_bytes(b"F007/T1/0643.jpg\r\nSN001/0.png\r\n")
+    assert list(read_frame_list(tmp_path / "list.txt")) == [("F007", "T1", 643), ("SN001", "", 0)]
+
+
+def test_a_frame_list_chooses_the_frames(load, own):
+    for name, lines, expected in (
+        ("bp4d", "F001/T1/2440.jpg\r\nF003/T2/02443.jpg\r\n", [("F001", 2440), ("F003", 2443)]),
+        ("disfa", "SN001/0.png\r\nSN006/7.png\r\n", [("SN001", 1), ("SN006", 8)]),
+    ):
+        root = own(name)
+        with pytest.raises(FileNotFoundError, match="frame list 'jaanet'"):
+            load(name, root=root, frames="jaanet")
+        (root / "lists").mkdir()
+        (root / "lists" / f"{name.upper()}_part1_path.txt").write_text(lines)
+        rows = load(name, root=root, frames="jaanet")
+        assert [(row["subject"], row["frame"]) for row in rows] == expected
+        check = CORPORA[name].check(root)
+        assert check.published["jaanet"]["found_frames"] == 2 and "jaanet" in check.has
+
+
+def test_a_changed_label_file_is_read_anew(load, own):
+    root = own("folder")
+    before = load("folder", root=root, split="full")
+    table = root / "labels.csv"
+    table.write_text("\n".join(table.read_text().splitlines()[:-1]))
+    assert len(load("folder", root=root, split="full")) == len(before) - 1
+
+
+def test_pictures_that_come_later_are_seen(load, own):
+    root = own("disfa")
+    (root / "Frames" / "SN001").rename(root / "SN001-later")
+    assert len(load("disfa", root=root)) == 40
+    (root / "SN001-later").rename(root / "Frames" / "SN001")
+    assert len(load("disfa", root=root)) == 48
+
+
+def test_fec_rows_are_triplets(load):
+    splits = load("fec")
+    row = splits["train"][1]
+    assert {name: len(part) for name, part in splits.items()} == {"train": 6, "test": 2}
+    assert [image.filename.rpartition("/")[2] for image in row["images"]] == [
+        f"train1_{j}_b.jpg" for j in range(3)
+    ]
+    assert row["boxes"][0] == pytest.approx([0.1, 0.05, 0.9, 0.95])
+    assert (row["choice"], row["votes"], row["type"]) == (2, [2, 2, 1], "TWO_CLASS_TRIPLET")
+
+
+def test_ms_celeb_rows_are_those_of_the_list(load):
+    rows = load("ms_celeb")
+    assert len(rows) == 24 and sorted(set(rows["label"][:])) == [0, 1, 2, 3]
+    assert (rows[7]["subject"], rows[7]["label"]) == ("m.011abc", 1)
+
+
+def test_folds_validation_people_and_samples(load):
+    splits = load("bp4d", fold=1, validation=0.3, sample=0.1)
+    people = {name: set(part["subject"]) for name, part in splits.items()}
+    assert people["test"] == {"F004", "M003"}
+    assert not people["train"] & people["validation"] and people["train"] | people["validation"] == {
+        "F001",
+        "M001",
+        "F003",
+        "M002",
+    }
+    assert len(splits["train"]) == 2  # every tenth of 16
+    assert set(load("bp4d", fold="jaanet:combine_1_3", split="test")["subject"]) == {"F003", "M002"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "train"}, "pass fold="),
+        ({"fold": 4}, "has no fold 4"),
+        ({"fold": 1, "split": "validation"}, "no split 'validation'"),
+        ({"aus": [46]}, "no column of the action units"),
+    ],
+)
+def test_what_does_not_exist_is_named(load, options, message):
+    with pytest.raises(ValueError, match=message):
+        load("bp4d", **options)
+
+
+def test_other_people_than_the_lists_have_are_refused(load, own):
+    root = own("bp4d")
+    labels = root / "AUCoding" / "AU_OCC"
+    shutil.copy(labels / "F001_T1.csv", labels / "F099_T1.csv")
+    shutil.copytree(root / "2D+3D" / "F001", root / "2D+3D" / "F099")
+    with pytest.raises(ValueError, match=r"does not list 1 people of the disc: \['F099'\]"):
+        load("bp4d", fold=1, root=root)
+
+
+def test_casme2_folds_come_from_the_user(load, tmp_path):
+    with pytest.raises(ValueError, match="are not published.*folds_file"):
+        load("casme2", fold=1)
+    folds = tmp_path / "folds.csv"
+    folds.write_text("subject,fold\n" + "".join(f"sub{i:02d},{1 + i % 2}\n" for i in range(1, 5)))
+    assert set(load("casme2", fold=1, folds_file=folds, split="test")["subject"]) == {"sub02", "sub04"}
+    assert (
+        "folds-file"
+        in CORPORA["casme2"].check(load("casme2")[0]["image"].filename.split("/CASME2")[0], folds).has
+    )
+
+
+def test_crossings_share_their_action_units(discs, tmp_path):
+    options = {"cache_dir": tmp_path / "cache"}
+    crossed = load_crossing("bp4d->disfa", discs / "bp4d", discs / "disfa", fold=2, **options)
+    assert np.asarray(crossed["train"]["occurrence"][:]).shape[1] == 5
+    assert "F003" not in crossed["train"]["subject"][:] and len(crossed["test"]) == 48
+    gft = load_crossing("gft->bp4d", discs / "gft", discs / "bp4d", fold=2, **options)
+    assert set(gft["test"]["subject"]) == {"F003", "M002"} and set(gft["train"]["subject"]) == {
+        "001A",
+        "001B",
+        "002C",
+    }
+    whole = load_crossing("bp4d->bp4d_plus", discs / "bp4d", discs / "bp4d_plus", **options)
+    assert len(whole["train"]) == len(whole["test"]) == 48
+    with pytest.raises(ValueError, match="needs fold="):
+        load_crossing("bp4d->gft", discs / "bp4d", discs / "gft", **options)
+
+
+@pytest.mark.parametrize("name", ON_DISCS)
+def test_a_tiny_disc_passes_the_check_and_no_other_does(discs, name):
+    report = get_corpus(name).check(discs / name)
+    assert report.usable and report.complete == (name == "folder")
+    for other in ON_DISCS:
+        if {name, other} not in ({name}, {"bp4d", "bp4d_plus"}):
+            with pytest.raises(WrongCorpusError, match=f"corpus layout {name}"):
+                get_corpus(name).check(discs / other)
+
+
+def test_the_check_counts_what_is_missing_and_broken(own):
+    root = own("bp4d")
+    (root / "2D+3D" / "F001" / "T1" / "2440.jpg").unlink()
+    broken = root / "2D+3D" / "M001" / "T1" / "2442.jpg"
+    broken.write_bytes(broken.read_bytes()[:300])
+    shutil.rmtree(root / "2DFeatures")
+    report = CORPORA["bp4d"].check(root)
+    assert report.found["labelled frames"] == 48 and report.found["frames with a picture"] == 47
+    assert "1 of 48 labelled frames have no picture" in report.problems
+    assert "47 of 47 frames with a picture have no landmarks" in report.problems
+    assert any(str(broken) in problem for problem in report.problems)
+    runnable = {(row["paper"], row["method"]): row["runnable"] for row in report.rows}
+    assert runnable["AUFormer", "AUFormer"] and not runnable["ESCDA", "LSC"]
+
+
+def test_the_check_knows_a_complete_disc(own, monkeypatch):
+    from actionunits.data.corpora.base import Published
+
+    corpus, root = CORPORA["disfa"], own("disfa")
+    assert not corpus.check(root).complete
+    monkeypatch.setattr(type(corpus), "published", {"all": Published(6, 48, "this test")})
+    assert corpus.check(root).complete
+
+
+def test_every_corpus_says_what_it_is():
+    for corpus in CORPORA.values():
+        assert corpus.layout and corpus.traps
+        assert corpus.name in ("folder", "synthetic") or (corpus.citation.startswith("@") and corpus.licence)
+
+
+def test_unknown_names_are_answered_with_the_known_ones():
+    with pytest.raises(ValueError, match="Unknown corpus 'bp5d'.*bp4d_plus"):
+        load_corpus("bp5d", ".")
+    with pytest.raises(WrongCorpusError, match="is no folder"):
+        load_corpus("bp4d", "/nowhere")

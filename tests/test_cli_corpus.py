@@ -1,0 +1,131 @@
+"""`actionunits corpus`: layouts that are shown and written, checks with exit codes, preparation."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from actionunits.cli import main
+from actionunits.data.corpora import CORPORA
+
+NAMES = ("bp4d", "bp4d_plus", "disfa", "gft", "aff_wild2", "casme2", "fec", "ms_celeb")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_layout_writes_a_disc_that_check_accepts(name, tmp_path, capsys):
+    assert main(["corpus", "layout", name]) == 0
+    shown = capsys.readouterr().out
+    assert CORPORA[name].layout in shown and "Licence: " in shown and "@" in shown
+    assert main(["corpus", "layout", name, "--write", str(tmp_path / name)]) == 0
+    assert main(["corpus", "check", name, str(tmp_path / name)]) == 0
+    told = capsys.readouterr().out
+    assert f"holds {CORPORA[name].title}:" in told and "Results of papers" in told
+    assert main(["corpus", "check", name, str(tmp_path / name), "--strict"]) == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_of_something_else_fails_with_a_sentence(name, tmp_path, capsys):
+    (tmp_path / "holiday.jpg").touch()
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        assert main(["corpus", "check", name, str(folder)]) == 1
+        told = capsys.readouterr()
+        assert CORPORA[name].title in told.err and not told.out
+    assert "holiday.jpg" in _error_of(name, tmp_path, capsys)
+
+
+def _error_of(name, folder, capsys):
+    main(["corpus", "check", name, str(folder)])
+    return capsys.readouterr().err
+
+
+def test_the_report_as_json(tmp_path, capsys):
+    CORPORA["disfa"].write_tiny(tmp_path)
+    assert main(["corpus", "check", "disfa", str(tmp_path), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["found"]["subjects"] == 6 and report["published"]["all"]["frames"] == 130814
+    assert any(row["runnable"] for row in report["rows"])
+
+
+def test_a_disc_without_pictures_is_of_no_use(tmp_path, capsys):
+    CORPORA["bp4d"].write_tiny(tmp_path)
+    (tmp_path / "2D+3D").rename(tmp_path / "elsewhere")
+    assert main(["corpus", "check", "bp4d", str(tmp_path)]) == 1
+    told = capsys.readouterr()
+    assert "nothing in" in told.err and "48 of 48 labelled frames have no picture" in told.out
+
+
+def test_nothing_is_written_over(tmp_path, capsys):
+    (tmp_path / "mine.txt").touch()
+    assert main(["corpus", "layout", "gft", "--write", str(tmp_path)]) == 1
+    assert "is not empty" in capsys.readouterr().err and len(list(tmp_path.iterdir())) == 1
+
+
+def test_list_and_usage(capsys):
+    assert main(["corpus", "list"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in CORPORA)
+    with pytest.raises(SystemExit) as exit_:
+        main(["corpus", "check", "bp5d", "."])
+    assert exit_.value.code == 2
+
+
+def test_prepare(tmp_path, capsys):
+    CORPORA["gft"].write_tiny(tmp_path / "gft")
+    arguments = ["corpus", "prepare", "gft", str(tmp_path / "gft"), "--output", str(tmp_path / "out")]
+    assert main([*arguments, "--size", "128", "--workers", "1"]) == 0
+    assert "25 faces of 5 people, 0 left out" in capsys.readouterr().out
+    assert main([*arguments, "--size", "200"]) == 1
+    assert "aligned_size" in capsys.readouterr().err
+
+
+def test_extract_makes_frames_that_the_reader_finds(tmp_path, capsys):
+    av = pytest.importorskip("av")
+    CORPORA["disfa"].write_tiny(tmp_path)
+    frames = tmp_path / "Frames" / "SN001"
+    pictures = [Image.open(path).convert("RGB") for path in sorted(frames.iterdir())]
+    for path in frames.iterdir():
+        path.unlink()
+    frames.rmdir()
+    video = tmp_path / "Video_LeftCamera" / "LeftVideoSN001_comp.avi"
+    video.parent.mkdir()
+    with av.open(str(video), "w") as container:
+        stream = container.add_stream("mjpeg", rate=20)
+        stream.width, stream.height, stream.pix_fmt = (*pictures[0].size, "yuvj420p")
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+        container.mux(stream.encode())
+    assert main(["corpus", "extract", "disfa", str(tmp_path)]) == 0
+    assert "wrote 8 pictures" in capsys.readouterr().out
+    assert sorted(path.name for path in frames.iterdir()) == [f"{i:05d}.jpg" for i in range(1, 9)]
+    assert CORPORA["disfa"].check(tmp_path).found["frames with a picture"] == 48
+    assert main(["corpus", "extract", "disfa", str(tmp_path)]) == 0
+    assert "wrote 0 pictures" in capsys.readouterr().out
+    assert main(["corpus", "extract", "bp4d", str(tmp_path)]) == 1
+
+
+def test_extract_writes_the_listed_faces_of_ms_celeb(tmp_path, capsys):
+    import base64
+    import shutil
+
+    CORPORA["ms_celeb"].write_tiny(tmp_path)
+    folder = tmp_path / "FaceImageCroppedWithAlignment"
+    files = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.jpg")}
+    lines = []
+    for path, data in [*files.items(), (list(files)[0].with_name("99-FaceId-0.jpg"), b"not listed")]:
+        rank, _, face = path.stem.partition("-")
+        cells = [
+            path.parent.name,
+            rank,
+            "http://a",
+            "http://b",
+            face,
+            "AAAA",
+            base64.b64encode(data).decode(),
+        ]
+        lines.append("\t".join(cells))
+    (tmp_path / "FaceImageCroppedWithAlignment.tsv").write_text("\n".join(lines) + "\n")
+    shutil.rmtree(folder)
+    assert main(["corpus", "check", "ms_celeb", str(tmp_path)]) == 1
+    assert "corpus extract ms_celeb" in capsys.readouterr().out
+    assert main(["corpus", "extract", "ms_celeb", str(tmp_path)]) == 0
+    assert {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.jpg")} == files
