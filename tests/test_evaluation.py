@@ -9,13 +9,20 @@ import torch
 
 from actionunits.data import AlignedFaces
 from actionunits.evaluation import (
+    cross_corpus,
+    cross_corpus_table,
     draw_bars,
     evaluate_model,
     evaluation_report,
+    f1_table,
+    figures_table,
     groups_table,
+    mean_over_folds,
     metrics_table,
     neutral_report,
     predict_scores,
+    report_text,
+    threshold_reports,
     write_report,
 )
 from actionunits.metrics import f1_frame
@@ -58,6 +65,91 @@ def test_report_has_both_thresholds_groups_and_people(faces):
         report["groups"]["age"]["30-44"]["f1"]
         == f1_frame(scores[rows], faces.occurrence[rows], [0.3, 0.45]).mean()
     )
+
+
+def test_three_thresholds_stand_side_by_side():
+    """The oracle never does worse, and its thresholds are those of a search on the very same pictures."""
+    rng = np.random.default_rng(1)
+    labels = (rng.random((300, 2)) < [0.1, 0.6]).astype(int)
+    scores = np.clip(0.3 * labels + rng.normal(0.3, 0.2, labels.shape), 0, 1)
+    people = np.repeat(np.arange(10), 30)
+    reports = threshold_reports([1, 12], scores, labels, None, people, calibrated=[0.4, 0.45])
+    assert list(reports) == ["at_half", "calibrated", "oracle"]
+    assert [row["threshold"] for row in reports["calibrated"]["per_au"].values()] == [0.4, 0.45]
+    for i, label in enumerate(("AU1", "AU12")):
+        best = max(f1_frame(scores, labels, t)[i] for t in np.linspace(0, 1, 2001))
+        assert reports["oracle"]["per_au"][label]["f1"] == pytest.approx(best)
+        assert best >= max(reports[rule]["per_au"][label]["f1"] for rule in ("at_half", "calibrated"))
+    assert all(len(reports[rule]["mean"]["f1_interval"]) == 2 for rule in reports)
+    assert list(threshold_reports([1, 12], scores, labels)) == ["at_half", "oracle"]
+
+
+ABOUT = {
+    "thresholds_from": "the training people",
+    "epoch_selection": "best-test",
+    "paper": {"table": "A paper, Table 1", "f1": {12: 60.0, 26: 75.0}, "mean": 67.5},
+}
+
+
+def test_report_names_its_rules_and_the_papers_figures(faces, tmp_path):
+    report = evaluation_report(np.where(faces.occurrence == 1, 0.6, 0.1), faces, [0.3, 0.7], "test", ABOUT)
+    assert report["paper"]["f1"] == {"AU12": 60.0, "AU26": 75.0}
+    table = f1_table(report).splitlines()
+    assert table[0] == "| AU | name | base rate | at 0.5 | calibrated | oracle | A paper, Table 1 |"
+    assert table[2].startswith(
+        "| AU12 | lip corner puller | 33 % | 100.0 (100-100) | 100.0 (100-100) | 100.0"
+    )
+    assert table[2].endswith("| 60.0 |") and table[-1].endswith("| 67.5 |")
+    assert table[3].split(" | ")[3:5] == ["100.0 (100-100)", "0.0 (0-0)"]
+    text = report_text(report)
+    assert "the best on the very pictures" in text and "Calibrated thresholds: the training people." in text
+    assert "ICC(3,1)" in figures_table(report["calibrated"])
+
+    red = (np.abs(np.asarray(draw_bars(report)).astype(int) - [0xD0, 0x3A, 0x2B]).max(-1) < 8).any(0)
+    left, right = 64, 640 - 64
+    marks = [left + (right - left) * f1 for f1 in (0.6, 0.75)]
+    assert all(red[int(mark)] for mark in marks) and red.sum() <= 6
+
+    unnamed = evaluation_report(np.zeros((12, 2)), faces, 0.5, "test", {"paper": {"f1": {}, "mean": 0.0}})
+    assert "paper" not in unnamed and f1_table(unnamed).splitlines()[0].endswith("| oracle |")
+
+
+def test_figures_of_folds_are_averaged_and_folds_of_other_corpora_refused(faces):
+    good = evaluation_report(faces.occurrence * 0.9, faces, 0.5, "test", ABOUT)
+    bad = evaluation_report(np.zeros((12, 2)), faces, 0.5, "test", ABOUT)
+    half = faces.select(np.arange(12) < 4)
+    small = evaluation_report(np.ones((4, 2)), half, 0.5, "test", ABOUT)
+    mean = mean_over_folds([good, bad, small])
+    for label in ("AU12", "AU26"):
+        f1 = [report["at_half"]["per_au"][label]["f1"] for report in (good, bad, small)]
+        assert mean["at_half"]["per_au"][label]["f1"] == pytest.approx(np.mean(f1))
+    assert f1[:2] == [1, 0]
+    assert mean["at_half"]["per_au"]["AU12"]["auc"] == pytest.approx((1 + 0.5 + 0.5) / 3)
+    assert (mean["folds"], mean["pictures"], mean["people"]) == (3, 28, 7)
+    assert "means over 3 folds" in report_text(mean)
+    assert f1_table(mean).splitlines()[2].endswith("| 60.0 |")
+    with pytest.raises(ValueError, match="folds of one corpus"):
+        mean_over_folds([good, evaluation_report(np.zeros((12, 1)), faces.with_aus([26]), 0.5, "test")])
+
+
+def test_corpora_cross_over_the_action_units_that_all_share(faces):
+    def report(aus, *wrong):
+        chosen = faces.with_aus(aus)
+        scores = chosen.occurrence.astype(float)
+        scores[:, [aus.index(au) for au in wrong]] = 0
+        return evaluation_report(scores, chosen, 0.5, "test")
+
+    matrix = cross_corpus(
+        {"a": {"a": report([12, 26]), "b": report([26])}, "b": {"a": report([26, 12], 26), "b": report([26])}}
+    )
+    assert matrix["aus"] == ["AU26"]
+    assert matrix["f1"] == {"a": {"a": 1, "b": 1}, "b": {"a": 0, "b": 1}}
+    assert matrix["pairs"]["b"]["a"] == {"aus": ["AU26", "AU12"], "f1": 0.5}
+    table = cross_corpus_table(matrix).splitlines()
+    assert table[2] == "| trained on | tested on a | tested on b |"
+    assert table[-1] == "| b | 0.0 (50.0, 2 AUs) | 100.0 (100.0, 1 AUs) |"
+    with pytest.raises(ValueError, match="no action unit is in all 2"):
+        cross_corpus({"a": {"a": report([12]), "b": report([26])}})
 
 
 def test_neutral_faces_count_false_alarms(faces):

@@ -39,6 +39,15 @@ def test_figures_equal_scikit_learn(predictions, figure, oracle):
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
 
 
+def test_mean_f1_is_that_of_the_papers(predictions):
+    """They average scikit-learn's F1 of each AU; to the last bit, for their tables are compared with it."""
+    scores, labels = predictions
+    expected = [sk.f1_score(labels[:, i], scores[:, i] >= 0.5, zero_division=0) for i in range(6)]
+    assert metrics.f1_frame(scores, labels).tolist() == expected
+    macro = sk.f1_score(labels, scores >= 0.5, average="macro", zero_division=0)
+    assert metrics.f1_frame(scores, labels).mean() == pytest.approx(macro, abs=1e-15)
+
+
 @pytest.mark.parametrize(
     ("figure", "oracle"),
     [
@@ -84,6 +93,53 @@ def test_correlation_equals_numpy_and_skips_unknown():
         metrics.correlation((truth + noise)[10:], truth[10:])[:2],
     )
     assert np.isnan(metrics.correlation(truth, np.zeros_like(truth))).all()
+
+
+def test_icc_of_two_judges_is_twice_the_covariance_over_the_variances():
+    """What Shrout and Fleiss' mean squares come to for two judges; a scale costs, an offset does not."""
+    rng = np.random.default_rng(3)
+    truth = rng.integers(0, 6, (40, 2)) / 5
+    scores = np.clip(truth + rng.normal(0, 0.2, truth.shape), 0, 1)
+    for i, value in enumerate(metrics.icc(scores, truth)):
+        (x, xy), (_, y) = np.cov(scores[:, i], truth[:, i])
+        assert value == pytest.approx(2 * xy / (x + y), abs=1e-12)
+    np.testing.assert_allclose(metrics.icc(truth + 0.3, truth), 1)
+    np.testing.assert_allclose(metrics.icc(2 * truth, truth), 2 * 2 / (4 + 1))
+    np.testing.assert_allclose(metrics.icc(1 - truth, truth), -1)
+    assert np.isnan(metrics.icc(np.full((5, 1), 0.5), np.full((5, 1), 0.5))).all()
+
+
+def test_calibration_error_is_the_mean_gap_of_the_intervals(predictions):
+    scores, labels = predictions
+    for i, value in enumerate(metrics.calibration_error(scores, labels, bins=10)):
+        expected = 0.0
+        for low in range(10):
+            inside = (scores[:, i] * 10 >= low) & ((scores[:, i] * 10 < low + 1) | (low == 9))
+            if inside.any():
+                gap = scores[inside, i].mean() - labels[inside, i].mean()
+                expected += abs(gap) * inside.sum() / len(scores)
+        assert value == pytest.approx(expected, abs=1e-12)
+    # Scores of 0.25 and 1 that come true as often as they say, and the same that never do.
+    honest = [[0.25]] * 4 + [[1.0]] * 2
+    assert metrics.calibration_error(honest, [[1], [0], [0], [0], [1], [1]]) == 0
+    assert metrics.calibration_error(honest, [[0]] * 6) == pytest.approx((4 * 0.25 + 2) / 6)
+    assert np.isnan(metrics.calibration_error([[3.2]], [[1]])).all()
+
+
+def test_an_au_that_nobody_coded_has_no_figures():
+    scores, labels = np.array([[0.9, 0.9], [0.1, 0.9]]), np.array([[1, UNKNOWN], [0, UNKNOWN]])
+    report = metrics.au_report([1, 2], scores, labels, subjects=["a", "b"])
+    figures = {name: value for name, value in report["per_au"]["AU2"].items() if name != "threshold"}
+    assert figures.pop("f1_interval") == [None, None]
+    assert set(figures.values()) <= {None, 0.0} and figures["f1"] is None
+    assert report["mean"]["f1"] == 1  # of AU1 alone
+    assert report["mean"]["f1_interval"] == [0, 1]  # drawing b twice leaves nothing to find
+    compute = metrics.trainer_metrics([1, 2])
+    assert compute(SimpleNamespace(predictions=scores, label_ids=labels)) == {
+        "f1": pytest.approx(2 / 3),  # both logits are above 0
+        "auc": 1.0,
+        "f1_AU1": pytest.approx(2 / 3),
+    }
 
 
 def test_calibrated_thresholds_are_the_best_of_a_brute_force_search(predictions):
@@ -192,6 +248,11 @@ def test_evaluate_metric_agrees_over_batches(predictions):
     result = metric.compute(thresholds=0.455)
     np.testing.assert_allclose(result["f1_per_au"], metrics.f1_frame(scores, labels, 0.455))
     assert result["f1"] == pytest.approx(np.mean(result["f1_per_au"]))
+    report = metrics.au_report([1, 2, 4, 6, 12, 26], np.float32(scores), labels, None, 0.455)
+    for name, value in report["mean"].items():
+        if name != "threshold":
+            assert result[name] == pytest.approx(value, abs=1e-6)
+            assert result[f"{name}_per_au"] == pytest.approx([r[name] for r in report["per_au"].values()])
 
 
 def test_module_needs_neither_evaluate_nor_datasets():

@@ -1,38 +1,66 @@
-"""Measure a model on a split of a corpus, per action unit and per group of people.
+"""Measure a model, or what another tool predicted, per action unit and per group of people.
 
     python training/evaluate.py --model MODEL --data CORPUS --split test --output OUT
+    torchrun --nproc_per_node 2 training/evaluate.py ...                # the same figures, in half the time
+    python training/evaluate.py --predictions *.csv --format openface --labels LABELS.csv --output OUT
+    python training/evaluate.py --reports fold-*/metrics-test.json --output OUT         # mean over folds
+    python training/evaluate.py --matrix bp4d:gft=a/metrics-test.json ... --output OUT  # across corpora
 
 Pictures go through the model's own image processor, as they do in use. Written are `metrics-test.json`,
-`metrics-test.md` (a table) and `metrics-test.png` (F1 bars). Decisions are measured at 0.5, as papers do, and
-at the thresholds stored in the model's config.
+`metrics-test.md` (tables) and `metrics-test.png` (F1 bars, with the paper's figures where the model's recipe
+has some). Decisions are measured at 0.5, as papers do, at thresholds calibrated on other people (those in the
+model's config, or `--calibrate-on train`), and at the oracle's. Action units that only the model or only the
+corpus has are left out and named.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import AutoModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import actionunits  # noqa: F401  (registers the models)
+from actionunits.action_units import au_label
+from actionunits.adapters import FORMATS, read_labels, read_predictions, score_predictions
 from actionunits.data import prepare_synthetic
-from actionunits.evaluation import evaluate_model, metrics_table, write_report
+from actionunits.data.preparing import is_prepared, open_prepared
+from actionunits.evaluation import (
+    cross_corpus,
+    cross_corpus_table,
+    evaluate_model,
+    f1_table,
+    mean_over_folds,
+    predict_scores,
+    write_report,
+)
+from actionunits.metrics import calibrate_thresholds
+from recipe import load_recipe
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Evaluate as the command line says."""
     args = parse_arguments(arguments)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModel.from_pretrained(args.model, dtype=torch.float32).to(device).eval()
-    processor = AutoImageProcessor.from_pretrained(args.model)
-    cache = args.cache or args.output / "prepared"
-    faces = prepare_synthetic(args.data, args.split, cache, processor.aligned_size)
-    report = evaluate_model(model, processor, faces.with_aus(model.config.aus), args.split, args.batch_size)
-    write_report(args.output, report)
-    print(metrics_table(report))
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    if args.matrix:
+        write_matrix(args)
+        return
+    if args.reports:
+        report = mean_over_folds([json.loads(path.read_text(encoding="utf-8")) for path in args.reports])
+    elif args.predictions:
+        report = measure_predictions(args)
+    else:
+        report = measure_model(args, state)
+    if state.is_main_process:
+        write_report(args.output, report)
+        print(f1_table(report))
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -40,13 +68,101 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", required=True, help="model folder or Hub name")
-    parser.add_argument("--data", required=True, type=Path, help="folder of the synthetic corpus")
-    parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", help="model folder or Hub name")
+    what.add_argument("--predictions", nargs="+", type=Path, metavar="CSV", help="what another tool wrote")
+    what.add_argument("--reports", nargs="+", type=Path, metavar="JSON", help="folds to average")
+    what.add_argument("--matrix", nargs="+", metavar="TRAINED:TESTED=JSON", help="reports across corpora")
     parser.add_argument("--output", required=True, type=Path, help="where the figures go")
-    parser.add_argument("--cache", type=Path, help="decoded pictures (default: OUTPUT/prepared)")
-    parser.add_argument("--batch-size", type=int, default=64)
-    return parser.parse_args(arguments)
+    parser.add_argument("--split", default="test", choices=("train", "validation", "test", "full"))
+    model = parser.add_argument_group("of a model")
+    model.add_argument("--data", help="prepared corpus, or the synthetic one (or its URL)")
+    model.add_argument("--fold", default="", help="of a prepared corpus, such as 1 or part3")
+    model.add_argument("--calibrate-on", choices=("train", "validation"), help="instead of stored thresholds")
+    model.add_argument("--recipe", type=Path, help="for the paper's figures (default: the model's recipe)")
+    model.add_argument("--cache", type=Path, help="decoded pictures (default: OUTPUT/prepared)")
+    model.add_argument("--batch-size", type=int, default=64)
+    tool = parser.add_argument_group("of another tool's predictions")
+    tool.add_argument("--format", choices=FORMATS, help="the tool")
+    tool.add_argument("--values", default="occurrence", choices=("occurrence", "intensity"))
+    tool.add_argument("--labels", type=Path, help="CSV: picture or video and frame, subject, split, AU1, ...")
+    tool.add_argument("--first-frame", type=int, default=0, help="number of a video's first frame in LABELS")
+    tool.add_argument("--from-intensity", type=float, help="labels are 0 to 5; from this on it occurs")
+    tool.add_argument("--missing", default="nothing", choices=("nothing", "unknown"), help="faces not found")
+    args = parser.parse_args(arguments)
+    if args.model and not args.data:
+        parser.error("--model needs --data, the corpus to measure it on")
+    if args.predictions and not (args.format and args.labels):
+        parser.error("--predictions need --format, the tool that wrote them, and --labels")
+    return args
+
+
+def measure_model(args: argparse.Namespace, state: PartialState) -> dict[str, Any]:
+    """The report of a model on a split of a corpus."""
+    model = AutoModel.from_pretrained(args.model, dtype=torch.float32).to(state.device).eval()
+    processor = AutoImageProcessor.from_pretrained(args.model)
+
+    def faces_of(split: str):
+        with state.main_process_first():
+            if is_prepared(args.data):
+                return open_prepared(args.data).part(split, args.fold)
+            return prepare_synthetic(
+                args.data, split, args.cache or args.output / "prepared", processor.aligned_size
+            )
+
+    faces, about = faces_of(args.split), describe(args)
+    known = list(model.config.aus)
+    shared = [au for au in known if au in faces.aus]
+    if not shared:
+        raise ValueError(f"the model knows {known}, the corpus {list(faces.aus)}: no action unit is shared.")
+    if shared != known:
+        model = model.adapt_to_aus(shared)
+        processor = AutoImageProcessor.from_pretrained(args.model, aus=shared)
+    if alone := sorted(set(known) ^ set(faces.aus)):
+        about["notes"] = {"not_compared": ", ".join(map(au_label, alone))}
+    if args.calibrate_on:
+        others = faces_of(args.calibrate_on).with_aus(shared)
+        scores = predict_scores(model, processor, others, args.batch_size)
+        model.config.au_thresholds = calibrate_thresholds(scores, others.occurrence)
+        about["thresholds_from"] = f"the {args.calibrate_on} people"
+    return evaluate_model(model, processor, faces.with_aus(shared), args.split, args.batch_size, about)
+
+
+def describe(args: argparse.Namespace) -> dict[str, Any]:
+    """What the model's folder, and the recipe if one is given, say of how the model was made."""
+    folder, about = Path(args.model), {}
+    if (folder / "metrics.json").is_file():
+        reports = json.loads((folder / "metrics.json").read_text(encoding="utf-8")).values()
+        about = {"thresholds_from": next(iter(reports)).get("thresholds_from")}
+    if (folder / "run.json").is_file():
+        recipe = json.loads((folder / "run.json").read_text(encoding="utf-8"))["recipe"]
+        about |= {key: recipe[key] for key in ("epoch_selection", "paper") if key in recipe}
+    if args.recipe:
+        about["paper"] = asdict(load_recipe(args.recipe).paper)
+    return about
+
+
+def measure_predictions(args: argparse.Namespace) -> dict[str, Any]:
+    """The report of what another tool wrote."""
+    predictions = read_predictions(args.predictions, args.format, args.values)
+    labels = read_labels(args.labels, args.first_frame, args.from_intensity)
+    return score_predictions(predictions, labels, args.split, args.missing)
+
+
+def write_matrix(args: argparse.Namespace) -> None:
+    """Who was trained on what reaches which F1 on what: `cross-corpus.json` and `.md`."""
+    reports: dict[str, dict[str, Any]] = {}
+    for argument in args.matrix:
+        names, equals, path = argument.partition("=")
+        trained, colon, tested = names.partition(":")
+        if not equals or not colon:
+            raise ValueError(f"--matrix takes TRAINED:TESTED=metrics-test.json, got {argument!r}.")
+        reports.setdefault(trained, {})[tested] = json.loads(Path(path).read_text(encoding="utf-8"))
+    matrix = cross_corpus(reports)
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "cross-corpus.json").write_text(json.dumps(matrix, indent=1) + "\n", encoding="utf-8")
+    (args.output / "cross-corpus.md").write_text(cross_corpus_table(matrix) + "\n", encoding="utf-8")
+    print(cross_corpus_table(matrix))
 
 
 if __name__ == "__main__":

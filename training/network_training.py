@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather, send_to_device, set_seed
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
@@ -24,6 +25,7 @@ from transformers import AutoConfig, AutoModel
 import actionunits  # noqa: F401  (registers the models)
 from actionunits.data import NO_AUGMENTATION, AlignedFaces, AUCollator
 from actionunits.data.collator import stack_samples
+from actionunits.data.sampling import ClipCollator, ClipDataset, fixed_stride_clips
 from actionunits.metrics import au_report
 from recipe import NetworkRecipe, Recipe
 
@@ -48,9 +50,11 @@ class NetworkTraining:
     ):
         self.name, self.recipe, self.folder = name, recipe, folder
         self.accelerator, self.log = accelerator, log
-        self.train_faces, self.validation_faces = splits["train"], splits["validation"]
+        self.train_faces = splits["train"]
+        self.watched_faces = splits.get(watched_split(recipe, list(splits)))
+        self.examples = training_examples(self.train_faces, recipe)
         self.position = Position()
-        self.steps_per_epoch = steps_per_epoch(len(self.train_faces), recipe, accelerator.num_processes)
+        self.steps_per_epoch = steps_per_epoch(len(self.examples), recipe, accelerator.num_processes)
         self.epochs = recipe.networks[name].epochs or recipe.epochs
         self.total_steps = self.steps_per_epoch * self.epochs
 
@@ -80,13 +84,16 @@ class NetworkTraining:
         network = self.recipe.networks[self.name]
         model = build_network(network, self.recipe, self.train_faces)
         if network.backbone_from:
-            start_from(model, self.folder.parent / network.backbone_from / "model")
+            is_folder = "/" in network.backbone_from
+            inner = self.folder.parent / network.backbone_from / "model"
+            start_from(model, Path(network.backbone_from) if is_folder else inner)
         model = model.to(memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(
             parameter_groups(model, self.recipe.weight_decay), lr=self.recipe.learning_rate
         )
+        warmup_steps = self.recipe.warmup_epochs * self.steps_per_epoch
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, WarmupCosine(self.recipe.warmup_epochs * self.steps_per_epoch, self.total_steps)
+            optimizer, SCHEDULES[self.recipe.schedule](warmup_steps, self.total_steps)
         )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.accelerator.register_for_checkpointing(self.scheduler, self.position)
@@ -128,33 +135,38 @@ class NetworkTraining:
         """The model's inputs, augmented on its device, from a step of the epoch on."""
         accelerator, recipe = self.accelerator, self.recipe
         sampler = ShuffledBatches(
-            count=len(self.train_faces),
+            count=len(self.examples),
             batch_size=recipe.batch_size // recipe.gradient_accumulation,
             batches=self.steps_per_epoch * recipe.gradient_accumulation,
             seed=(recipe.seed, epoch),
             share=(accelerator.process_index, accelerator.num_processes),
             start=steps_done * recipe.gradient_accumulation,
         )
+        if isinstance(self.examples, ClipDataset):
+            self.examples.set_epoch(epoch)
         loader = DataLoader(
-            self.train_faces,
+            self.examples,
             batch_sampler=sampler,
             collate_fn=stack_samples,
             num_workers=recipe.workers,
             pin_memory=accelerator.device.type == "cuda",
+            generator=seeded_generator(recipe.seed, epoch),  # not dropout's, which a checkpoint restores
         )
-        collate = collator(recipe, training=True)
+        collate: Any = collator(recipe, training=True, scheme=self.train_faces.scheme)
+        collate = ClipCollator(collate) if isinstance(self.examples, ClipDataset) else collate
         for number, batch in enumerate(loader, start=sampler.start):
             random = seeded_generator(recipe.seed, epoch, number, accelerator.process_index)
             yield collate.inputs(send_to_device(batch, accelerator.device, non_blocking=True), random)
 
     def _log_step(self, losses: list[torch.Tensor], norm: float, seconds: float, bar: tqdm) -> None:
-        loss = float(torch.stack(losses).mean())
+        loss = float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"{self.name}: the loss is {loss} at step {self.position.step}; lower base_learning_rate "
                 "or clip_norm. The last checkpoint is from before."
             )
-        pictures = len(losses) * self.recipe.batch_size / self.recipe.gradient_accumulation
+        clips = len(losses) * self.recipe.batch_size / self.recipe.gradient_accumulation
+        pictures = clips * self.recipe.clips.length
         rate = self.optimizer.param_groups[0]["lr"]
         bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         self.log.write(
@@ -169,23 +181,30 @@ class NetworkTraining:
         )
 
     def _validate(self) -> None:
-        faces = self.validation_faces
-        scores = gathered_scores(
-            self.model, faces, collator(self.recipe), self.recipe.eval_batch_size, self.accelerator
-        )
+        faces = self.watched_faces
+        if faces is None:
+            return
+        collate = collator(self.recipe, scheme=faces.scheme)
+        clip_length, batch_size = self.recipe.clips.length, self.recipe.eval_batch_size
+        if clip_length > 1:
+            scores = gathered_clip_scores(self.model, faces, collate, clip_length, self.accelerator)
+        else:
+            scores = gathered_scores(self.model, faces, collate, batch_size, self.accelerator)
         report = au_report(faces.aus, scores, faces.occurrence, faces.intensities)
         epoch = self.position.step // self.steps_per_epoch
-        self.log.write("epoch", network=self.name, epoch=epoch, step=self.position.step, validation=report)
+        split = watched_split(self.recipe)
+        place = {"network": self.name, "epoch": epoch, "step": self.position.step, "split": split}
+        self.log.write("epoch", **place, validation=report)
         mean = {name: value for name, value in report["mean"].items() if value is not None}
         if self.accelerator.is_main_process:
             shown = ", ".join(
                 f"{name} {mean[name]:.3f}" for name in ("f1", "auc", "correlation") if name in mean
             )
-            tqdm.write(f"{self.name}: epoch {epoch}/{self.epochs}, validation {shown}")
+            tqdm.write(f"{self.name}: epoch {epoch}/{self.epochs}, {split} {shown}")
         score = mean.get(self.recipe.selection_metric, 0.0)
-        if self.recipe.epoch_selection == "best-validation" and score > self.position.best_score:
+        if self.recipe.epoch_selection != "last" and score > self.position.best_score:
             self.position.best_score, self.position.best_epoch = score, epoch
-            self._save_network("best")
+            self._save_network(self._best)
 
     def _resume(self) -> None:
         checkpoints = sorted((self.folder / "checkpoints").glob("step-*[0-9]"))
@@ -208,24 +227,33 @@ class NetworkTraining:
             replace_folder(partial, final)
             for old in sorted(folder.glob("step-*[0-9]"))[:-KEEP_CHECKPOINTS]:
                 shutil.rmtree(old)
+            for old in self.folder.glob("best-*"):
+                if old.name != self._best:  # no checkpoint leads back to it
+                    shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
+    @property
+    def _best(self) -> str:
+        """Folder of the best epoch so far; one for each, so that a checkpoint finds the one it means."""
+        return f"best-{self.position.best_epoch:04d}"
+
     def _save_network(self, name: str) -> None:
+        weights = self.accelerator.get_state_dict(self.model)  # gathered, where processes hold parts of it
         if self.accelerator.is_main_process:
             partial = self.folder / f"{name}.partial"
-            self.accelerator.unwrap_model(self.model).save_pretrained(partial)
+            self.accelerator.unwrap_model(self.model).save_pretrained(partial, state_dict=weights)
             replace_folder(partial, self.folder / name)
         self.accelerator.wait_for_everyone()
 
     def _keep_selected(self) -> None:
         """Put the selected epoch's weights into `model`, which marks the network as trained."""
         selected = self.position.best_epoch
+        self.log.write("trained", network=self.name, selected_epoch=selected or self.epochs)
         if selected and self.accelerator.is_main_process:
-            shutil.copytree(self.folder / "best", self.folder / "model.partial", dirs_exist_ok=True)
+            shutil.copytree(self.folder / self._best, self.folder / "model.partial", dirs_exist_ok=True)
             replace_folder(self.folder / "model.partial", self.folder / "model")
         elif not selected:
             self._save_network("model")
-        self.log.write("trained", network=self.name, selected_epoch=selected or self.epochs)
         self.accelerator.wait_for_everyone()
 
 
@@ -279,10 +307,39 @@ class WarmupCosine:
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
+class WarmupInverseSquareRoot(WarmupCosine):
+    """Factor of the learning rate at a step: linear from 0, then sqrt(warm-up steps / steps)."""
+
+    def __call__(self, step: int) -> float:
+        """The factor for the update after `step` updates."""
+        if step < self.warmup_steps:
+            return super().__call__(step)
+        start = max(1.0, self.warmup_steps)
+        return math.sqrt(start / max(start, step))
+
+
+SCHEDULES = {"cosine": WarmupCosine, "inverse-square-root": WarmupInverseSquareRoot}
+
+
 def seeded_generator(*seed: int) -> torch.Generator:
     """A generator that the numbers decide, such as seed, epoch, batch and process."""
     state = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+def watched_split(recipe: Recipe, splits: Sequence[str] | None = None) -> str:
+    """The split that is measured after every epoch, and by which the epoch is selected if any is.
+
+    Raises:
+        ValueError: The rule of selection needs a split that is not among `splits`.
+    """
+    watched = "test" if recipe.epoch_selection == "best-test" else "validation"
+    if splits is not None and recipe.epoch_selection != "last" and watched not in splits:
+        raise ValueError(
+            f"epoch_selection={recipe.epoch_selection} needs a split {watched!r}, there are {list(splits)}; "
+            "hold people out, or take epoch_selection=last."
+        )
+    return watched
 
 
 def steps_per_epoch(count: int, recipe: Recipe, processes: int) -> int:
@@ -319,15 +376,36 @@ def start_from(model: nn.Module, folder: Path) -> None:
     """Take over the weights of another network where name and shape agree.
 
     Raises:
+        FileNotFoundError: There are no weights.
         ValueError: Nothing agrees.
     """
-    found, own = AutoModel.from_pretrained(folder).state_dict(), model.state_dict()
+    if not (file := folder / "model.safetensors").is_file():
+        raise FileNotFoundError(
+            f"{file} is not there; train it first, or start from random weights: "
+            "--set networks.NAME.backbone_from="
+        )
+    found, own = load_file(file), model.state_dict()
     shared = {name: value for name, value in found.items() if name in own and own[name].shape == value.shape}
     if not shared:
         raise ValueError(
             f"{folder} shares no weight with this {type(model).__name__}; correct `backbone_from`."
         )
     model.load_state_dict(shared, strict=False)
+
+
+def training_examples(faces: AlignedFaces, recipe: Recipe) -> AlignedFaces | ClipDataset:
+    """What an epoch goes through: the pictures, or clips of them."""
+    clips = recipe.clips
+    if clips.length == 1:
+        return faces
+    return ClipDataset(
+        faces, sequence_names(faces), faces.people, clips.length, clips.subsequences, recipe.seed
+    )
+
+
+def sequence_names(faces: AlignedFaces) -> np.ndarray:
+    """The sequence that each picture is of (N,)."""
+    return faces.groups.get("sequence", faces.people)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -340,11 +418,14 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def collator(recipe: Recipe, training: bool = False) -> AUCollator:
+def collator(recipe: Recipe, training: bool = False, scheme: str = "ibug68") -> AUCollator:
     """What makes a batch of faces the model's inputs."""
     return AUCollator(
         aus=recipe.aus,
+        scheme=scheme,
         geometry=recipe.geometry,
+        mean=recipe.image_mean,
+        std=recipe.image_std,
         augmentation=recipe.augmentation if training else NO_AUGMENTATION,
         target=recipe.target,
         full_intensity=recipe.full_intensity,
@@ -370,6 +451,21 @@ def gathered_scores(
     return shares.transpose(0, 1).flatten(0, 1)[: len(faces)].cpu().numpy()
 
 
+@torch.no_grad()
+def gathered_clip_scores(
+    model: nn.Module, faces: AlignedFaces, collate: AUCollator, clip_length: int, accelerator: Accelerator
+) -> np.ndarray:
+    """Probabilities (N, m) of all faces, detected clip by clip; every process does its share and gets all."""
+    model.eval()
+    clips = fixed_stride_clips(sequence_names(faces), clip_length)
+    scores = torch.zeros(len(faces), len(faces.aus), device=accelerator.device)
+    for rows, _ in clips[accelerator.process_index :: accelerator.num_processes]:
+        batch = send_to_device(faces.__getitems__(rows), accelerator.device)
+        logits = model(collate.inputs(batch)["pixel_values"][None]).logits[0]
+        scores[torch.from_numpy(rows).to(scores.device)] = torch.sigmoid(logits.float())
+    return accelerator.reduce(scores, "sum").cpu().numpy()
+
+
 def new_accelerator(recipe: Recipe) -> Accelerator:
     """What runs on one CPU, one GPU or several processes; one for every network."""
     return Accelerator(
@@ -384,6 +480,12 @@ class RunLog:
     """JSON lines, one an event; silent where there is no path (all processes but the first)."""
 
     path: Path | None
+
+    def __post_init__(self) -> None:
+        """Cut off what a process that was killed left of its last line."""
+        if self.path is not None and self.path.exists():
+            with self.path.open("rb+") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)
 
     def write(self, event: str, **values: Any) -> None:
         """Append an event with the time."""

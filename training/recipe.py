@@ -22,8 +22,8 @@ class NetworkRecipe:
         preset: Class method of the configuration that gives its defaults ("compact"); "" for the paper's.
         config: Values that differ from these defaults.
         pretrained: Folder or Hub name of weights to start from; `preset` must then be empty.
-        backbone_from: Another network of the recipe, trained before; this one starts from its weights where
-            names agree, which is the backbone.
+        backbone_from: Another network of the recipe, trained before, or a model folder (with a slash in its
+            name); this one starts from its weights where names agree, which is the backbone.
         epochs: Passes over the training split; 0 for the recipe's.
     """
 
@@ -33,6 +33,67 @@ class NetworkRecipe:
     pretrained: str = ""
     backbone_from: str = ""
     epochs: int = 0
+
+
+@dataclass(frozen=True)
+class PaperFigures:
+    """The row of a paper's result table that a recipe is to reach.
+
+    Attributes:
+        table: Where the row stands, such as "ESCDA, Table 1".
+        f1: F1-frame in percent by FACS number, {1: 56.5, ...}.
+        mean: Their mean as printed, in percent; 0 where there is no such row.
+    """
+
+    table: str = ""
+    f1: dict[int, float] = field(default_factory=dict)
+    mean: float = 0.0
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Another row of a paper's tables, by other values of the same recipe: an entry of its `variants`.
+
+    Attributes:
+        settings: "key=value", as `--set` takes them.
+        paper: The figures of this row.
+    """
+
+    settings: list = field(default_factory=list)
+    paper: PaperFigures = PaperFigures()
+
+
+@dataclass(frozen=True)
+class SplitRecipe:
+    """Who of a prepared corpus trains and who tests; the synthetic corpus comes split.
+
+    Attributes:
+        fold: Fold to test, a number or a name of `actionunits.data.protocols`; "" for an official partition,
+            "all" to train on everybody.
+        validation: Share of the training people to hold out for validation.
+        sample: Equidistant share of the training faces (AUFormer Sec. 4.2).
+        folds_file: Subject lists where none are built in: CSV with the columns subject and fold.
+    """
+
+    fold: object = ""
+    validation: float = 0.0
+    sample: float = 1.0
+    folds_file: str = ""
+
+
+@dataclass(frozen=True)
+class ClipRecipe:
+    """How a clip network sees the training split: LAC's temporal sampling (`actionunits.data.sampling`).
+
+    Sequences are the corpus' group "sequence", or all pictures of a person in the corpus' order.
+
+    Attributes:
+        length: Frames of a clip (t); 1 for networks of pictures, which see all of them once an epoch.
+        subsequences: Clips of a sequence in an epoch (N_sep).
+    """
+
+    length: int = 1
+    subsequences: int = 12
 
 
 @dataclass(frozen=True)
@@ -48,23 +109,32 @@ class Recipe:
         full_intensity: Intensity from which on a soft label is 1; below it is intensity / full_intensity.
         balance_aus: Weigh action units and occurrences by their rates in the training split (ESCDA Eq. 8).
         geometry: Sizes of the aligned face, the crop and the input.
+        image_mean: Subtracted from the channels, which lie in [0, 1].
+        image_std: Divides them.
+        clips: Clips that a network of videos trains on; `batch_size` then counts clips.
         augmentation: What varies between epochs.
         epochs: Passes over the training split.
         warmup_epochs: Epochs in which the learning rate rises linearly from 0; a cosine to 0 follows.
+        schedule: How the learning rate falls after the warm-up: as half a "cosine" to 0, or as the
+            "inverse-square-root" of the steps.
         batch_size: Pictures of one optimiser step, over all processes and accumulated batches.
         gradient_accumulation: Batches that a step is split into where memory is short.
         base_learning_rate: Learning rate for a batch of 256; the run's is this * batch_size / 256.
         weight_decay: AdamW's, for matrices and kernels only (not for norms, biases and scalars).
         clip_norm: Largest norm of the gradient.
         precision: "fp32" or "bf16" (autocast).
-        epoch_selection: "last", or "best-validation" by `selection_metric`.
-        selection_metric: Mean figure of the validation split: "f1" (at 0.5), "auc" or "correlation".
+        epoch_selection: "last", "best-validation" by `selection_metric`, or "best-test": on the test fold, as
+            the papers choose, which flatters; every report names the rule.
+        selection_metric: Mean figure of the split that selects: "f1" (at 0.5), "auc" or "correlation".
         max_false_alarms: Bound of the false alarm rate when thresholds are calibrated (validation split).
         seed: Of initial weights, order of the pictures and augmentation.
         eval_batch_size: Pictures of one validation batch.
         log_every: Optimiser steps between lines of the log.
         checkpoint_every: Optimiser steps between checkpoints; epochs end with one, too.
         workers: Processes that read pictures; 0 reads in the training process.
+        ensemble: How `lsc` and `gda` become one answer: "average" (ESCDA) or "voting", the maximum (ESCDA-V).
+        paper: The figures that the paper reports for this recipe.
+        split: Who trains and who tests, for corpora that come by `actionunits corpus prepare`.
     """
 
     name: str
@@ -74,16 +144,20 @@ class Recipe:
     full_intensity: float = 1.0
     balance_aus: bool = True
     geometry: InputGeometry = InputGeometry()
+    image_mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
+    image_std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
+    clips: ClipRecipe = ClipRecipe()
     augmentation: Augmentation = Augmentation()
     epochs: int = 20
     warmup_epochs: float = 5
+    schedule: Literal["cosine", "inverse-square-root"] = "cosine"
     batch_size: int = 64
     gradient_accumulation: int = 1
     base_learning_rate: float = 3.2e-2
     weight_decay: float = 0.05
     clip_norm: float = 3.0
     precision: Literal["fp32", "bf16"] = "fp32"
-    epoch_selection: Literal["last", "best-validation"] = "last"
+    epoch_selection: Literal["last", "best-validation", "best-test"] = "last"
     selection_metric: Literal["f1", "auc", "correlation"] = "f1"
     max_false_alarms: float = 0.1
     seed: int = 0
@@ -91,6 +165,9 @@ class Recipe:
     log_every: int = 50
     checkpoint_every: int = 500
     workers: int = 0
+    ensemble: Literal["average", "voting"] = "average"
+    paper: PaperFigures = PaperFigures()
+    split: SplitRecipe = SplitRecipe()
 
     def __post_init__(self) -> None:
         """Refuse what no run could follow."""
@@ -103,7 +180,8 @@ class Recipe:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
         trained: list[str] = []
         for name, network in self.networks.items():
-            if network.backbone_from and network.backbone_from not in trained:
+            is_folder = "/" in network.backbone_from
+            if network.backbone_from and not is_folder and network.backbone_from not in trained:
                 raise ValueError(
                     f"{name} takes its backbone from {network.backbone_from!r}, which must be trained before "
                     f"it; before it come {trained}."
@@ -122,27 +200,47 @@ class Recipe:
         return asdict(self)
 
 
-def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, settings: Sequence[str] = (), variant: str = "") -> Recipe:
     """Read a recipe and replace single values.
 
     Args:
-        path: YAML file; keys are the attributes of `Recipe`.
+        path: YAML file; keys are the attributes of `Recipe`, and `variants`.
         settings: "key=value" with a dotted key and a YAML value ("networks.lsc.config.mlp_channels=64").
+        variant: One of the recipe's variants, whose settings come before these.
 
     Raises:
-        ValueError: Unknown key, wrong type or value out of range.
+        ValueError: Unknown key or variant, wrong type or value out of range.
     """
-    values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    values, variants = _read_file(path)
+    if variant:
+        if variant not in variants:
+            raise ValueError(f"{path} has no variant {variant!r}; it has {sorted(variants) or 'none'}.")
+        chosen = variants[variant]
+        values |= {"name": f"{values['name']}-{variant}", "paper": asdict(chosen.paper)}
+        settings = [*chosen.settings, *settings]
     for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise ValueError(f"--set takes key=value, got {setting!r}.")
-        *parents, last = key.split(".")
-        inner = values
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner[last] = yaml.safe_load(value)
+        _replace(values, setting)
     return _read(Recipe, values, "the recipe")
+
+
+def load_variants(path: str | Path) -> dict[str, Variant]:
+    """The further rows of the paper's tables that a recipe names."""
+    return _read_file(path)[1]
+
+
+def _read_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Variant]]:
+    values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    return values, _read(dict[str, Variant], values.pop("variants", {}), "variants")
+
+
+def _replace(values: dict[str, Any], setting: str) -> None:
+    key, equals, value = setting.partition("=")
+    if not equals:
+        raise ValueError(f"--set takes key=value, got {setting!r}.")
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+    values[last] = yaml.safe_load(value) if value else ""
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:
@@ -150,7 +248,11 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if is_dataclass(kind) and isinstance(kind, type):
         return _read_dataclass(kind, value, where)
     if get_origin(kind) is dict:
-        return {key: _read(get_args(kind)[1], inner, f"{where}.{key}") for key, inner in value.items()}
+        keys, inner_kind = get_args(kind)
+        return {
+            _read(keys, key, where): _read(inner_kind, inner, f"{where}.{key}")
+            for key, inner in value.items()
+        }
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
             raise ValueError(f"{where} is one of {list(get_args(kind))}, not {value!r}.")

@@ -3,6 +3,7 @@
     python training/train.py --recipe training/recipes/escda-synthetic-compact.yaml --data CORPUS --output RUN
     torchrun --nproc_per_node 2 training/train.py ...                  # several processes
     python training/train.py ... --set epochs=2 --set batch_size=32    # other values
+    python training/train.py ... --folds 1 2 3                         # RUN/fold-1, ..., and their mean
 
 The same command again continues an interrupted run where its last checkpoint lies, to the bit. It writes
 
@@ -21,6 +22,7 @@ import logging
 import platform
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -33,8 +35,9 @@ from transformers import AutoModel
 
 import actionunits  # noqa: F401  (registers the models)
 from actionunits.data import AlignedFaces, check_people_apart, prepare_synthetic
+from actionunits.data.preparing import is_prepared, open_prepared
 from actionunits.data.synthetic import available_splits, read_manifest
-from actionunits.evaluation import evaluation_report, predict_scores, write_report
+from actionunits.evaluation import evaluation_report, mean_over_folds, predict_scores, write_report
 from actionunits.image_processing_au import AUImageProcessor
 from actionunits.metrics import calibrate_thresholds
 from actionunits.model_card import write_card
@@ -47,18 +50,31 @@ logger = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train as the command line says."""
+    """Train as the command line says: one run, or one for each fold and the mean of their figures."""
     args = parse_arguments(arguments)
-    recipe = load_recipe(args.recipe, args.set)
-    accelerator = new_accelerator(recipe)
-    log = open_run(args.output, recipe, accelerator)
-    splits = prepare_splits(args, recipe, accelerator, log)
-    for name in recipe.networks:
-        NetworkTraining(name, recipe, splits, args.output / name, new_accelerator(recipe), log).run()
-    if accelerator.is_main_process:
-        finish(args.output, recipe, splits, read_manifest(args.data), accelerator, log)
+    runs = [(args.output / f"fold-{fold}", [f"split.fold={fold}"]) for fold in args.folds]
+    recipes = {
+        output: load_recipe(args.recipe, [*args.set, *settings], args.variant)
+        for output, settings in runs or [(args.output, [])]
+    }
+    accelerator = new_accelerator(next(iter(recipes.values())))
+    for output, recipe in recipes.items():
+        train(output, recipe, args, accelerator)
+    if args.folds and accelerator.is_main_process:
+        reports = [json.loads((output / "metrics-test.json").read_text()) for output in recipes]
+        write_report(args.output, mean_over_folds(reports))
     accelerator.wait_for_everyone()
     accelerator.end_training()
+
+
+def train(output: Path, recipe: Recipe, args: argparse.Namespace, accelerator: Accelerator) -> None:
+    """One run: its networks one after the other, then the result."""
+    log = open_run(output, recipe, accelerator)
+    splits = prepare_splits(args, recipe, accelerator, log)
+    for name in recipe.networks:
+        NetworkTraining(name, recipe, splits, output / name, new_accelerator(recipe), log).run()
+    finish(output, recipe, splits, read_manifest(args.data), accelerator, log)
+    accelerator.wait_for_everyone()
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -67,7 +83,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--recipe", required=True, type=Path, help="YAML file, see training/recipes")
-    parser.add_argument("--data", required=True, type=Path, help="folder of the synthetic corpus")
+    parser.add_argument("--variant", default="", help="an ablation that the recipe names")
+    parser.add_argument("--data", required=True, help="prepared corpus, or the synthetic one (or its URL)")
+    parser.add_argument("--folds", nargs="+", default=[], help="a run for each, such as 1 2 3, and the mean")
     parser.add_argument("--output", required=True, type=Path, help="folder of the run")
     parser.add_argument("--cache", type=Path, help="decoded pictures, to share between runs")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a value")
@@ -82,8 +100,8 @@ def open_run(output: Path, recipe: Recipe, accelerator: Accelerator) -> RunLog:
     """
     stored = output / "recipe.yaml"
     if stored.is_file():
-        if (before := yaml.safe_load(stored.read_text())) != recipe.to_dict():
-            changed = sorted(key for key, value in recipe.to_dict().items() if before.get(key) != value)
+        if (before := load_recipe(stored)) != recipe:
+            changed = sorted(key for key, value in vars(recipe).items() if vars(before)[key] != value)
             raise ValueError(f"{output} holds a run with other values of {changed}; choose another --output.")
     elif accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
@@ -96,15 +114,35 @@ def prepare_splits(
     args: argparse.Namespace, recipe: Recipe, accelerator: Accelerator, log: RunLog
 ) -> dict[str, AlignedFaces]:
     """All splits of the corpus, decoded and aligned once, with the recipe's action units."""
+    if is_prepared(args.data):
+        return prepared_splits(args.data, recipe, accelerator, log)
     splits = {}
     cache = args.cache or args.output / "prepared"
-    found = available_splits(args.data) if args.data.is_dir() else []
+    found = available_splits(args.data)
     for split in ["train", "validation", *(["test"] if "test" in found else [])]:
         with accelerator.main_process_first():
             faces = prepare_synthetic(args.data, split, cache, recipe.geometry.aligned_size)
         splits[split] = faces.with_aus(recipe.aus)
         report_skipped(split, faces, accelerator, log)
     check_people_apart(**splits)
+    return splits
+
+
+def prepared_splits(
+    folder: str, recipe: Recipe, accelerator: Accelerator, log: RunLog
+) -> dict[str, AlignedFaces]:
+    """The splits of a corpus that `actionunits corpus prepare` aligned, with the recipe's action units."""
+    with accelerator.main_process_first():
+        corpus = open_prepared(folder)
+    if corpus.faces.aligned_size != recipe.geometry.aligned_size:
+        raise ValueError(
+            f"{folder} holds faces of {corpus.faces.aligned_size} pixels, the recipe wants "
+            f"{recipe.geometry.aligned_size}; prepare the corpus again with --size."
+        )
+    splits = corpus.splits(**asdict(recipe.split))
+    for split, faces in splits.items():
+        splits[split] = faces.with_aus(recipe.aus)
+        report_skipped(split, faces, accelerator, log)
     return splits
 
 
@@ -125,32 +163,47 @@ def finish(
     log: RunLog,
 ) -> None:
     """Assemble the result, calibrate its thresholds, measure it, and write it with its card."""
-    partial = output / "model.partial"
-    shutil.rmtree(partial, ignore_errors=True)
     model = assemble(output, recipe).to(accelerator.device).eval()
-    processor = build_processor(recipe)
-    scores = {
-        split: predict_scores(model, processor, faces, recipe.eval_batch_size)
-        for split, faces in splits.items()
-        if split != "train"
+    processor = build_processor(recipe, manifest.get("alignment", "level_eyes"))
+    calibration = "validation" if "validation" in splits else "train"
+    measured = [split for split in splits if split != "train"]
+    scores = {  # every process does its share
+        split: predict_scores(model, processor, splits[split], recipe.eval_batch_size)
+        for split in dict.fromkeys([calibration, *measured])
     }
-    known = splits["validation"].occurrence
-    thresholds = calibrate_thresholds(scores["validation"], known, recipe.max_false_alarms)
-    model.config.au_thresholds = thresholds
+    if not accelerator.is_main_process:
+        return
+    known = splits[calibration].occurrence
+    model.config.au_thresholds = calibrate_thresholds(scores[calibration], known, recipe.max_false_alarms)
+    about = {
+        "thresholds_from": f"the {calibration} people",
+        "epoch_selection": recipe.epoch_selection,
+        "paper": asdict(recipe.paper),
+    }
     metrics = {
-        split: evaluation_report(values, splits[split], thresholds, split) for split, values in scores.items()
+        split: evaluation_report(scores[split], splits[split], model.config.au_thresholds, split, about)
+        for split in measured
     }
-    model.save_pretrained(partial)
-    processor.save_pretrained(partial)
-    (partial / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     run = describe_run(recipe, splits, manifest, model, accelerator, log)
-    (partial / "run.json").write_text(json.dumps(run, indent=1) + "\n")
-    write_card(partial, TEMPLATE)
-    replace_folder(partial, output / "model")
+    write_model(output / "model", model, processor, metrics, run)
     for report in metrics.values():
         write_report(output, report)
     log.write("finished", metrics={split: report["calibrated"]["mean"] for split, report in metrics.items()})
     print(f"wrote {output / 'model'}")
+
+
+def write_model(
+    folder: Path, model: nn.Module, processor: AUImageProcessor, metrics: dict[str, Any], run: dict[str, Any]
+) -> None:
+    """Write the result's folder under a temporary name, then move it to its place."""
+    partial = folder.with_name("model.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    processor.save_pretrained(partial)
+    (partial / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    (partial / "run.json").write_text(json.dumps(run, indent=1) + "\n")
+    write_card(partial, TEMPLATE)
+    replace_folder(partial, folder)
 
 
 def assemble(output: Path, recipe: Recipe) -> nn.Module:
@@ -158,16 +211,20 @@ def assemble(output: Path, recipe: Recipe) -> nn.Module:
     networks = {name: AutoModel.from_pretrained(output / name / "model") for name in recipe.networks}
     if len(networks) == 1:
         return next(iter(networks.values()))
-    return EscdaForAUDetection.from_networks(networks["lsc"], networks["gda"])
+    return EscdaForAUDetection.from_networks(networks["lsc"], networks["gda"], ensemble=recipe.ensemble)
 
 
-def build_processor(recipe: Recipe) -> AUImageProcessor:
+def build_processor(recipe: Recipe, alignment: str = "level_eyes") -> AUImageProcessor:
     """The image processor that does to a photo what validation did to the corpus."""
     crop, size = recipe.geometry.crop_size, recipe.geometry.input_size
     return AUImageProcessor(
+        do_align=alignment != "none",
+        align="level_eyes" if alignment == "none" else alignment,
         aligned_size=recipe.geometry.aligned_size,
         crop_size={"height": crop, "width": crop},
         size={"height": size, "width": size},
+        image_mean=list(recipe.image_mean),
+        image_std=list(recipe.image_std),
         aus=list(recipe.aus),
     )
 

@@ -1,12 +1,12 @@
 """How well action units are detected: per AU, in NumPy, with unknown labels left out.
 
 The published number is F1-frame: the F1 score of each AU over all frames of a test fold at a threshold of
-0.5, then the plain mean over AUs. It says nothing of base rates, false alarms or ranking, so its company
-stands here too.
+0.5, then the plain mean over AUs. It says nothing of base rates, false alarms, ranking or calibration, so its
+company stands here too.
 
 Shapes: `scores` (N, m) in [0, 1]; `labels` (N, m) with 1, 0 or `UNKNOWN`; thresholds one number or (m,).
-Every figure is (m,) float64, nan where it is undefined (AUC without both classes, say). A score is a
-detection when it reaches its threshold (`>=`).
+Every figure is (m,) float64, nan where it is undefined (AUC without both classes, say, or any figure of an AU
+without a known label). A score is a detection when it reaches its threshold (`>=`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def au_report(
         aus: FACS numbers of the m columns.
         scores: Probabilities, (N, m).
         labels: Occurrence, (N, m), of 1, 0 and `UNKNOWN`.
-        intensities: Graded truth, (N, m); adds `correlation`.
+        intensities: Graded truth, (N, m); adds `correlation` and `icc`.
         thresholds: One decision threshold, or one per AU.
         subjects: The person on each picture, (N,); adds `f1_interval`, 95 % over people.
 
@@ -56,6 +56,7 @@ def au_report(
     columns["base_rate"] = base_rate(labels)
     if intensities is not None:
         columns["correlation"] = correlation(scores, intensities)
+        columns["icc"] = icc(scores, intensities)
     report: dict[str, Any] = {
         "pictures": len(labels),
         "mean": {name: _defined_mean(values) for name, values in columns.items()},
@@ -88,7 +89,10 @@ def confusion(scores: ArrayLike, labels: ArrayLike, thresholds: ArrayLike = 0.5)
 
 
 def f1_frame(scores: ArrayLike, labels: ArrayLike, thresholds: ArrayLike = 0.5) -> np.ndarray:
-    """F1-frame, 2PR / (P + R) = 2 TP / (2 TP + FP + FN); 0 where nothing was there and nothing was found."""
+    """F1-frame, 2PR / (P + R) = 2 TP / (2 TP + FP + FN); 0 where nothing was there and nothing was found.
+
+    The same as scikit-learn's `f1_score(zero_division=0)` of each AU; nan for an AU without a known label.
+    """
     return _f1(confusion(scores, labels, thresholds))
 
 
@@ -130,13 +134,28 @@ def average_precision(scores: ArrayLike, labels: ArrayLike) -> np.ndarray:
     return _per_column(_average_precision, *_checked(scores, labels))
 
 
+def calibration_error(scores: ArrayLike, labels: ArrayLike, bins: int = 15) -> np.ndarray:
+    """Expected calibration error (ECE): by how much a score differs from how often the AU is there.
+
+    Scores fall into `bins` equal intervals of [0, 1]; the error is the mean over pictures of the distance
+    between the mean score and the rate of occurrence in their interval (Guo et al., 2017). nan where a score
+    lies outside of [0, 1].
+    """
+    return _per_column(lambda s, there: _calibration_error(s, there, bins), *_checked(scores, labels))
+
+
 def correlation(scores: ArrayLike, intensities: ArrayLike) -> np.ndarray:
     """Pearson's correlation of scores and intensities; `UNKNOWN` and nan intensities are left out."""
-    scores, intensities = np.asarray(scores, float), np.asarray(intensities, float)
-    if scores.shape != intensities.shape or scores.ndim != 2:
-        raise ValueError(f"scores {scores.shape} and intensities {intensities.shape} must both be (N, m).")
-    known = ~np.isnan(intensities) & (intensities != UNKNOWN)
-    return _per_column(_pearson, scores, intensities, known)
+    return _per_column(_pearson, *_checked_intensities(scores, intensities))
+
+
+def icc(scores: ArrayLike, intensities: ArrayLike) -> np.ndarray:
+    """Intraclass correlation ICC(3,1) of scores and intensities, (BMS - EMS) / (BMS + EMS) for two judges.
+
+    The consistency of single ratings (Shrout & Fleiss, 1979), as intensities are published. A constant offset
+    costs nothing, another scale does: bring both to one scale. `UNKNOWN` and nan intensities are left out.
+    """
+    return _per_column(_icc, *_checked_intensities(scores, intensities))
 
 
 def base_rate(labels: ArrayLike) -> np.ndarray:
@@ -155,6 +174,7 @@ DECISION_FIGURES: dict[str, Callable[..., np.ndarray]] = {
 RANKING_FIGURES: dict[str, Callable[..., np.ndarray]] = {
     "auc": roc_auc,
     "average_precision": average_precision,
+    "ece": calibration_error,
 }
 
 
@@ -174,6 +194,7 @@ def calibrate_thresholds(scores: ArrayLike, labels: ArrayLike, max_false_alarms:
 
     Returns:
         m thresholds in the middle of the gap between two scores; 0.5 for an AU without a known occurrence.
+        On the pictures that are measured themselves these are the oracle's thresholds, which no user has.
     """
     if not 0 <= max_false_alarms <= 1:
         raise ValueError(f"max_false_alarms is a share in [0, 1], not {max_false_alarms}.")
@@ -210,12 +231,18 @@ def f1_interval(
     for total, cell in zip(per_person, _cells(scores, labels, thresholds), strict=True):
         np.add.at(total, person, cell)
     f1 = _f1(Confusion(*(draws @ total for total in per_person)))
-    f1 = np.concatenate([f1, f1.mean(axis=1, keepdims=True)], axis=1)
-    return np.quantile(f1, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    defined = ~np.isnan(f1)
+    mean = _ratio(np.where(defined, f1, 0).sum(axis=1), defined.sum(axis=1))
+    bounds = [(1 - level) / 2, (1 + level) / 2]
+    columns = [c[~np.isnan(c)] for c in (*f1.T, mean)]  # a resample may lack all that is known of an AU
+    return np.array([np.quantile(c, bounds) if c.size else [math.nan] * 2 for c in columns]).T
 
 
 def trainer_metrics(aus: Sequence[int], thresholds: ArrayLike = 0.5) -> Callable[[Any], dict[str, float]]:
-    """A `compute_metrics` for `transformers.Trainer`: logits and labels to mean F1, AUC and F1 per AU."""
+    """A `compute_metrics` for `transformers.Trainer`: logits and labels to mean F1, AUC and F1 per AU.
+
+    An AU without a known label in the evaluation set has no figure and no part in the mean.
+    """
 
     def compute_metrics(prediction: Any) -> dict[str, float]:
         logits = prediction.predictions
@@ -223,9 +250,9 @@ def trainer_metrics(aus: Sequence[int], thresholds: ArrayLike = 0.5) -> Callable
         scores = 1 / (1 + np.exp(-np.asarray(logits, float)))
         f1 = f1_frame(scores, prediction.label_ids, thresholds)
         return {
-            "f1": float(f1.mean()),
+            "f1": _defined_mean(f1) or 0.0,
             "auc": _defined_mean(roc_auc(scores, prediction.label_ids)) or 0.0,
-            **{f"f1_{au_label(au)}": float(value) for au, value in zip(aus, f1, strict=True)},
+            **{f"f1_{au_label(au)}": float(x) for au, x in zip(aus, f1, strict=True) if not np.isnan(x)},
         }
 
     return compute_metrics
@@ -253,6 +280,16 @@ def _checked(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarr
     return scores, labels
 
 
+def _checked_intensities(
+    scores: ArrayLike, intensities: ArrayLike
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Both as arrays, and where the intensity is known."""
+    scores, intensities = np.asarray(scores, float), np.asarray(intensities, float)
+    if scores.shape != intensities.shape or scores.ndim != 2:
+        raise ValueError(f"scores {scores.shape} and intensities {intensities.shape} must both be (N, m).")
+    return scores, intensities, ~np.isnan(intensities) & (intensities != UNKNOWN)
+
+
 def _cells(scores: np.ndarray, labels: np.ndarray, thresholds: ArrayLike) -> Confusion:
     found = scores >= np.asarray(thresholds, float)
     there, absent = labels == 1, labels == 0
@@ -260,7 +297,8 @@ def _cells(scores: np.ndarray, labels: np.ndarray, thresholds: ArrayLike) -> Con
 
 
 def _f1(count: Confusion) -> np.ndarray:
-    return _ratio(2 * count.tp, 2 * count.tp + count.fp + count.fn, otherwise=0.0)
+    f1 = _ratio(2 * count.tp, 2 * count.tp + count.fp + count.fn, otherwise=0.0)
+    return np.where(sum(count) > 0, f1, math.nan)
 
 
 def _ratio(part: ArrayLike, whole: ArrayLike, otherwise: float = math.nan) -> np.ndarray:
@@ -298,6 +336,27 @@ def _pearson(scores: np.ndarray, truth: np.ndarray) -> float:
     x, y = scores - scores.mean(), truth - truth.mean()
     spread = math.sqrt(float((x * x).sum() * (y * y).sum()))
     return float((x * y).sum() / spread) if spread > 0 else math.nan
+
+
+def _icc(scores: np.ndarray, truth: np.ndarray) -> float:
+    """ICC(3,1) of the judges `scores` and `truth`; rows are targets (Shrout & Fleiss, 1979, Table 4)."""
+    ratings = np.stack([scores, truth], axis=1)
+    n, k = ratings.shape
+    if n < 2:
+        return math.nan
+    rows, judges, mean = ratings.mean(1), ratings.mean(0), ratings.mean()
+    between = k * ((rows - mean) ** 2).sum() / (n - 1)  # BMS
+    residual = ((ratings - rows[:, None] - judges + mean) ** 2).sum() / ((n - 1) * (k - 1))  # EMS
+    spread = between + (k - 1) * residual
+    return float((between - residual) / spread) if spread > 0 else math.nan
+
+
+def _calibration_error(scores: np.ndarray, there: np.ndarray, bins: int) -> float:
+    if not len(scores) or scores.min() < 0 or scores.max() > 1:
+        return math.nan
+    which = np.minimum((scores * bins).astype(int), bins - 1)
+    gaps = np.bincount(which, scores - there, bins)  # (mean score - rate) * pictures, by interval
+    return float(np.abs(gaps).sum() / len(scores))
 
 
 def _operating_points(scores: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -349,7 +408,11 @@ def _make_auf1() -> type[evaluate.Metric]:
     import evaluate
 
     class AUF1(evaluate.Metric):
-        """F1-frame as an `evaluate.Metric`: predictions are probabilities, references labels, both (N, m)."""
+        """F1-frame and its company as an `evaluate.Metric`: probabilities and labels, both (N, m).
+
+        `compute(thresholds=0.5)` returns the figures of `au_report`: "f1" is the mean over action units (None
+        where undefined), "f1_per_au" the list in column order, and so on.
+        """
 
         def _info(self) -> evaluate.MetricInfo:
             features = {
@@ -357,14 +420,17 @@ def _make_auf1() -> type[evaluate.Metric]:
                 "references": datasets.List(datasets.Value("int8")),
             }
             return evaluate.MetricInfo(
-                description="F1 of each action unit over all frames, and its mean over action units.",
+                description="F1 of each action unit over all frames, its mean, and further figures.",
                 citation="",
                 inputs_description="predictions: probabilities; references: 1, 0 or -1 (unknown).",
                 features=datasets.Features(features),
             )
 
         def _compute(self, predictions: Any, references: Any, thresholds: ArrayLike = 0.5) -> dict[str, Any]:
-            f1 = f1_frame(np.asarray(predictions, np.float32), references, thresholds)
-            return {"f1": float(f1.mean()), "f1_per_au": f1.tolist()}
+            scores, columns = np.asarray(predictions, np.float32), {"base_rate": base_rate(references)}
+            columns |= {n: f(scores, references, thresholds) for n, f in DECISION_FIGURES.items()}
+            columns |= {n: f(scores, references) for n, f in RANKING_FIGURES.items()}
+            means = {name: _defined_mean(values) for name, values in columns.items()}
+            return means | {f"{name}_per_au": [_json(x) for x in v] for name, v in columns.items()}
 
     return AUF1

@@ -32,6 +32,11 @@ def evaluate():
 
 
 @pytest.fixture(scope="session")
+def pretrain_face_recognition():
+    return load_script("pretrain_face_recognition")
+
+
+@pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     from toy_corpus import write_corpus
 

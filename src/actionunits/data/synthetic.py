@@ -4,7 +4,9 @@
            validation-*.parquet, test-*.parquet
            manifest.json                     how it was made
 
-People are apart between splits. Labels are blendshape gains from 0 to 1, not scores of FACS coders.
+FOLDER may be the URL of an object store that fsspec knows (s3://bucket/corpus, hf://datasets/name), with
+fsspec's credentials; rows are streamed. People are apart between splits. Labels are blendshape gains from 0
+to 1, not scores of FACS coders.
 """
 
 from __future__ import annotations
@@ -13,6 +15,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import fsspec
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from actionunits.action_units import CORPUS_AUS
 from actionunits.data.aligned_faces import AlignedFaces, prepare_faces
@@ -35,7 +41,7 @@ def prepare_synthetic(
     """One split, decoded and aligned into `folder` (kept there for the next run).
 
     Args:
-        corpus: The corpus' folder.
+        corpus: The corpus' folder or URL.
         split: "train", "validation" or "test".
         folder: Where the arrays go; one subfolder a split.
         aligned_size: Width and height of the aligned face in pixels.
@@ -51,7 +57,7 @@ def prepare_synthetic(
         count=sum(_number_of_rows(file) for file in files),
         aus=CORPUS_AUS["synthetic"],
         scheme=SCHEME,
-        key={"files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]},
+        key={"files": [_version(file) for file in files]},
         aligned_size=aligned_size,
     )
 
@@ -74,38 +80,40 @@ def load_synthetic(corpus: str | Path, split: str) -> datasets.IterableDataset:
     )
 
 
-def split_files(corpus: str | Path, split: str) -> list[Path]:
-    """The Parquet files of a split, in order.
+def split_files(corpus: str | Path, split: str) -> list[Any]:
+    """The Parquet files of a split, in order: paths, or URLs where the corpus is one.
 
     Raises:
         FileNotFoundError: There is no such folder, no file of this split, or not all of its files.
     """
-    corpus = Path(corpus)
-    if not corpus.is_dir():
+    system, folder = url_to_fs(str(corpus))
+    if not system.isdir(folder):
         raise FileNotFoundError(
             f"{corpus} is no folder; render the corpus with training/synthesize.py first."
         )
-    files = sorted(corpus.glob(f"{split}-*-of-*.parquet"))
+    files = sorted(system.glob(f"{folder}/{split}-*-of-*.parquet"))
     if not files:
-        found = sorted(path.name for path in corpus.iterdir())[:8] or "nothing"
+        found = sorted(path.rpartition("/")[2] for path in system.ls(folder, detail=False))[:8] or "nothing"
         raise FileNotFoundError(
             f"{corpus} has no {split}-*-of-*.parquet of the split {split!r}; it holds {found}."
         )
-    expected = int(files[-1].stem.rpartition("-")[2])
+    expected = int(files[-1].removesuffix(".parquet").rpartition("-")[2])
     if len(files) != expected:
         raise FileNotFoundError(f"{corpus} has {len(files)} of {expected} files of the split {split!r}.")
-    return files
+    return [Path(file) if _is_local(system) else system.unstrip_protocol(file) for file in files]
 
 
 def available_splits(corpus: str | Path) -> list[str]:
     """Which of `SPLITS` the folder has files of."""
-    return [split for split in SPLITS if any(Path(corpus).glob(f"{split}-*-of-*.parquet"))]
+    system, folder = url_to_fs(str(corpus))
+    return [split for split in SPLITS if system.glob(f"{folder}/{split}-*-of-*.parquet")]
 
 
 def read_manifest(corpus: str | Path) -> dict[str, Any]:
     """What the corpus says of itself; empty where it has no manifest."""
-    path = Path(corpus) / "manifest.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    system, folder = url_to_fs(str(corpus))
+    path = f"{folder}/manifest.json"
+    return json.loads(system.cat_file(path)) if system.isfile(path) else {}
 
 
 def _records(rows: datasets.IterableDataset) -> Iterator[dict[str, Any]]:
@@ -124,13 +132,26 @@ def _records(rows: datasets.IterableDataset) -> Iterator[dict[str, Any]]:
         }
 
 
-def _column_names(file: Path) -> set[str]:
+def _column_names(file: str | Path) -> set[str]:
     import pyarrow.parquet
 
-    return set(pyarrow.parquet.read_schema(file).names)
+    with fsspec.open(str(file)) as stream:
+        return set(pyarrow.parquet.read_schema(stream).names)
 
 
-def _number_of_rows(file: Path) -> int:
+def _number_of_rows(file: str | Path) -> int:
     import pyarrow.parquet
 
-    return pyarrow.parquet.read_metadata(file).num_rows
+    with fsspec.open(str(file)) as stream:
+        return pyarrow.parquet.read_metadata(stream).num_rows
+
+
+def _version(file: str | Path) -> list[Any]:
+    """Name and size of a file, and what changes when it does: the time, or the storage's own mark."""
+    system, path = url_to_fs(str(file))
+    mark = Path(path).stat().st_mtime_ns if _is_local(system) else system.ukey(path)
+    return [path.rpartition("/")[2], system.size(path), mark]
+
+
+def _is_local(system: Any) -> bool:
+    return isinstance(system, LocalFileSystem)

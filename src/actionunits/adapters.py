@@ -1,0 +1,346 @@
+"""Predictions that other tools wrote, scored like a model's: OpenFace, py-feat, LibreFace, and our own.
+
+A tool's CSV files are read into one form and joined to a table of labels by picture (or video) and frame. A
+face that the tool did not find counts as a face without action units, for that is what its user gets; reports
+say how many there were. What the files look like stands in `FORMATS`, as the tools of 2026 write them.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+
+from actionunits.action_units import ACTION_UNITS, UNKNOWN, au_label
+from actionunits.evaluation import threshold_reports
+from actionunits.metrics import calibrate_thresholds
+
+Values = Literal["occurrence", "intensity"]
+Key = tuple[tuple[str, ...], int]
+"""The parts of a path without its suffix, and the number of the frame from 0."""
+UNKNOWN_CODES = ("", "-1", "9", "999", "nan")
+"""What the corpora write for a label that was not coded."""
+
+
+def score_predictions(
+    predictions: ToolPredictions, labels: LabelTable, split: str = "test", missing: str = "nothing"
+) -> dict[str, Any]:
+    """Measure a tool's predictions on the labels of a split, over the action units that both have.
+
+    Args:
+        predictions: What the tool wrote.
+        labels: The truth. If it has rows of the split "train", thresholds are calibrated on them.
+        split: Rows to measure; where the table names no splits, all are of "test".
+        missing: What a face that the tool did not find counts as: "nothing", a face without action units, or
+            "unknown", which leaves it out.
+
+    Returns:
+        A report as `actionunits.evaluation.evaluation_report` makes it, without groups; `notes` tell which
+        action units were compared and for how many pictures the tool found a face.
+
+    Raises:
+        ValueError: No such split, or no action unit or picture in common.
+    """
+    aus = [au for au in labels.aus if au in predictions.aus]
+    if not aus or not len(labels.rows_of(split)):
+        raise ValueError(
+            f"{predictions.tool} has the action units {predictions.aus}, the labels {labels.aus} and "
+            f"{len(labels.rows_of(split))} rows of the split {split!r}: nothing can be compared."
+        )
+    scores, found = predictions.scores_of(labels)
+    if not found.any():
+        raise ValueError(_stranger(predictions, labels))
+    truth = labels.occurrence[:, _columns(labels, aus)].copy()
+    scores = scores[:, [predictions.aus.index(au) for au in aus]]
+    if missing == "unknown":
+        truth[~found] = UNKNOWN
+    chosen = labels.rows_of(split)
+    training = labels.rows_of("train") if split != "train" else chosen[:0]
+    calibrated = calibrate_thresholds(scores[training], truth[training]) if len(training) else None
+    intensities = None if labels.intensities is None else labels.intensities[chosen][:, _columns(labels, aus)]
+    alone = sorted(set(labels.aus) ^ set(predictions.aus))
+    people = labels.subjects[chosen] if labels.subjects is not None else None
+    return {
+        "split": split,
+        "pictures": len(chosen),
+        "people": None if people is None else len(set(people)),
+        "thresholds_from": "the training subjects" if len(training) else "none: no training rows",
+        "notes": {
+            "tool": f"{predictions.tool} ({predictions.values})",
+            "faces_found": f"{found[chosen].mean():.1%}; others count as {missing}",
+            "not_compared": ", ".join(map(au_label, alone)) or "none",
+        },
+        **threshold_reports(aus, scores[chosen], truth[chosen], intensities, people, calibrated),
+    }
+
+
+@dataclass(frozen=True)
+class ToolFormat:
+    """How a tool's CSV files look.
+
+    Attributes:
+        occurrence: Pattern of the columns that say how likely an action unit is, its number in the group.
+        intensity: The same for columns with its intensity from 0 to `full_intensity`; "" if there are none.
+        full_intensity: The highest intensity.
+        picture: Columns that may name the picture or video; the file's own name where there is none of them.
+        frame: Columns that may number the frame; rows are pictures where there is none of them.
+        first_frame: Number of a video's first frame.
+        confidence: Columns that may say how sure the face is; of several faces the surest counts.
+        success: Column that is 0 where there was no face; "" if there is none.
+    """
+
+    occurrence: str
+    intensity: str = ""
+    full_intensity: float = 5.0
+    picture: tuple[str, ...] = ()
+    frame: tuple[str, ...] = ("frame",)
+    first_frame: int = 0
+    confidence: tuple[str, ...] = ("confidence",)
+    success: str = ""
+
+
+FORMATS: dict[str, ToolFormat] = {
+    # FeatureExtraction and FaceLandmarkImg of OpenFace 2.2: one file a video or picture, blanks after commas.
+    "openface": ToolFormat(r"AU(\d+)_c", r"AU(\d+)_r", first_frame=1, success="success"),
+    # Fex.to_csv of py-feat: probabilities; a row a face, empty cells where there was none.
+    "py-feat": ToolFormat(r"AU(\d+)", picture=("input",), confidence=("FaceScore",)),
+    # get_facial_attributes of LibreFace: twelve action units as 0 and 1, twelve (others) as intensities.
+    "libreface": ToolFormat(
+        r"au_(\d+)", r"au_(\d+)_intensity", picture=("input_image_path",), frame=("frame_idx",)
+    ),
+    # actionunits detect --csv
+    "actionunits": ToolFormat(r"AU(\d+)", picture=("photo",)),
+}
+"""The formats that are known, by the tool's name."""
+
+
+@dataclass(frozen=True)
+class ToolPredictions:
+    """What a tool says of pictures.
+
+    Attributes:
+        tool: Name of its format.
+        values: Whether the scores are of occurrence, or intensities divided by the highest one.
+        aus: FACS numbers of the m columns.
+        rows: Scores (m,) in [0, 1] by picture and frame; faces that were not found have none.
+    """
+
+    tool: str
+    values: Values
+    aus: list[int]
+    rows: dict[Key, np.ndarray]
+
+    def scores_of(self, labels: LabelTable) -> tuple[np.ndarray, np.ndarray]:
+        """Scores (N, m) of the pictures of a table, 0 where there was no face, and where there was one (N,).
+
+        Raises:
+            ValueError: A row of the table fits several predictions.
+        """
+        scores, found = np.zeros((len(labels.keys), len(self.aus))), np.zeros(len(labels.keys), bool)
+        by_end: dict[int, dict[Key, list[Key]]] = {}
+        for row, (parts, frame) in enumerate(labels.keys):
+            if len(parts) not in by_end:
+                by_end[len(parts)] = self._by_end(len(parts), labels.has_frames)
+            fitting = by_end[len(parts)].get((parts, frame), [])
+            if len(fitting) > 1:
+                first, second = (f"{'/'.join(path)} (frame {number})" for path, number in fitting[:2])
+                raise ValueError(
+                    f"{'/'.join(parts)} in the labels fits both {first} and {second} of {self.tool}; name "
+                    "more of the path, or the frame, in the labels."
+                )
+            if fitting:
+                scores[row], found[row] = self.rows[fitting[0]], True
+        return scores, found
+
+    def _by_end(self, length: int, has_frames: bool) -> dict[Key, list[Key]]:
+        """Keys by the last parts of their path (and by frame 0 where frames do not count)."""
+        index: dict[Key, list[Key]] = {}
+        for parts, frame in self.rows:
+            index.setdefault((parts[-length:], frame if has_frames else 0), []).append((parts, frame))
+        return index
+
+
+def read_predictions(
+    files: Iterable[str | Path], tool: str, values: Values = "occurrence"
+) -> ToolPredictions:
+    """Read what a tool wrote.
+
+    Args:
+        files: Its CSV files. Where a file names no pictures, its own name is that of the video or picture.
+        tool: A key of `FORMATS`.
+        values: Whether to score what it says of occurrence or of intensity.
+
+    Raises:
+        ValueError: Unknown tool, no columns of these values, or files with different columns.
+    """
+    if tool not in FORMATS:
+        raise ValueError(f"unknown tool {tool!r}; known are {sorted(FORMATS)}.")
+    pattern = FORMATS[tool].occurrence if values == "occurrence" else FORMATS[tool].intensity
+    if not pattern:
+        raise ValueError(f"{tool} gives no {values}; choose the other values.")
+    aus: list[int] = []
+    rows: dict[Key, np.ndarray] = {}
+    for file in map(Path, files):
+        columns = _au_columns(_header(file), pattern)
+        if not columns or aus not in ([], list(columns)):
+            raise ValueError(f"{file} has the action units {list(columns)}, expected {aus or pattern!r}.")
+        aus = list(columns)
+        rows |= _read_file(file, FORMATS[tool], columns, 1.0 if values == "occurrence" else None)
+    return ToolPredictions(tool, values, aus, rows)
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """The truth about N pictures.
+
+    Attributes:
+        aus: FACS numbers of the m columns.
+        keys: Picture (or video) and frame of each row.
+        has_frames: Whether rows are frames of videos.
+        occurrence: (N, m) int8, 1, 0 or `UNKNOWN`.
+        intensities: (N, m) in [0, 1], nan where unknown; None if the table has none.
+        subjects: (N,) names of the people, if known.
+        splits: (N,) names of the splits, if named.
+    """
+
+    aus: list[int]
+    keys: list[Key]
+    has_frames: bool
+    occurrence: np.ndarray
+    intensities: np.ndarray | None = None
+    subjects: np.ndarray | None = None
+    splits: np.ndarray | None = None
+
+    def rows_of(self, split: str) -> np.ndarray:
+        """Indices of the rows of a split; where the table names no splits, all are of "test"."""
+        if self.splits is None:
+            return np.arange(len(self.keys) if split == "test" else 0)
+        return np.flatnonzero(self.splits == split)
+
+
+def read_labels(path: str | Path, first_frame: int = 0, from_intensity: float | None = None) -> LabelTable:
+    """Read a CSV of labels: a row a picture (`picture` or `image`) or a row a frame (`video` and `frame`).
+
+    Further columns are AU1, AU2, ..., and if known `subject` and `split`.
+
+    Args:
+        path: The file. Labels are 1 and 0; empty, -1, 9 and 999 are unknown.
+        first_frame: Number of a video's first frame in this file.
+        from_intensity: Labels are intensities from 0 to 5, of which this and more mean that it occurs (2 by
+            the papers' rule for DISFA).
+
+    Raises:
+        ValueError: A column is missing, or a label is none of these values.
+    """
+    table = list(_rows(Path(path)))
+    header = list(table[0]) if table else []
+    name = next((column for column in ("picture", "image", "video") if column in header), "")
+    columns = _au_columns(header, r"AU0*(\d+)")
+    if not name or not columns or (name == "video" and "frame" not in header):
+        raise ValueError(f"{path} needs picture, or video and frame, and AU1, AU2, ...; it has {header}.")
+    graded = np.array([[_label(row[c], path) for c in columns.values()] for row in table])
+    known = ~np.isnan(graded)
+    occurs = graded >= (1 if from_intensity is None else from_intensity)
+    if from_intensity is None and not np.isin(graded[known], (0, 1)).all():
+        raise ValueError(f"{path} has labels beyond 0 and 1; are they intensities? Then say from which on.")
+    frames = [int(row["frame"]) - first_frame if name == "video" else 0 for row in table]
+    return LabelTable(
+        aus=list(columns),
+        keys=[(_parts(row[name]), frame) for row, frame in zip(table, frames, strict=True)],
+        has_frames=name == "video",
+        occurrence=np.where(known, occurs, UNKNOWN).astype(np.int8),
+        intensities=None if from_intensity is None else graded / 5,
+        subjects=np.array([row["subject"] for row in table]) if "subject" in header else None,
+        splits=np.array([row["split"] for row in table]) if "split" in header else None,
+    )
+
+
+# Parts
+
+
+def _read_file(
+    file: Path, form: ToolFormat, columns: Mapping[int, str], full: float | None
+) -> dict[Key, np.ndarray]:
+    """Scores of the surest face of each picture of a file."""
+    rows: dict[Key, np.ndarray] = {}
+    surest: dict[Key, float] = {}
+    for row in _rows(file):
+        values = np.array([_number(row[column]) for column in columns.values()])
+        if np.isnan(values).any() or (form.success and _number(row.get(form.success, "1")) == 0):
+            continue
+        picture = _first(row, form.picture) or str(file)
+        frame = _first(row, form.frame)
+        key = _parts(picture), int(float(frame)) - form.first_frame if frame else 0
+        sure = _number(_first(row, form.confidence))
+        if key not in rows or sure > surest[key]:
+            rows[key], surest[key] = np.clip(values / (full or form.full_intensity), 0, 1), sure
+    return rows
+
+
+def _rows(file: Path) -> Iterator[dict[str, str]]:
+    with file.open(newline="", encoding="utf-8-sig") as stream:
+        for row in csv.DictReader(stream):
+            yield _stripped(row)
+
+
+def _header(file: Path) -> list[str]:
+    with file.open(newline="", encoding="utf-8-sig") as stream:
+        return [name.strip() for name in next(csv.reader(stream), [])]
+
+
+def _au_columns(header: Sequence[str], pattern: str) -> dict[int, str]:
+    """Columns by FACS number; numbers that are no action units of FACS are passed over."""
+    matches = {name: re.fullmatch(pattern, name) for name in header}
+    numbered = {int(match[1]): name for name, match in matches.items() if match}
+    return {number: name for number, name in numbered.items() if number in ACTION_UNITS}
+
+
+def _stranger(predictions: ToolPredictions, labels: LabelTable) -> str:
+    """What to say where no label has a prediction."""
+    path, frame = labels.keys[0]
+    other, number = next(iter(predictions.rows), (("nothing",), 0))
+    return (
+        f"no label row has a prediction: the labels name {'/'.join(path)!r} (frame {frame} from 0), the tool "
+        f"{'/'.join(other)!r} (frame {number}); name pictures or videos alike, and see to the first frame."
+    )
+
+
+def _columns(labels: LabelTable, aus: Sequence[int]) -> list[int]:
+    return [labels.aus.index(au) for au in aus]
+
+
+def _stripped(row: Mapping[str | None, Any]) -> dict[str, str]:
+    return {name.strip(): (value or "").strip() for name, value in row.items() if name is not None}
+
+
+def _first(row: Mapping[str, str], names: Iterable[str]) -> str:
+    return next((row[name] for name in names if row.get(name)), "")
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    """Parts of a path, of any system, without its suffix: "F001/T1/2440.jpg" is ("F001", "T1", "2440")."""
+    pure = PurePosixPath(path.replace("\\", "/"))
+    return tuple(part for part in pure.with_suffix("").parts if part not in ("/", "."))
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
+
+
+def _label(text: str, path: str | Path) -> float:
+    if text.lower() in UNKNOWN_CODES or text in ("-1.0", "9.0", "999.0"):
+        return float("nan")
+    value = _number(text)
+    if not 0 <= value <= 5:
+        raise ValueError(
+            f"{path} has the label {text!r}; labels are 0 to 5, and empty, -1, 9 or 999 unknown."
+        )
+    return value

@@ -1,0 +1,157 @@
+"""Several processes: the same figures and the same training as one, on one machine and on two "machines"."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tiny_run import RECIPE, ROOT, TINY_AC2D
+from transformers import AutoModel
+
+import network_training
+from actionunits.data import synthetic
+
+pytestmark = pytest.mark.slow
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+CONFIGS = ROOT / "training" / "accelerate"
+# Nothing in it depends on who computes it: no batch normalisation, no dropout, no augmentation.
+AUFORMER = {
+    "backbone_config": {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "image_size": 48,
+        "patch_size": 16,
+    },
+    "freeze_backbone": False,
+}
+SAME_FOR_ALL = {
+    **RECIPE,
+    "networks": {"auformer": {"model_type": "au-auformer", "config": AUFORMER}},
+    "target": "occurrence",
+    "base_learning_rate": 1e-2,
+    "augmentation": {"random_crop": False, "mirror": 0.0, "brightness": 0.0, "contrast": 0.0},
+}
+
+
+@pytest.fixture(scope="module")
+def odd_corpus(tmp_path_factory):
+    """Splits that two processes cannot share evenly."""
+    from toy_corpus import write_corpus
+
+    return write_corpus(tmp_path_factory.mktemp("odd"), pictures=(24, 7, 5))
+
+
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
+def torchrun(*arguments) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command = [*launcher, "--master_port", free_port(), *map(str, arguments)]
+    subprocess.run(command, check=True, cwd=ROOT, env=ENVIRONMENT)
+
+
+def write_recipe(path: Path, values: dict) -> Path:
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def events(run: Path, kind: str) -> list[dict]:
+    return [e for e in map(json.loads, (run / "log.jsonl").read_text().splitlines()) if e["event"] == kind]
+
+
+def figures(report: dict) -> dict[str, float]:
+    """Mean figures at 0.5, but for their interval."""
+    return {name: value for name, value in report["at_half"]["mean"].items() if name != "f1_interval"}
+
+
+def test_two_machines_train_as_one_process_does(train, odd_corpus, tmp_path):
+    """The recipe for two nodes, as its file says: two commands, which meet at an address."""
+    recipe = write_recipe(tmp_path / "recipe.yaml", SAME_FOR_ALL)
+    one, two = tmp_path / "one", tmp_path / "two"
+    arguments = ["training/train.py", "--recipe", recipe, "--data", odd_corpus, "--output"]
+    meeting = ["--main_process_ip", "127.0.0.1", "--main_process_port", free_port()]
+    launcher = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        CONFIGS / "two_nodes.yaml",
+    ]
+    machines = []
+    for rank in range(2):
+        command = [*launcher, *meeting, "--machine_rank", rank, *arguments, two]
+        machines.append(subprocess.Popen([*map(str, command)], cwd=ROOT, env=ENVIRONMENT))
+    try:
+        train.main([*map(str, arguments[1:]), str(one)])
+        assert [machine.wait(timeout=600) for machine in machines] == [0, 0]
+    finally:
+        for machine in machines:
+            machine.kill()
+
+    assert json.loads((two / "model" / "run.json").read_text())["processes"] == 2
+    weights = [AutoModel.from_pretrained(run / "model").state_dict() for run in (one, two)]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-5)
+    losses = [[e["loss"] for e in events(run, "step")] for run in (one, two)]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+    for split, pictures in (("validation", 7), ("test", 5)):
+        reports = [json.loads((run / f"metrics-{split}.json").read_text()) for run in (one, two)]
+        assert [report["pictures"] for report in reports] == [pictures] * 2
+        assert figures(reports[1]) == pytest.approx(figures(reports[0]), abs=1e-4)
+    validated = [events(run, "epoch")[-1]["validation"]["mean"] for run in (one, two)]
+    assert validated[1] == pytest.approx(validated[0], abs=1e-4)
+
+
+def test_state_by_the_epoch_is_that_of_all_processes(train, odd_corpus, tmp_path):
+    """AC2D's prototypes are means over the whole epoch, and its figures those of the saved weights."""
+    networks = {"ac2d": {"model_type": "au-ac2d", "config": TINY_AC2D}}
+    recipe = write_recipe(tmp_path / "recipe.yaml", {**RECIPE, "networks": networks, "epochs": 1})
+    output = tmp_path / "run"
+    torchrun("training/train.py", "--recipe", recipe, "--data", odd_corpus, "--output", output)
+    model = AutoModel.from_pretrained(output / "ac2d" / "model").eval()
+    counts = [value for name, value in model.state_dict().items() if name.endswith("prototype_count")]
+    assert counts and all(int(count) == 24 for count in counts)
+
+    recipe = train.load_recipe(recipe)
+    faces = synthetic.prepare_synthetic(odd_corpus, "validation", tmp_path / "cache").with_aus(recipe.aus)
+    collate, alone = network_training.collator(recipe), train.new_accelerator(recipe)
+    scores = network_training.gathered_scores(model, faces, collate, 4, alone)
+    expected = network_training.au_report(faces.aus, scores, faces.occurrence, faces.intensities)
+    report = events(output, "epoch")[-1]["validation"]
+    assert report["pictures"] == len(faces) == 7
+    assert report["mean"] == pytest.approx(expected["mean"], abs=1e-5)
+
+
+def test_two_processes_measure_what_one_measures(evaluate, odd_corpus, escda_folder, tmp_path):
+    """Five pictures: one process has three, the other two, and the figures are equal to the last bit."""
+    arguments = ["--model", escda_folder, "--data", odd_corpus, "--split", "test", "--output"]
+    evaluate.main([*map(str, arguments), str(tmp_path / "one")])
+    torchrun("training/evaluate.py", *arguments, tmp_path / "two")
+    one, two = (json.loads((tmp_path / name / "metrics-test.json").read_text()) for name in ("one", "two"))
+    assert two["pictures"] == 5
+    assert two["people"] == one["people"] == 3
+    assert figures(two) == pytest.approx(figures(one), abs=1e-6)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_knows_every_value_of_the_files(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    assert config.distributed_type in ("MULTI_GPU", "FSDP")
+    text = path.read_text()
+    (command,) = re.findall(r"#     (accelerate launch .*)", text)
+    assert f"--config_file training/accelerate/{path.name}" in command
