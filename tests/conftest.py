@@ -7,12 +7,20 @@ from PIL import Image
 from transformers.utils import logging
 
 from actionunits import (
+    Ac2dConfig,
+    Ac2dForAUDetection,
+    AUFormerConfig,
+    AUFormerForAUDetection,
     AUImageProcessor,
     EscdaConfig,
     EscdaForAUDetection,
     FaceDetector,
     GdaConfig,
     GdaForAUDetection,
+    GtleNetConfig,
+    GtleNetForAUDetection,
+    LacConfig,
+    LacForAUDetection,
     LscConfig,
     LscForAUDetection,
 )
@@ -59,7 +67,36 @@ def _escda():
     return EscdaForAUDetection(EscdaConfig(lsc_config=BACKBONE | BRANCH, gda_config=BACKBONE))
 
 
-TINY_MODELS = {"gda": _gda, "lsc": _lsc, "escda": _escda}
+def _ac2d():
+    sizes = {"image_size": 48, "stem_channels": 4, "hidden_sizes": [8, 8, 8], "depths": [1, 1, 2]}
+    return Ac2dForAUDetection(Ac2dConfig(**sizes, num_heads=[1, 2, 2], mlp_ratio=2, query_ratio=2))
+
+
+def _auformer():
+    vit = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    return AUFormerForAUDetection(AUFormerConfig(backbone_config=vit | {"image_size": 64, "patch_size": 16}))
+
+
+def _lac():
+    resnet = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    return LacForAUDetection(LacConfig(backbone_config=resnet, image_size=64, hidden_size=8))
+
+
+def _gtlenet():
+    encoder = {"image_size": 48, "width_multiplier": 0.125, "depths": [1, 1, 1]}
+    widths = {"feature_channels": [8, 6], "mask_channels": [6, 4], "classifier_channels": [4, 8]}
+    return GtleNetForAUDetection(GtleNetConfig(encoder_config=encoder, **widths))
+
+
+TINY_MODELS = {
+    "gda": _gda,
+    "lsc": _lsc,
+    "escda": _escda,
+    "ac2d": _ac2d,
+    "auformer": _auformer,
+    "lac": _lac,
+    "gtlenet": _gtlenet,
+}
 
 
 @pytest.fixture
@@ -122,8 +159,9 @@ def model_folder(request, tmp_path_factory):
     """A saved tiny model of each method, with random weights and its image processor."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp(request.param)
-    TINY_MODELS[request.param]().save_pretrained(folder)
-    AUImageProcessor().save_pretrained(folder)
+    model = TINY_MODELS[request.param]()
+    model.save_pretrained(folder)
+    AUImageProcessor(**model.config.processor_options).save_pretrained(folder)
     return folder
 
 

@@ -1,9 +1,12 @@
 """The losses of AUFormer against the paper's formulas, its gradient (Eq. 7), and their limits."""
 
+import importlib.util
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image, ImageColor
 
 from actionunits.losses import (
     difficulty_exponents,
@@ -148,3 +151,22 @@ def test_soft_labels_lie_between(batch):
     torch.testing.assert_close(
         mdwa_loss(logits, torch.full((6, 5), 0.25), margin=0.1), 0.75 * low + 0.25 * high
     )
+
+
+def test_figure_3_is_drawn_from_the_losses(tmp_path):
+    """The curves are those of Eq. 7, which above is checked against the losses, and all of them are seen."""
+    path = Path(__file__).parents[1] / "training" / "plot_mdwa.py"
+    spec = importlib.util.spec_from_file_location("plot_mdwa", path)
+    plot = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(plot)
+    p = torch.tensor([0.05, 0.3, 0.9], dtype=torch.float64)
+    gamma, p_m = 1 + plot.BP4D_RATES["AU7"], p - 0.1
+    slope = p_m.clamp(min=0) ** gamma * (1 / (1 - p_m) - gamma * torch.log(1 - p_m) / p_m) * p * (1 - p)
+    torch.testing.assert_close(
+        plot.difficulties_panel(p)["AU7, gamma = 1.55"], torch.where(p < 0.1, 0, slope)
+    )
+    assert list(plot.losses_panel(p)) == ["WCE", "WA", "MWA, m = 0.1", "MWA, m = 0.2", "MWA, m = 0.3"]
+    torch.testing.assert_close(plot.losses_panel(p)["WCE"], p)
+    plot.main([str(tmp_path / "fig3.png")])
+    colours = {colour for _, colour in Image.open(tmp_path / "fig3.png").getcolors(10**6)}
+    assert colours.issuperset(ImageColor.getrgb(colour) for colour in plot.COLOURS)

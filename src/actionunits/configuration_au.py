@@ -15,6 +15,8 @@ LABEL_FIELDS = ("aus", "id2label", "label2id", "num_labels")
 """Four ways to name the outputs; a config keeps them in step."""
 PER_LABEL_FIELDS = ("au_thresholds", "au_occurrence_rates")
 """Lists with one entry an output; a config carries them along by name when the outputs change."""
+REMOTE_CODE_FIELDS = ("auto_map", "custom_pipelines")
+"""What names the code of a self-contained folder."""
 
 
 @strict
@@ -49,6 +51,10 @@ class AUConfig(PreTrainedConfig):
         "attentions",
     ]
 
+    # The face that a method is trained on, for `processor_options`: aligned to so many pixels, of which it
+    # keeps the middle.
+    _aligned_size, _crop_size = 200, 176
+
     aus: Any = None
     au_thresholds: list[float | int] | None = None
     au_occurrence_rates: list[float | int] | None = None
@@ -71,6 +77,8 @@ class AUConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """Make a config from a saved one; labels asked for by keyword replace the saved ones."""
+        if __name__.startswith("actionunits."):  # which serves better than a copy of it beside the weights
+            config_dict = {key: value for key, value in config_dict.items() if key not in REMOTE_CODE_FIELDS}
         asked = {name: kwargs.pop(name) for name in LABEL_FIELDS if name in kwargs}
         per_label = {name: kwargs.pop(name) for name in PER_LABEL_FIELDS if name in kwargs}
         result = super().from_dict(config_dict, **kwargs)
@@ -84,6 +92,19 @@ class AUConfig(PreTrainedConfig):
     def au_labels(self) -> list[str]:
         """The labels in output order, such as "AU12"."""
         return list((self.id2label or {}).values())
+
+    @property
+    def processor_options(self) -> dict[str, Any]:
+        """Options of the image processor that fits the model, `AUImageProcessor(**config.processor_options)`.
+
+        Every method has them: the middle of an aligned face, shrunk to the model's `image_size`, and the
+        centres of its action units. A method of other sizes sets `_aligned_size` and `_crop_size`; what else
+        it needs it adds, as in `return super().processor_options | {"image_mean": [0.485, 0.456, 0.406]}`.
+        """
+        image_size = getattr(self, "image_size", self._crop_size)
+        crop, size = ({"height": side, "width": side} for side in (self._crop_size, image_size))
+        centers = {"au_definition": "none"} if self.aus is None else {"aus": list(self.aus)}
+        return {"aligned_size": self._aligned_size, "crop_size": crop, "size": size, **centers}
 
     def relabel(self, **names: Any) -> None:
         """Rename the outputs by some of `aus`, `id2label`, `label2id` and `num_labels`, which must agree."""

@@ -60,10 +60,12 @@ def occurrence_weights(rates: Sequence[float] | Tensor) -> tuple[Tensor, Tensor]
         w (m,), proportional to 1 / rate, summing to one, and v (m,), non-occurrences an occurrence; float32.
 
     Raises:
-        ValueError: A rate is not in (0, 1): such an action unit has nothing to learn from.
+        ValueError: A rate is not in (0, 1): such an action unit has nothing to learn from (not checked while
+            compiling).
     """
     rate = torch.as_tensor(rates, dtype=torch.float32)
-    if bool(((rate <= 0) | (rate >= 1) | rate.isnan()).any()):
+    is_compiling = torch.compiler.is_compiling()
+    if not is_compiling and bool(((rate <= 0) | (rate >= 1) | rate.isnan()).any()):
         raise ValueError(f"Occurrence rates must lie between 0 and 1, exclusively; got {rate.tolist()}.")
     inverse = 1 / rate
     return inverse / inverse.sum(), (1 - rate) / rate
@@ -197,6 +199,7 @@ def _check_labels(labels: Tensor) -> None:
 
 
 __all__ = [
+    "attention_kl_loss",
     "difficulty_exponents",
     "mdwa_loss",
     "occurrence_weights",

@@ -329,26 +329,36 @@ def test_impossible_configurations_are_refused(values, message):
         Ac2dConfig(**values)
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"intervention_ratio": 8},
-        {"intervention_ratio": 2, "deconfounding": "shared"},
-        {"prototype_value": "mean_over_n"},
-        {"deconfounding_start": "second_epoch"},
-        {"key_reductions": [1, 1, 1]},
-        {"key_reductions": [4, 2, 2]},
-        {"depths": [1, 1, 1], "constraint": "none"},
-        {"round_centers": False},
-        {"num_channels": 1},
-        {"hidden_sizes": [4, 8, 16]},
-        {"drop_path_rate": 0.5},
-        {"layer_norm_eps": 1e-2},
-        {"initializer_range": 0.5},
-        {"stem_channels": 6},
-    ],
-    ids=str,
-)
+VALUES = [
+    {"intervention_ratio": 8},
+    {"intervention_ratio": 2, "deconfounding": "shared"},
+    {"deconfounding": "none"},
+    {"query_ratio": 4, "deconfounding": "shared"},
+    {"prototype_value": "mean_over_n"},
+    {"deconfounding_start": "second_epoch"},
+    {"key_reductions": [1, 1, 1]},
+    {"key_reductions": [4, 2, 2]},
+    {"depths": [1, 1, 1], "constraint": "none"},
+    {"constraint": "each"},
+    {"constraint_weight": 2.0},
+    {"attention_sigma": 2.0},
+    {"round_centers": False},
+    {"num_channels": 1},
+    {"hidden_sizes": [4, 8, 16]},
+    {"num_heads": [1, 1, 1]},
+    {"mlp_ratio": 3},
+    {"drop_path_rate": 0.5},
+    {"layer_norm_eps": 1e-2},
+    {"initializer_range": 0.5},
+    {"stem_channels": 6},
+]
+
+
+def test_every_config_value_is_exercised():
+    assert set().union(*VALUES) | {"image_size"} == set(Ac2dConfig.__annotations__)
+
+
+@pytest.mark.parametrize("values", VALUES, ids=str)
 def test_every_config_value_makes_another_model(values):
     """It trains, and answers otherwise than the default."""
     models = [make_fresh(**v) for v in (values, {})]
@@ -587,7 +597,7 @@ def test_new_action_units_can_start_like_known_ones():
     "values", [{}, {"constraint": "each", "deconfounding_start": "second_epoch"}], ids=str
 )
 def test_compiles_in_one_graph(values):
-    model, inputs, labels = make(**values)
+    model, inputs, labels = make(au_occurrence_rates=RATES, **values)
     model.train()
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="eager")
     expected, actual = (m(**inputs, labels=labels, output_au_attentions=True) for m in (model, compiled))

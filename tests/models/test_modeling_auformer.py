@@ -7,7 +7,9 @@ import torch
 from transformers import AutoModel, Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, ViTModel
 
 from actionunits.losses import mdwa_loss, weighted_dice_loss
-from actionunits.models.auformer import AUFormerConfig, AUFormerForAUDetection
+from actionunits.models.auformer import AUFormerConfig, AUFormerForAUDetection, configuration_auformer
+from actionunits.models.auformer import modeling_auformer as auformer
+from actionunits.models.auformer.configuration_auformer import ABLATIONS, CHOICES
 from actionunits.models.auformer.modeling_auformer import resize_positions
 from references.auformer import ExpertsAlone, FastContextExpert, PlainAUFormer, PlainExpert
 
@@ -82,13 +84,17 @@ class TestAUFormer(AUFormerTester):
         torch.testing.assert_close(output.loss, expected + mdwa_loss(experts, labels, weight, gamma, 0.1))
         torch.testing.assert_close(output.logits, final, rtol=0, atol=0)
 
-    def test_compiles_without_breaks(self, model, inputs, labels):
-        compiled = torch.compile(model, fullgraph=True, backend="eager")
-        expected = model(**inputs, labels=labels)
-        actual = compiled(**inputs, labels=labels)
-        torch.testing.assert_close(actual.logits, expected.logits)
+    @pytest.mark.parametrize("adaptation", ["moke", "convpass", "adapter", "lora", "vpt"])
+    def test_compiles_in_one_graph(self, adaptation, labels):
+        model = self.make_model(adaptation=adaptation, au_occurrence_rates=[0.1, 0.2, 0.3, 0.4])
+        inputs = self.make_inputs(model.config)
+        compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="eager")
+        expected, actual = (m(**inputs, labels=labels, output_au_attentions=True) for m in (model, compiled))
         torch.testing.assert_close(actual.loss, expected.loss)
-        actual.loss.backward()
+        torch.testing.assert_close(actual.au_attentions, expected.au_attentions)
+        expected.loss.backward(), actual.loss.backward()
+        for a, b in zip(model.parameters(), compiled.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad)
 
 
 class TestFrozen(AUFormerTester):
@@ -187,6 +193,89 @@ def test_untrained_adaptations_leave_the_backbone_as_it_is(adaptation):
     assert not any(parameter.any() for parameter in added)
     features = model.vit(inputs).last_hidden_state[:, 0]
     torch.testing.assert_close(model(inputs).logits, model.classifier(features))
+
+
+@pytest.mark.parametrize("name", ABLATIONS | CHOICES)
+def test_every_entry_of_tables_4_and_5_trains(name):
+    values = {**ABLATIONS, **CHOICES}[name]
+    model = make_model(**values)
+    inputs, labels = make_inputs(model)
+    model(inputs, labels=labels).loss.backward()
+    for parameter_name, parameter in model.named_parameters():
+        is_frozen = model.config.freeze_backbone and parameter_name.startswith("vit.")
+        assert (parameter.grad is None) == is_frozen, parameter_name
+
+
+def test_entries_of_tables_4_and_5_differ():
+    """Each is another model or another loss, but for Convpass, which both tables have."""
+    entries = {}
+    for name, values in (ABLATIONS | CHOICES).items():
+        model = make_model(au_occurrence_rates=[0.1, 0.2, 0.3, 0.4], **values)
+        inputs, labels = make_inputs(model)
+        loss = model(inputs, labels=labels).loss.item()
+        entries[name] = (model.num_parameters(only_trainable=True), loss)
+    assert entries.pop("Convpass") == entries["PETL"]
+    assert len(set(entries.values())) == len(entries)
+
+
+VALUES = [
+    {"adaptation": "vpt", "num_prompts": 3},
+    {"adaptation": "vpt", "deep_prompts": False},
+    {"adaptation": "lora", "adapter_channels": 3},
+    {"collaboration": False},
+    {"expert_channels": 3},
+    {"mrf_dilations": [1]},
+    {"ca_neighborhood": 5},
+    {"ca_border": "masked"},
+    {"expert_dropout": 0.5},
+    {"margin": 0.3},
+    {"gamma_bounds": [1.5, 2.0]},
+    {"dice_smoothing": 0.5},
+    {"dice_loss_weight": 2.0},
+    {"expert_loss_weight": 0.5},
+]
+OF_THE_BACKBONE = {
+    "backbone_config",
+    "backbone_name_or_path",
+    "backbone_revision",
+    "freeze_backbone",
+    "adapters_only",
+}
+
+
+def test_every_config_value_is_exercised():
+    assert set().union(*VALUES) | OF_THE_BACKBONE == set(AUFormerConfig.__annotations__)
+
+
+@pytest.mark.parametrize("values", VALUES, ids=str)
+def test_every_config_value_makes_another_model(values):
+    losses = []
+    for model in (make_model(**values), make_model(adaptation=values.get("adaptation", "moke"))):
+        inputs, labels = make_inputs(model)
+        losses.append(model.train()(inputs, labels=labels).loss.item())
+    assert abs(losses[0] - losses[1]) > 1e-5
+
+
+def test_peft_adapts_a_model_without_adaptation(tmp_path):
+    peft = pytest.importorskip("peft")
+    model = make_model(adaptation="none")
+    inputs, labels = make_inputs(model)
+    before = model(inputs).logits
+    heads = model.config.au_labels
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=heads)
+    adapted = peft.get_peft_model(model, config)
+    torch.testing.assert_close(adapted(inputs).logits, before)
+    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=1.0)
+    for _ in range(2):  # LoRA's first factor has no gradient while the second is 0
+        optimizer.zero_grad()
+        adapted(inputs, labels=labels).loss.backward()
+        optimizer.step()
+    learned = {name for name, p in adapted.named_parameters() if p.grad is not None and p.grad.any()}
+    assert learned and all("lora_" in name or "classifier" in name for name in learned)
+    expected = adapted(inputs).logits
+    adapted.save_pretrained(tmp_path)
+    loaded = peft.PeftModel.from_pretrained(make_model(adaptation="none"), tmp_path)
+    torch.testing.assert_close(loaded(inputs).logits, expected)
 
 
 def test_full_fine_tuning_is_a_vision_transformer():
@@ -361,10 +450,31 @@ def test_adapters_are_saved_without_the_backbone(vit_folder, tmp_path):
     loaded.save_pretrained(tmp_path / "again")  # whole, by default
     vit_folder.rename(tmp_path / "moved")
     AutoModel.from_pretrained(tmp_path / "again")
-    with pytest.raises(OSError, match="vit"):
+    with pytest.raises(OSError, match=r"/vit', cannot be loaded.*backbone_name_or_path=FOLDER"):
         AutoModel.from_pretrained(tmp_path / "adapters")
     moved = AutoModel.from_pretrained(tmp_path / "adapters", backbone_name_or_path=str(tmp_path / "moved"))
     torch.testing.assert_close(moved(inputs).logits, model(inputs).logits, rtol=0, atol=0)
+
+
+def test_backbone_of_the_hub_is_that_of_the_revision(vit_folder, monkeypatch):
+    """Configuration and weights are both asked for at the revision, "main" without one."""
+    asked = []
+    for owner in (auformer.ViTModel, configuration_auformer.AutoConfig):
+        load = owner.from_pretrained
+        monkeypatch.setattr(
+            owner,
+            "from_pretrained",
+            lambda name, revision, load=load, **kwargs: asked.append(revision) or load(name, **kwargs),
+        )
+    for revision in (None, "v1.0"):
+        AUFormerForAUDetection.from_backbone(vit_folder, backbone_revision=revision, aus=AUS)
+    assert asked == ["main", "main", "v1.0", "v1.0"]
+
+
+def test_processor_options_are_the_middle_224_of_256():
+    options = AUFormerConfig(aus=[1, 12]).processor_options
+    assert options["crop_size"] == options["size"] == {"height": 224, "width": 224}
+    assert (options["aligned_size"], options["aus"]) == (256, [1, 12])
 
 
 def test_backbones_that_do_not_fit_are_refused(vit_folder, tmp_path):

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 from transformers.utils.generic import find_labels
 
+from actionunits import AUImageProcessor
 from actionunits.action_units import UNKNOWN
 from actionunits.modeling_outputs import AUDetectionOutput
 
@@ -140,6 +141,13 @@ class AUModelTester:
         parameters = list(inspect.signature(self.model_class.forward).parameters)
         assert parameters[1:5] == ["pixel_values", "au_centers", "labels", "output_au_attentions"]
         model(**inputs, alignment="what else the image processor returns")
+
+    def test_processor_options_make_the_input(self, model, photo, landmarks):
+        processor = AUImageProcessor(**model.config.processor_options)
+        inputs = processor(photo, landmarks=landmarks, return_tensors="pt")
+        output = model(**inputs, labels=self.make_labels(model.config, 1))
+        assert output.logits.shape == (1, len(AUS))
+        assert output.loss.isfinite()
 
     def test_trainer_conventions(self, model):
         assert find_labels(self.model_class) == ["labels"]

@@ -10,6 +10,13 @@ from .escda import (
     LscConfig,
     LscForAUDetection,
 )
+from .gtlenet import (
+    GlobalExpressionEncoder,
+    GlobalExpressionEncoderConfig,
+    GtleNetConfig,
+    GtleNetForAUDetection,
+)
+from .lac import LacConfig, LacForAUDetection
 
 __all__ = [
     "AUFormerConfig",
@@ -20,6 +27,12 @@ __all__ = [
     "EscdaForAUDetection",
     "GdaConfig",
     "GdaForAUDetection",
+    "GlobalExpressionEncoder",
+    "GlobalExpressionEncoderConfig",
+    "GtleNetConfig",
+    "GtleNetForAUDetection",
+    "LacConfig",
+    "LacForAUDetection",
     "LscConfig",
     "LscForAUDetection",
 ]

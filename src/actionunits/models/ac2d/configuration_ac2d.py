@@ -122,13 +122,6 @@ class Ac2dConfig(AUConfig):
             for start, depth in zip(starts, self.depths, strict=True)
         ]
 
-    @property
-    def processor_options(self) -> dict[str, Any]:
-        """Options of the `AUImageProcessor` that fits: at 176, the middle of a 200 x 200 face as it is."""
-        crop, size = ({"height": side, "width": side} for side in (176, self.image_size))
-        options = {"aligned_size": 200, "crop_size": crop, "size": size}
-        return options if self.aus is None else options | {"aus": list(self.aus)}
-
     def validate_architecture(self):
         """Check what the layers would otherwise stumble over."""
         lengths = {name: len(getattr(self, name)) for name in self._stage_fields}

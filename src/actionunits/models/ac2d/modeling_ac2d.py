@@ -116,20 +116,11 @@ class Ac2dForAUDetection(AUPreTrainedModel):
         if self.training and config.deconfounding in ("dynamic", "static"):
             self._observe(torch.stack([result.feature for result in results]))
         logits = torch.cat([result.logit for result in results], dim=1)
-        loss = None
-        if labels is not None:
-            loss = self.au_loss(logits, labels)
-            if target is not None and need_constraint:
-                log_attention = torch.stack(
-                    [result.attention.log(config.constraint) for result in results], dim=1
-                )
-                attention_loss = attention_kl_loss(log_attention, target, labels)
-                loss = loss + config.constraint_weight * attention_loss  # Eq. 15
-        output_hidden_states = _default(output_hidden_states, config.output_hidden_states)
+        want_states = _default(output_hidden_states, config.output_hidden_states)
         return AUDetectionOutput(
-            loss=loss,
+            loss=None if labels is None else self._loss(logits, results, target, labels),
             logits=logits,
-            hidden_states=hidden_states if output_hidden_states else None,
+            hidden_states=hidden_states if want_states else None,
             attentions=tuple(result.attention.weights for result in results) if wanted.weights else None,
             **(self._maps(results, target) if output_au_attentions else {}),
         )
@@ -253,6 +244,16 @@ class Ac2dForAUDetection(AUPreTrainedModel):
         size, sigma = config.attention_size, float(config.attention_sigma)
         maps = gaussian_maps(centers, size, config.image_size, sigma, config.round_centers)  # Eqs. 3-4
         return F.normalize(maps.flatten(2), p=1.0, dim=-1)  # Eq. 5
+
+    def _loss(
+        self, logits: Tensor, results: list["BranchResult"], target: Tensor | None, labels: Tensor
+    ) -> Tensor:
+        """Eq. 15: the loss of the answers (Eq. 14), and that of where the branches look (Eq. 7)."""
+        config, loss = self.config, self.au_loss(logits, labels)
+        if target is None or config.constraint == "none":
+            return loss
+        logs = torch.stack([result.attention.log(config.constraint) for result in results], dim=1)
+        return loss + config.constraint_weight * attention_kl_loss(logs, target, labels)
 
     def _maps(self, results: list["BranchResult"], target: Tensor | None) -> dict[str, Tensor | None]:
         """Bring what the branches say of the places to (B, m, h, w)."""

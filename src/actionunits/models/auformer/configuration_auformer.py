@@ -11,6 +11,42 @@ from transformers import AutoConfig, ViTConfig
 
 from actionunits.configuration_au import AUConfig
 
+_FULL: dict[str, Any] = {"adaptation": "none", "freeze_backbone": False}
+_WA: dict[str, Any] = {"margin": 0.0, "gamma_bounds": [1.0, 1.0]}
+_NO_MRF: dict[str, Any] = {"mrf_dilations": []}
+_NO_CA: dict[str, Any] = {"ca_neighborhood": 0}
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "Baseline": {**_FULL, **_WA},
+    "Baseline, MDWA": _FULL,
+    "PETL": {"adaptation": "convpass", **_WA},
+    "PETL, Collab.": {**_NO_MRF, **_NO_CA, **_WA},
+    "PETL, Collab., MDWA": {**_NO_MRF, **_NO_CA},
+    "PETL, MRF, CA": {"collaboration": False, **_WA},
+    "PETL, Collab., MRF": {**_NO_CA, **_WA},
+    "PETL, Collab., CA": {**_NO_MRF, **_WA},
+    "PETL, Collab., MRF, CA": _WA,
+    "PETL, Collab., MRF, CA, gamma": {"margin": 0.0},
+    "AUFormer": {},
+}
+"""The rows of Table 4 as values of `AUFormerConfig`, in its order; without MDWA the loss is WA's."""
+
+CHOICES: dict[str, dict[str, Any]] = {
+    "Adapter": {"adaptation": "adapter", **_WA},
+    "LoRA": {"adaptation": "lora", **_WA},
+    "VPT": {"adaptation": "vpt", **_WA},
+    "Convpass": {"adaptation": "convpass", **_WA},
+    "dilated rates 1, 3": {"mrf_dilations": [1, 3]},
+    "dilated rates 1": {"mrf_dilations": [1]},
+    "dilated rates 1, 2, 3": {"mrf_dilations": [1, 2, 3]},
+    "5 x 5": {"ca_neighborhood": 5},
+    "7 x 7": {"ca_neighborhood": 7},
+    "m = 0.01": {"margin": 0.01},
+    "m = 0.05": {"margin": 0.05},
+    "m = 0.2": {"margin": 0.2},
+}
+"""The entries of Table 5 beside AUFormer's own; (a) with WA, as its Convpass has the F1 of Table 4's PETL."""
+
 
 @strict
 class AUFormerConfig(AUConfig):
@@ -53,6 +89,8 @@ class AUFormerConfig(AUConfig):
     model_type = "au-auformer"
     sub_configs_defaults = {"backbone_config": ViTConfig}  # type: ignore[dict-item]
     sub_configs = {"backbone_config": ViTConfig}  # read by transformers before 5.20
+
+    _aligned_size, _crop_size = 256, 224
 
     # Backbone
     backbone_config: dict | ViTConfig | None = None
@@ -211,4 +249,4 @@ ARCHITECTURE_FIELDS = (
 )
 """What of a ViT checkpoint's configuration makes the backbone; the rest is its head and its labels."""
 
-__all__ = ["AUFormerConfig"]
+__all__ = ["ABLATIONS", "CHOICES", "AUFormerConfig"]

@@ -81,8 +81,8 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
 
     Example:
         >>> model = AUFormerForAUDetection.from_backbone("google/vit-base-patch16-224", aus=[1, 2, 4, 6, 12])
-        >>> model.save_pretrained("experts", adapters_only=True)  # a few MB; the backbone is named in
-        config.json >>> model = AUFormerForAUDetection.from_pretrained("experts")
+        >>> model.save_pretrained("experts", adapters_only=True)  # a few MB; config.json names the backbone
+        >>> model = AUFormerForAUDetection.from_pretrained("experts")
     """
 
     def __init__(self, config: AUFormerConfig):
@@ -187,17 +187,24 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
         """Take the backbone's weights from the checkpoint that the configuration names.
 
         Raises:
+            OSError: There is no such checkpoint.
             ValueError: The checkpoint lacks weights of this backbone, or they have other shapes.
         """
         name = self.config.backbone_name_or_path
-        loaded: Any = ViTModel.from_pretrained(
-            name,
-            revision=self.config.backbone_revision or "main",
-            add_pooling_layer=False,
-            dtype=self.dtype,
-            output_loading_info=True,
-            **hub_arguments,
-        )
+        try:
+            loaded: Any = ViTModel.from_pretrained(
+                name,
+                revision=self.config.backbone_revision or "main",
+                add_pooling_layer=False,
+                dtype=self.dtype,
+                output_loading_info=True,
+                **hub_arguments,
+            )
+        except OSError as error:
+            raise OSError(
+                f"The backbone that config.json names, backbone_name_or_path={name!r}, cannot be loaded. "
+                "If it lies elsewhere, call from_pretrained(..., backbone_name_or_path=FOLDER)."
+            ) from error
         source, info = loaded
         weights = source.state_dict()
         key = "embeddings.position_embeddings"

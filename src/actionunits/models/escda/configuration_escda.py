@@ -214,6 +214,11 @@ class EscdaConfig(AUConfig):
                 )
         self._share()
 
+    @property
+    def processor_options(self) -> dict[str, Any]:
+        """Options of the image processor that fits both networks."""
+        return self._networks[0].processor_options
+
     def relabel(self, **names: Any) -> None:
         """Rename the outputs of the ensemble and of both networks."""
         super().relabel(**names)
