@@ -94,7 +94,7 @@ class FaceDetector:
             The faces, largest first; an empty list if there is none.
         """
         picture = load_picture(image)
-        faces = [face for face in self._backend.find(picture) if _can_be_aligned(face, picture.size)]
+        faces = [face for face in self._backend.find(picture) if can_be_aligned(face, picture.size)]
         return largest_first(_without_doubles(faces))
 
     def locate(self, image: Any, boxes: Any) -> list[Face]:
@@ -327,7 +327,7 @@ class _MediaPipe:
         return faces
 
 
-def _can_be_aligned(face: Face, picture_size: tuple[int, int]) -> bool:
+def can_be_aligned(face: Face, picture_size: tuple[int, int]) -> bool:
     """Whether the eyes lie apart and at least half of the landmarks in the picture."""
     eyes = reduce_landmarks(face.landmarks, face.scheme, "five")[:2]
     inside = (face.landmarks >= -0.5) & (face.landmarks <= np.subtract(picture_size, 0.5))
@@ -338,12 +338,13 @@ def _without_doubles(faces: list[Face]) -> list[Face]:
     """Of faces that cover each other by more than half of the smaller one keep the most confident."""
     kept: list[Face] = []
     for face in sorted(faces, key=lambda face: -face.confidence):
-        if all(_overlap(face.box, other.box) <= 0.5 for other in kept):
+        if all(overlap(face.box, other.box) <= 0.5 for other in kept):
             kept.append(face)
     return kept
 
 
-def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the area that two boxes share, in parts of the smaller one."""
     shared = np.concatenate([np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])])
     smaller = min(_area(a), _area(b))
     return _area(shared) / smaller if smaller > 0 else 1.0

@@ -21,6 +21,7 @@ HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
 _PHOTO_SIDE = (720, 1600)  # the photo's longest side is brought into this range [pixels]
 _SHARPNESS = 2  # everything is drawn so many times larger and shrunk, for Pillow's lines have no soft edges
 _PANEL_WIDTH = 29  # [units]
+_FRAME_HEIGHT = (480, 1080)  # the frame's height in an annotated video is brought into this range [pixels]
 
 
 def draw_faces(
@@ -46,6 +47,31 @@ def draw_faces(
     for i, face in enumerate(faces):
         _draw_face(photo, face, i, scale, unit)
     return _beside(photo, panels).reduce(_SHARPNESS)
+
+
+def draw_frame(
+    image: Any, faces: Sequence[Mapping[str, Any]], thresholds: Mapping[str, float]
+) -> Image.Image:
+    """Draw one frame of a video: its faces by their numbers, and a panel of bars for the lowest number.
+
+    Args:
+        image: The frame, anything that `load_picture` takes.
+        faces: What the pipeline answers for it, with `face_id`.
+        thresholds: Score from which each action unit is active, by label.
+
+    Returns:
+        RGB picture, of the same size for all frames of one size.
+    """
+    frame = load_picture(image)
+    scale = min(max(frame.height, _FRAME_HEIGHT[0]), _FRAME_HEIGHT[1]) / frame.height * _SHARPNESS
+    frame = frame.resize((round(frame.width * scale), round(frame.height * scale)), Image.Resampling.BICUBIC)
+    unit = int(frame.height / (12 + 1.55 * len(thresholds)))  # the panel of `_panel` is so many units high
+    panel = _empty_panel(unit)
+    for face in sorted(faces, key=lambda face: -face["face_id"]):
+        place = face["face_id"] - 1  # the marks count from 1, the faces of a video from 0
+        panel = _panel(frame, face, place, scale, thresholds, unit)
+        _draw_face(frame, face, place, scale, max(unit, 12 * _SHARPNESS))
+    return _beside(frame, [panel]).reduce(_SHARPNESS)
 
 
 def draw_maps(image: Any, face: Mapping[str, Any], columns: int | None = None) -> Image.Image:
@@ -80,7 +106,7 @@ def draw_maps(image: Any, face: Mapping[str, Any], columns: int | None = None) -
 
 def _draw_face(photo: Image.Image, face: Mapping[str, Any], i: int, scale: float, unit: int) -> None:
     """Draw the box, number and landmarks of face i on the enlarged photo."""
-    draw, color, box = ImageDraw.Draw(photo), _face_color(i), _box(face, scale)
+    draw, color, box = ImageDraw.Draw(photo), face_color(i), _box(face, scale)
     line = max(unit // 7, 2)
     draw.rounded_rectangle(_grown(box, line), radius=unit // 2, outline=PAPER, width=line * 2)
     draw.rounded_rectangle(box, radius=unit // 2, outline=color, width=line)
@@ -182,11 +208,12 @@ def _caption(
 
 def _number(draw: ImageDraw.ImageDraw, i: int, left: float, top: float, unit: int) -> None:
     box = (left, top, left + 1.6 * unit, top + 1.6 * unit)
-    draw.rounded_rectangle(box, unit // 3, _face_color(i))
+    draw.rounded_rectangle(box, unit // 3, face_color(i))
     draw.text((left + 0.8 * unit, top + 0.8 * unit), str(i + 1), PAPER, _font(unit), anchor="mm")
 
 
-def _face_color(i: int) -> tuple[int, int, int]:
+def face_color(i: int) -> tuple[int, int, int]:
+    """Return the RGB colour of face i."""
     return FACE_COLORS[i % len(FACE_COLORS)]
 
 

@@ -1,14 +1,16 @@
-"""The pipeline "au-detection": picture in, faces with their action units out.
+"""The pipeline "au-detection": picture or video in, faces with their action units out.
 
 Find the faces (`FaceDetector`), align each (`AUImageProcessor`), run the model, name its answers. Every
-face is one chunk of a `ChunkPipeline`, so `batch_size` counts faces, be they of one picture or of many.
+face is one chunk of a `ChunkPipeline`, so `batch_size` counts faces, be they of one picture or of many. The
+frames of a video are pictures whose faces a tracker found (`actionunits.pipelines.video`).
 """
 
 # mypy: disable-error-code="override,assignment"
 # (transformers annotates its pipelines more narrowly than it uses them)
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -21,14 +23,18 @@ from actionunits.alignment import Alignment
 from actionunits.face_detection import Face, FaceDetector, box_around, check_boxes, largest_first
 from actionunits.image_processing_au import AUImageProcessor, decision_thresholds
 from actionunits.landmarks import check_inside, check_landmarks
+from actionunits.modeling_outputs import AUDetectionOutput
 from actionunits.pictures import load_picture
+from actionunits.pipelines.video import Shot, answer_video
+from actionunits.tracking import Track, TrackedFace
+from actionunits.video import is_video
 
 FACES_PER_BATCH = 8
 """Batch size for a picture or a list. Streams go face by face unless told otherwise: nothing waits."""
 
 
 class AUDetectionPipeline(ChunkPipeline):
-    """Action units of every face in a picture.
+    """Action units of every face in a picture or a video.
 
     Args:
         face_detector: Another detector than `FaceDetector()`: a callable picture -> faces, largest first,
@@ -41,6 +47,8 @@ class AUDetectionPipeline(ChunkPipeline):
         >>> detect = pipeline("au-detection")
         >>> detect("photo.jpg")[0]["action_units"][6]
         {'label': 'AU12', 'name': 'lip corner puller', 'score': 0.93, 'active': True}
+        >>> for frame in detect(video="clip.mp4"):
+        ...     print(frame["timestamp"], [face["face_id"] for face in frame["faces"]])
     """
 
     model: Any
@@ -62,6 +70,7 @@ class AUDetectionPipeline(ChunkPipeline):
                 f"got {image_processor}. For pictures that are aligned already call processor and model."
             )
         self._face_detector = face_detector
+        self._streams: WeakKeyDictionary[Track, Any] = WeakKeyDictionary()  # of models that see time
         self.model.eval()
 
     @property
@@ -71,7 +80,7 @@ class AUDetectionPipeline(ChunkPipeline):
             self._face_detector = FaceDetector()
         return self._face_detector
 
-    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Any = None, *, video: Any = None, **kwargs: Any) -> Any:
         """Detect action units.
 
         Args:
@@ -79,6 +88,8 @@ class AUDetectionPipeline(ChunkPipeline):
                 `{"image": picture, "landmarks": (N, 2) or (F, N, 2), "boxes": (4,) or (F, 4)}` with either or
                 both; or a list of these. A generator, a torch dataset, or a `datasets.Dataset` (its columns
                 image and, if there, landmarks and boxes) is answered by an iterator.
+            video: A video instead: path of a file, or an iterable of frames, each anything that is a picture.
+                The path of a file with the suffix of a video may also be given as `inputs`.
             **kwargs: `threshold`: score from which an action unit is active, for all or as {"AU12": 0.3} for
                 some; by default the model's calibrated thresholds.
                 `top_k`: only so many action units per face, highest score first.
@@ -86,6 +97,7 @@ class AUDetectionPipeline(ChunkPipeline):
                 label, and `"alignment"`, the `Alignment` from the photo to the grid of the maps:
                 `face["alignment"].warp_back(face["maps"]["AU12"], photo.size)` lays a map over the photo.
                 `batch_size`: faces per forward pass.
+                `detect_every`, `fps`, `return_frames`: for videos, see `pipelines.video.answer_video`.
 
         Returns:
             For one picture the list of its faces, largest first, empty if there is none; for several pictures
@@ -93,11 +105,19 @@ class AUDetectionPipeline(ChunkPipeline):
             "landmarks": [[x, y], ...], "landmark_scheme", "action_units": [{"label", "name", "score",
             "active"}, ...]}`, in pixels of the upright picture from the centre of the upper left one. The
             confidence of a face whose landmarks were given is 1.
+            For a video an iterator over its frames, see `pipelines.video.answer_video`.
 
         Raises:
             TypeError: `inputs` is None, or something else that holds no picture.
             ValueError: A picture, landmarks, boxes or an option that cannot be used.
+            ImportError: A video file, but PyAV is not installed.
         """
+        if video is None and is_video(inputs):
+            inputs, video = None, inputs
+        if video is not None:
+            if inputs is not None:
+                raise TypeError("Give either inputs or video, not both.")
+            return answer_video(self, video, **kwargs)
         if hasattr(inputs, "select_columns"):  # of `datasets`
             inputs = _stream(_picture_columns(inputs))
         elif isinstance(inputs, Dataset):
@@ -124,11 +144,16 @@ class AUDetectionPipeline(ChunkPipeline):
     def _forward(self, chunk: dict[str, Any], return_maps: bool = False) -> dict[str, Any]:
         """Run the model on a batch of faces; transformers takes apart what is returned, so batch first."""
         centers = chunk["au_centers"]
-        outputs = self.model(
-            pixel_values=chunk["pixel_values"].to(self.dtype),
-            au_centers=None if centers.isnan().any() else centers,
-            output_au_attentions=return_maps,
-        )
+        faces = chunk["face"] if isinstance(chunk["face"], list) else [chunk["face"]]
+        pixel_values = chunk["pixel_values"].to(self.dtype)
+        if hasattr(self.model, "stream") and any(isinstance(face, TrackedFace) for face in faces):
+            outputs = self._forward_in_time(pixel_values, faces, return_maps)
+        else:
+            outputs = self.model(
+                pixel_values=pixel_values,
+                au_centers=None if centers.isnan().any() else centers,
+                output_au_attentions=return_maps,
+            )
         answer = {name: chunk[name] for name in ("face", "is_last", "alignment")}
         answer = {"logits": outputs.logits, **answer}
         if return_maps:
@@ -136,6 +161,23 @@ class AUDetectionPipeline(ChunkPipeline):
                 raise ValueError(f"{type(self.model).__name__} has no attention maps; leave return_maps out.")
             answer["maps"] = outputs.au_attentions
         return answer
+
+    def _forward_in_time(
+        self, pixel_values: torch.Tensor, faces: list[TrackedFace | None], return_maps: bool
+    ) -> AUDetectionOutput:
+        """Let a model that sees time go on with each face of a video where it was."""
+        merged: dict[str, torch.Tensor] = {}
+        for rows in _runs(faces):
+            first = faces[rows[0]]
+            assert first is not None, "runs are of faces"
+            if not first.continues:
+                self._streams[first.track] = self.model.stream()
+            outputs = self._streams[first.track](pixel_values[rows], output_au_attentions=return_maps)
+            for name in ("logits", "au_attentions"):
+                if (part := outputs.get(name)) is not None:
+                    whole = merged.setdefault(name, part.new_zeros(len(faces), *part.shape[1:]))
+                    whole[rows] = part
+        return AUDetectionOutput(logits=merged["logits"], au_attentions=merged.get("au_attentions"))
 
     def postprocess(self, chunks: list[dict[str, Any]], **options) -> list[dict[str, Any]]:
         """Turn the chunks of one picture into its answer."""
@@ -151,6 +193,8 @@ class AUDetectionPipeline(ChunkPipeline):
                 "landmark_scheme": face.scheme,
                 "action_units": units,
             }
+            if isinstance(face, TrackedFace):
+                answer = {"face_id": face.track.number, **answer}
             answers.append(answer | self._maps(chunk) if "maps" in chunk else answer)
         return answers
 
@@ -167,8 +211,10 @@ class AUDetectionPipeline(ChunkPipeline):
             postprocess["top_k"] = top_k
         return {}, forward, postprocess
 
-    def _find_faces(self, input_: Any) -> tuple[Image.Image, list[Face]]:
+    def _find_faces(self, input_: Any) -> tuple[Any, Sequence[Face]]:
         """Load a picture and find its faces, as far as they are not given."""
+        if isinstance(input_, Shot):
+            return input_.picture, input_.faces
         known: dict[str, Any] = {}
         if isinstance(input_, Mapping):
             known = dict(input_)
@@ -243,6 +289,20 @@ def _given_faces(picture_size: tuple[int, int], landmarks: Any, boxes: Any) -> l
         box = box_around(points, scheme.name, picture_size) if boxes is None else boxes[i]
         faces.append(Face(box, 1.0, points, scheme.name))
     return faces
+
+
+def _runs(faces: list[TrackedFace | None]) -> list[list[int]]:
+    """Rows of a batch that show one face in frame after frame."""
+    runs: list[list[int]] = []
+    last: dict[Track, list[int]] = {}
+    for row, face in enumerate(faces):
+        if face is None:
+            continue
+        if face.track not in last or not face.continues:
+            last[face.track] = []
+            runs.append(last[face.track])
+        last[face.track].append(row)
+    return runs
 
 
 def _stream(dataset: Any) -> Iterator[Any]:

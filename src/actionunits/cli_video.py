@@ -1,0 +1,151 @@
+"""The command `actionunits video`: tables, an annotated video and a time line of videos of any length."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from actionunits.action_units import ACTION_UNITS, parse_au_label
+from actionunits.cli_common import add_model_options, load_pipeline, stems
+from actionunits.image_processing_au import decision_thresholds
+from actionunits.timeline import Timeline
+from actionunits.video import whole_file, write_video
+from actionunits.video_tables import FORMS, write_csv, write_parquet
+from actionunits.visualization import draw_frame
+
+Sink = Callable[[dict[str, Any]], None]
+"""Takes the pipeline's answer for each frame."""
+
+_TOLD_ERRORS = 3  # of a video; the others are counted
+
+
+def add_video_command(commands: Any) -> None:
+    """Add the command to those of `actionunits`."""
+    video = commands.add_parser(
+        "video",
+        help="detect the action units of every face in videos",
+        description="Detect the action units of every face in every frame of videos. "
+        "Each option writes a file named after the video into DIR, and a summary is printed.",
+        epilog="Exit codes: 0 every video had a face, 1 one was unreadable, in part or whole, or faceless, "
+        "2 wrong usage. What the columns of the tables are is told in actionunits.video_tables.",
+    )
+    video.set_defaults(run=run, usage_error=video.error)
+    video.add_argument("videos", nargs="+", metavar="VIDEO", help="video file")
+    video.add_argument("--output", type=Path, metavar="DIR", default=Path(), help="default: where you are")
+    video.add_argument("--csv", action="store_true", help="write a table, VIDEO_au.csv")
+    video.add_argument("--parquet", action="store_true", help="write the table as VIDEO_au.parquet")
+    video.add_argument("--overlay", action="store_true", help="write the annotated video, VIDEO_au.mp4")
+    video.add_argument("--timeline", action="store_true", help="draw all action units, VIDEO_timeline.png")
+    video.add_argument(
+        "--form",
+        choices=FORMS,
+        default="openface",
+        help="of the tables: a row for each face, named as OpenFace does, or one for each action unit (tidy)",
+    )
+    video.add_argument(
+        "--detect-every",
+        type=_from_one,
+        default=1,
+        metavar="K",
+        help="detect faces every K frames and follow them in between: faster, a little different",
+    )
+    video.add_argument("--batch-size", type=_from_one, metavar="N", help="faces per forward pass")
+    add_model_options(video)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Analyse video by video, so that a bad one costs nothing but itself."""
+    detect = load_pipeline(args)
+    thresholds = decision_thresholds(detect.model.config, args.threshold)
+    failed = False
+    for name, stem in zip(args.videos, stems(args.videos), strict=True):
+        try:
+            failed |= not _analyse(detect, name, stem, thresholds, args)
+        except ImportError as error:
+            args.usage_error(str(error))
+        except (OSError, ValueError) as error:
+            tqdm.write(f"{name}: skipped. {error}", file=sys.stderr)
+            failed = True
+    return int(failed)
+
+
+def _analyse(
+    detect: Any, name: str, stem: str, thresholds: dict[str, float], args: argparse.Namespace
+) -> bool:
+    """Analyse one video and write its files; return whether it was whole and had a face."""
+    timeline = Timeline(thresholds)
+    options = {"threshold": args.threshold, "detect_every": args.detect_every, "batch_size": args.batch_size}
+    answers = detect(video=name, return_frames=args.overlay, **options)
+    errors = 0
+    with ExitStack() as stack:
+        sinks = [stack.enter_context(sink) for sink in _sinks(args, stem, thresholds, name)]
+        for answer in answers:
+            for take in (timeline.add, *sinks):
+                take(answer)
+            if "error" in answer:
+                errors += 1
+                if errors <= _TOLD_ERRORS:
+                    where = f"{name}: frame {answer['frame']} at {answer['timestamp']:.2f} s"
+                    tqdm.write(f"{where}: {answer['error']}", file=sys.stderr)
+    if args.timeline:
+        with whole_file(args.output / f"{stem}_timeline.png") as part:
+            timeline.draw().save(part, format="PNG")
+    if errors > _TOLD_ERRORS:
+        tqdm.write(f"{name}: {errors} frames could not be read", file=sys.stderr)
+    if not timeline.faces:
+        tqdm.write(f"{name}: no face found", file=sys.stderr)
+    tqdm.write(_summary(name, timeline), file=sys.stdout)
+    return bool(timeline.faces) and not errors
+
+
+def _sinks(
+    args: argparse.Namespace, stem: str, thresholds: dict[str, float], name: str
+) -> Iterator[AbstractContextManager[Sink]]:
+    """What the answers are written to."""
+    from actionunits import __version__
+
+    about = {"video": Path(name).name, "model": args.model or "default", "actionunits": __version__}
+    about |= {"form": args.form, "detect_every": args.detect_every, "thresholds": thresholds}
+    if args.csv:
+        yield write_csv(args.output / f"{stem}_au.csv", args.form, thresholds)
+    if args.parquet:
+        yield write_parquet(args.output / f"{stem}_au.parquet", args.form, thresholds, about)
+    if args.overlay:
+        yield _overlay(args.output / f"{stem}_au.mp4", thresholds)
+
+
+@contextmanager
+def _overlay(path: Path, thresholds: dict[str, float]) -> Iterator[Sink]:
+    """Write the annotated video. What could not be read is left out, so the frame before stays."""
+    with write_video(path) as video:
+
+        def add(answer: dict[str, Any]) -> None:
+            if answer["image"] is not None:
+                drawn = draw_frame(answer["image"], answer["faces"], thresholds)
+                video.add(drawn, answer["timestamp"])
+
+        yield add
+
+
+def _summary(name: str, timeline: Timeline) -> str:
+    """Return the lines for the terminal."""
+    faces = f"{len(timeline.faces)} face{'' if len(timeline.faces) == 1 else 's'}"
+    lines = [f"{name}: {timeline.frames.sum()} frames, {timeline.end:.1f} s, {faces}"]
+    for number in timeline.longest():
+        lines += ["", f"  face {number}   in {100 * timeline.presence(number):.0f} % of the frames"]
+        for label, (mean, active) in timeline.summary(number).items():
+            au = parse_au_label(label)
+            title = "" if au is None else ACTION_UNITS[au].name
+            lines.append(f"    {label:<5} {title:<22} mean {mean:.2f}   active {100 * active:3.0f} %")
+    return "\n".join([*lines, ""])
+
+
+def _from_one(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
+    return value

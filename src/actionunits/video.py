@@ -1,0 +1,321 @@
+"""Video files: frames with their times in, an annotated video out (PyAV, which brings FFmpeg along).
+
+Times are those of the file, in seconds from its start as a player shows them, so that frames may come at any
+rate. Rotation and mirroring that the file asks for are applied. A frame that cannot be decoded is an entry
+without a picture that says why; decoders build the frames up to the next key frame on it all the same, and
+call them sound. One frame is held at a time.
+"""
+
+import heapq
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from actionunits.pictures import load_picture
+
+SUFFIXES = frozenset(
+    ".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .webm .wmv".split()  # noqa: SIM905
+)
+"""By these a path is taken for that of a video without opening it."""
+
+ORIENTATIONS = {
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+}
+"""What to do with a stored picture, by the signs of a, b, c, d of the display matrix: (x, y) goes to
+(a x + c y, b x + d y), y down (FFmpeg's libavutil/display.h)."""
+
+ENCODERS = {"libx264": {"crf": "20"}, "mpeg4": {"b": "8000000"}}
+"""Of these the first that PyAV was built with writes the annotated video, with these options."""
+
+_TICKS = 1000  # of the clock of written videos, per second
+
+
+class VideoError(ValueError):
+    """A video that cannot be read; the message names it and says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One frame of a video.
+
+    Attributes:
+        index: Its place in the video, from 0 on.
+        timestamp: Its time in the video [s]; None if it has none.
+        picture: The upright picture, RGB; None if it could not be read.
+        error: Why not; None if it could.
+    """
+
+    index: int
+    timestamp: float | None
+    picture: Image.Image | None
+    error: str | None = None
+
+
+class VideoReader:
+    """A video file, frame by frame.
+
+    Args:
+        path: The file; its first video stream is read.
+
+    Attributes:
+        name: What to call it in messages.
+        count: About how many frames there are, None if the file does not tell.
+
+    Raises:
+        ImportError: PyAV is not installed.
+        FileNotFoundError: There is no such file.
+        VideoError: The file is no video, has no picture stream, or is so broken that it cannot be opened.
+
+    Example:
+        >>> for frame in VideoReader("clip.mp4"):
+        ...     print(frame.index, frame.timestamp, frame.picture.size)
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self._av = _import_av()
+        self.name = str(path)
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"There is no video file {self.name!r}.")
+        with self._open() as (container, stream):
+            self.count = _count(container, stream)
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Decode from the start.
+
+        Raises:
+            VideoError: There is not a single frame.
+        """
+        with self._open() as (container, stream):
+            entries = _ordered(self._decode(container, stream), stream.average_rate or Fraction(25))
+            index = -1
+            for index, (time, picture, error) in enumerate(entries):
+                yield Frame(index, round(float(time), 6), picture, error)
+        if index < 0:
+            raise VideoError(f"{self.name} holds not a single frame; it is cut off or broken.")
+
+    def _decode(self, container: Any, stream: Any) -> Iterator["Entry"]:
+        """Yield what is decoded, and what cannot be, as they come."""
+        packets = 0
+        start = Fraction(container.start_time or 0, self._av.time_base)
+        try:
+            for packet in container.demux(stream):
+                packets += packet.size > 0  # the last one is empty, it flushes the decoder
+                try:
+                    frames = packet.decode()
+                except self._av.FFmpegError as error:
+                    yield _time(packet, start), None, f"the frame cannot be decoded: {error.strerror}"
+                    continue
+                for frame in frames:
+                    if frame.is_corrupt:
+                        yield _time(frame, start), None, "the frame is damaged"
+                    else:
+                        yield _time(frame, start), _upright(frame), None
+        except self._av.FFmpegError as error:
+            yield None, None, f"the file cannot be read further: {error.strerror}"
+        else:
+            missing = _promised(container, stream) - packets
+            if missing > 0:
+                yield None, None, f"the file is cut off here, {missing} frames before its end"
+
+    @contextmanager
+    def _open(self) -> Iterator[tuple[Any, Any]]:
+        """Yield the container and its first stream of moving pictures."""
+        try:
+            container = self._av.open(self.name)
+        except self._av.FFmpegError as error:
+            raise VideoError(
+                f"{self.name} is no video that FFmpeg can read, or it is cut off or broken: {error.strerror}."
+            ) from error
+        with container:
+            if not container.streams.video:
+                kinds = sorted({stream.type for stream in container.streams}) or "nothing"
+                raise VideoError(f"{self.name} has no video stream, it holds {kinds}.")
+            yield container, container.streams.video[0]
+
+
+@contextmanager
+def write_video(path: str | os.PathLike, encoder: str | None = None) -> Iterator["VideoWriter"]:
+    """Write pictures with their times into an MP4 file, which appears when it is complete.
+
+    Args:
+        path: Where to.
+        encoder: One of FFmpeg's encoders; by default the first of `ENCODERS` that there is.
+
+    Example:
+        >>> with write_video("out.mp4") as video:
+        ...     video.add(picture, timestamp=0.04)
+    """
+    av = _import_av()
+    encoder = encoder or next(name for name in ENCODERS if name in av.codecs_available)
+    with (
+        whole_file(path) as part,
+        av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+    ):
+        writer = VideoWriter(container, encoder)
+        yield writer
+        writer.finish()
+
+
+class VideoWriter:
+    """What `write_video` opens: takes pictures one by one."""
+
+    def __init__(self, container: Any, encoder: str):
+        self._container = container
+        self._encoder = encoder
+        self._stream: Any = None
+        self._last = -1  # time of the last picture [1 / _TICKS s]
+
+    def add(self, picture: Image.Image, timestamp: float) -> None:
+        """Append a picture; the size of the first, made even, is that of the video.
+
+        Args:
+            picture: RGB.
+            timestamp: Its time [s]; one that is not after the last is moved to just after it.
+        """
+        if self._stream is None:
+            self._stream = self._new_stream(picture.size)
+        size = (self._stream.width, self._stream.height)
+        picture = picture if picture.size == size else picture.resize(size)
+        frame = _import_av().VideoFrame.from_image(picture)
+        self._last = max(round(timestamp * _TICKS), self._last + 1)
+        frame.pts, frame.time_base = self._last, Fraction(1, _TICKS)
+        self._container.mux(self._stream.encode(frame))
+
+    def finish(self) -> None:
+        """Write out what the encoder still holds.
+
+        Raises:
+            VideoError: There was nothing to write.
+        """
+        if self._stream is None:
+            raise VideoError("There is no frame to write.")
+        self._container.mux(self._stream.encode())
+
+    def _new_stream(self, size: tuple[int, int]) -> Any:
+        stream = self._container.add_stream(
+            self._encoder, rate=30, options=ENCODERS.get(self._encoder, {})
+        )  # the rate is a hint, the times of the frames say the rest
+        stream.width, stream.height = (side - side % 2 for side in size)  # chroma is stored for 2 x 2 pixels
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = Fraction(1, _TICKS)
+        return stream
+
+
+def frames_of(pictures: Iterable[Any], fps: float | None = None) -> Iterator[Frame]:
+    """Make frames of pictures.
+
+    Args:
+        pictures: Anything that `load_picture` takes, each.
+        fps: Pictures per second; without it the frames have no timestamp.
+    """
+    for index, source in enumerate(pictures):
+        timestamp = None if fps is None else index / fps
+        try:
+            yield Frame(index, timestamp, load_picture(source))
+        except (OSError, ValueError) as error:
+            yield Frame(index, timestamp, None, str(error))
+
+
+def is_video(source: Any) -> bool:
+    """Whether this is a path with the suffix of a video."""
+    return (
+        isinstance(source, str | os.PathLike)
+        and not str(source).startswith(("http://", "https://", "data:"))
+        and Path(source).suffix.lower() in SUFFIXES
+    )
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that is moved there at the end, or removed if something fails."""
+    part = Path(path).with_name(f".{Path(path).name}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _import_av() -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError('Reading and writing videos needs `pip install "actionunits[video]"`.') from error
+    return av
+
+
+Entry = tuple[Fraction | None, Image.Image | None, str | None]
+"""Time [s], picture, and why there is none."""
+
+
+def _ordered(
+    entries: Iterable[Entry], rate: Fraction
+) -> Iterator[tuple[Fraction, Image.Image | None, str | None]]:
+    """Put frames that failed where they belong, for decoders tell of them before they give out earlier ones.
+
+    Frames without a time, or whose time does not come after the last one's (AVI stores none), follow it at
+    the average rate.
+    """
+    last: Fraction | None = None
+    failed: list[tuple[Fraction, str]] = []  # a heap, earliest first
+
+    def following(time: Fraction | None) -> Fraction:
+        nonlocal last
+        if time is None or (last is not None and time <= last):
+            time = Fraction(0) if last is None else last + 1 / rate
+        last = time
+        return time
+
+    for time, picture, error in entries:
+        if error is not None and time is not None:
+            heapq.heappush(failed, (time, error))
+            continue
+        while failed and (time is None or failed[0][0] < time):
+            earlier, reason = heapq.heappop(failed)
+            yield following(earlier), None, reason
+        yield following(time), picture, error
+    for earlier, reason in sorted(failed):
+        yield following(earlier), None, reason
+
+
+def _time(timed: Any, start: Fraction) -> Fraction | None:
+    """Time of a packet or frame since the start of the file [s]."""
+    return None if timed.pts is None else timed.pts * timed.time_base - start
+
+
+def _upright(frame: Any) -> Image.Image:
+    """Return a decoded frame as it is meant to be seen."""
+    picture = frame.to_image()
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return picture
+    signs = np.sign(np.frombuffer(bytes(matrix)[:36], dtype=np.int32)[[0, 1, 3, 4]])
+    how = ORIENTATIONS.get(tuple(signs.tolist()))
+    return picture if how is None else picture.transpose(how)
+
+
+def _promised(container: Any, stream: Any) -> int:
+    """Number of frames that the index at an MP4's head lists; 0 where there is no such list."""
+    return stream.frames if "mp4" in container.format.name else 0
+
+
+def _count(container: Any, stream: Any) -> int | None:
+    """About how many frames there are."""
+    if promised := _promised(container, stream):
+        return promised
+    if container.duration is None or not stream.average_rate:
+        return None
+    return round(container.duration / 1_000_000 * stream.average_rate)

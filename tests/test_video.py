@@ -1,0 +1,228 @@
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from actionunits.video import (
+    ORIENTATIONS,
+    VideoError,
+    VideoReader,
+    frames_of,
+    is_video,
+    whole_file,
+    write_video,
+)
+
+toy_videos = pytest.importorskip("toy_videos", reason="PyAV is not installed")
+
+
+def difference(picture, other):
+    return np.abs(np.asarray(picture, dtype=float) - np.asarray(other, dtype=float)).mean()
+
+
+@pytest.fixture
+def pictures(photo):
+    return toy_videos.moving(photo.resize((60, 60)), 12, size=(96, 80))
+
+
+@pytest.fixture
+def ramp():
+    """A picture that looks different in all eight orientations."""
+    y, x = np.mgrid[:64, :96]
+    return Image.fromarray(np.stack([2 * x, 3 * y, 0 * x], axis=-1).astype(np.uint8))
+
+
+# --- reading ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", toy_videos.CODECS)
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_frames_come_in_order_with_their_times(tmp_path, pictures, codec, suffix):
+    reader = VideoReader(toy_videos.write(tmp_path / f"clip{suffix}", pictures, codec))
+    frames = list(reader)
+    assert reader.count == len(pictures)
+    assert [frame.index for frame in frames] == list(range(12))
+    np.testing.assert_allclose([frame.timestamp for frame in frames], np.arange(12) * 0.04, atol=1e-6)
+    for i, (frame, picture) in enumerate(zip(frames, pictures, strict=True)):
+        assert frame.error is None and frame.picture.mode == "RGB"
+        assert difference(frame.picture, picture) < 6
+        assert min(range(12), key=lambda k: difference(frame.picture, pictures[k])) == i
+    assert [frame.timestamp for frame in reader] == [frame.timestamp for frame in frames]  # once more
+
+
+@pytest.mark.parametrize("codec", toy_videos.CODECS)
+def test_frames_at_any_rate_have_their_own_times(tmp_path, pictures, codec):
+    times = [0, 40, 80, 500, 501, 502, 2000, 2033, 2066, 2100, 9000, 9001]
+    frames = VideoReader(toy_videos.write(tmp_path / "clip.mp4", pictures, codec, times_ms=times))
+    np.testing.assert_allclose([frame.timestamp for frame in frames], np.divide(times, 1000), atol=5e-4)
+
+
+def test_time_counts_from_the_start_of_the_file(tmp_path, pictures):
+    times = [5000 + 40 * i for i in range(12)]
+    frames = VideoReader(toy_videos.write(tmp_path / "clip.ts", pictures, times_ms=times))
+    np.testing.assert_allclose([frame.timestamp for frame in frames], np.arange(12) * 0.04, atol=1e-4)
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+@pytest.mark.parametrize("hflip", [False, True])
+def test_pictures_are_upright(tmp_path, ramp, degrees, hflip):
+    """Stored pictures that were turned and mirrored the other way come out as they were before."""
+    if not hasattr(toy_videos.av.video.stream.VideoStream, "set_display_rotation"):
+        pytest.skip("this PyAV cannot write rotations")
+    turned = ramp.rotate(-degrees, expand=True)  # the file asks for `degrees` counter-clockwise ...
+    stored = turned.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if hflip else turned
+    orient = {"degrees": degrees - 360 * (degrees > 180), "hflip": hflip}
+    path = toy_videos.write(tmp_path / "clip.mp4", [stored] * 2, orient=orient)
+    with toy_videos.av.open(str(path)) as container:
+        matrix = np.frombuffer(
+            bytes(next(container.decode(video=0)).side_data.get("DISPLAYMATRIX") or b""), "i4"
+        )
+    (frame, _) = VideoReader(path)
+    expected = as_displayed(stored, matrix) if len(matrix) else stored
+    assert frame.picture.size == expected.size
+    assert difference(frame.picture, expected) < 6
+    if not hflip:
+        assert difference(frame.picture, ramp) < 6
+
+
+def as_displayed(stored, matrix):
+    """The definition of the display matrix, pixel by pixel: (x, y) goes to (a x + c y, b x + d y)."""
+    a, b, c, d = np.sign(matrix[[0, 1, 3, 4]])
+    pixels = np.asarray(stored)
+    y, x = np.indices(pixels.shape[:2])
+    to_x, to_y = a * x + c * y, b * x + d * y
+    to_x, to_y = to_x - to_x.min(), to_y - to_y.min()
+    shown = np.zeros((to_y.max() + 1, to_x.max() + 1, 3), np.uint8)
+    shown[to_y, to_x] = pixels
+    return Image.fromarray(shown)
+
+
+@pytest.mark.parametrize("signs", ORIENTATIONS)
+def test_orientations_are_those_of_the_display_matrix(ramp, signs):
+    matrix = np.zeros(9, dtype=int)
+    matrix[[0, 1, 3, 4]] = signs
+    assert ramp.transpose(ORIENTATIONS[signs]).tobytes() == as_displayed(ramp, matrix).tobytes()
+
+
+# --- broken files -----------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_cut_off_gives_what_it_has(tmp_path, pictures):
+    path = toy_videos.cut(toy_videos.write(tmp_path / "clip.mp4", pictures), 7)
+    frames = list(VideoReader(path))
+    assert [frame.picture is None for frame in frames] == [False] * 7 + [True] * 2
+    assert frames[7].error.startswith(("the frame cannot be decoded", "the frame is damaged"))
+    assert frames[8].error == "the file is cut off here, 4 frames before its end"
+    np.testing.assert_allclose([frame.timestamp for frame in frames], np.arange(9) * 0.04, atol=1e-6)
+
+
+def test_a_matroska_file_that_is_cut_off(tmp_path, pictures):
+    path = tmp_path / "clip.mkv"
+    toy_videos.write(path, pictures * 4)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    frames = list(VideoReader(path))
+    assert 10 < len(frames) < 40
+    assert all(frame.error is None for frame in frames[:-1])
+
+
+@pytest.mark.parametrize("codec", toy_videos.CODECS)
+def test_a_damaged_frame_keeps_its_place_and_its_time(tmp_path, pictures, codec):
+    path = toy_videos.write(tmp_path / "clip.mp4", pictures, codec, options={"g": "4", "bf": "0"})
+    frames = list(VideoReader(toy_videos.damage(path, 5)))
+    assert [frame.index for frame in frames] == list(range(12))
+    np.testing.assert_allclose([frame.timestamp for frame in frames], np.arange(12) * 0.04, atol=1e-6)
+    assert frames[5].picture is None and frames[5].error
+    for i in (*range(5), *range(8, 12)):  # up to it, and from the next key frame on
+        assert difference(frames[i].picture, pictures[i]) < 6
+
+
+@pytest.mark.skipif("libx264" not in toy_videos.CODECS, reason="PyAV without libx264")
+def test_a_damaged_frame_among_reordered_ones(tmp_path, pictures):
+    path = toy_videos.write(
+        tmp_path / "clip.mp4", pictures, "libx264", options={"bf": "3", "b_strategy": "0"}
+    )
+    frames = list(VideoReader(toy_videos.damage(path, 5)))
+    assert [frame.timestamp for frame in frames] == sorted(frame.timestamp for frame in frames)
+    assert len(frames) == 12 and sum(frame.picture is None for frame in frames) >= 1
+
+
+def test_files_that_cannot_be_read_at_all(tmp_path, pictures):
+    with pytest.raises(FileNotFoundError, match="no video file.*nowhere.mp4"):
+        VideoReader(tmp_path / "nowhere.mp4")
+    (tmp_path / "text.mp4").write_text("this is no video")
+    (tmp_path / "empty.mp4").touch()
+    at_the_end = toy_videos.write(tmp_path / "index_at_the_end.mp4", pictures, faststart=False)
+    at_the_end.write_bytes(at_the_end.read_bytes()[: at_the_end.stat().st_size // 2])
+    for name in ("text.mp4", "empty.mp4", "index_at_the_end.mp4"):
+        with pytest.raises(VideoError, match=f"{name} is no video that FFmpeg can read, or it is cut off"):
+            VideoReader(tmp_path / name)
+    with pytest.raises(VideoError, match=r"has no video stream, it holds \['audio'\]"):
+        VideoReader(toy_videos.sound(tmp_path / "sound.m4a"))
+
+
+def test_without_pyav_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ImportError, match=r"actionunits\[video\]"):
+        VideoReader(tmp_path / "clip.mp4")
+    with pytest.raises(ImportError, match=r"actionunits\[video\]"), write_video(tmp_path / "clip.mp4"):
+        pass
+
+
+def test_reading_holds_one_frame(tmp_path, pictures):
+    import weakref
+
+    alive = weakref.WeakSet()
+    for frame in VideoReader(toy_videos.write(tmp_path / "clip.mp4", pictures * 3)):
+        alive.add(frame)
+        assert len(alive) <= 2  # this one and, while it is made, the one before
+
+
+# --- pictures as frames -----------------------------------------------------------------------------
+
+
+def test_pictures_as_frames(pictures, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    frames = list(frames_of([pictures[0], tmp_path / "bad.png", np.asarray(pictures[2])], fps=10))
+    assert [frame.timestamp for frame in frames] == [0, 0.1, 0.2]
+    assert frames[1].picture is None and "no picture that Pillow can read" in frames[1].error
+    assert frames[2].picture.tobytes() == pictures[2].tobytes()
+    assert next(frames_of(pictures)).timestamp is None
+    with pytest.raises(TypeError, match="give a path"):
+        list(frames_of([3]))
+
+
+def test_what_is_a_video_by_its_name(tmp_path):
+    assert is_video("a/b.mp4") and is_video(tmp_path / "C.MOV")
+    for other in ("a.jpg", "https://example.org/a.mp4", "a.gif", b"x.mp4", None, "mp4"):
+        assert not is_video(other)
+
+
+# --- writing ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoder", toy_videos.CODECS)
+def test_written_videos_keep_pictures_and_times(tmp_path, pictures, encoder):
+    times = [0.0, 0.04, 0.1, 0.1, 1.5]  # two at once: the second is moved to just after
+    with write_video(tmp_path / "out.mp4", encoder) as video:
+        for picture, time in zip(pictures, times, strict=False):
+            video.add(picture.crop((0, 0, 95, 79)), time)  # odd sides become even
+    frames = list(VideoReader(tmp_path / "out.mp4"))
+    np.testing.assert_allclose([frame.timestamp for frame in frames], [0, 0.04, 0.1, 0.101, 1.5], atol=1e-6)
+    assert frames[0].picture.size == (94, 78)
+    assert difference(frames[4].picture, pictures[4].resize((94, 78))) < 12
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, pictures):
+    path = tmp_path / "out.mp4"
+    path.write_bytes(b"old")
+    with pytest.raises(RuntimeError, match="disk"), write_video(path) as video:
+        video.add(pictures[0], 0.0)
+        raise RuntimeError("disk full")
+    with pytest.raises(VideoError, match="no frame to write"), write_video(path):
+        pass
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+    with whole_file(path) as part:
+        part.write_bytes(b"new")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
