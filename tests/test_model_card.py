@@ -4,84 +4,24 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
 from actionunits import checkpoints
-from actionunits.data import AlignedFaces
-from actionunits.evaluation import evaluation_report
-from actionunits.model_card import main, make_card, weak_aus, write_card
+from actionunits.model_card import SECTIONS, group_gaps, main, make_card, weak_aus, weights_hashes, write_card
+from actionunits.publishing_terms import training_terms
+from toy_run import AUS, write_toy_run
 
 CARDS = Path(__file__).parents[1] / "model_cards"
 TEMPLATE = CARDS / "template.md"
-AUS = (1, 12, 25)
 
 
 @pytest.fixture
 def model(tmp_path):
     """A model folder without weights: two networks, LSC from GDA's backbone, graded labels."""
-    rng = np.random.default_rng(0)
-    occurrence = (rng.random((60, 3)) < 0.4).astype(np.int8)
-    occurrence[:5] = 0
-    scores = np.clip(0.5 * occurrence + 0.5 * rng.random((60, 3)), 0, 1)
-    scores[:, 2] = rng.random(60)  # AU25 is not learnt
-    faces = AlignedFaces(
-        pictures=np.zeros((0, 1, 1, 3), np.uint8),
-        rows=np.arange(60),
-        landmarks=np.zeros((60, 68, 2)),
-        alignments=np.zeros((60, 2, 3)),
-        aligned_size=200,
-        scheme="ibug68",
-        aus=AUS,
-        occurrence=occurrence,
-        intensities=occurrence * rng.random((60, 3)),
-        people=np.repeat(["a", "b", "c"], 20),
-        groups={"sex": np.repeat(["f", "m", "f"], 20)},
-    )
-    metrics = {
-        split: evaluation_report(scores, faces, [0.5, 0.6, 0.7], split) for split in ("validation", "test")
-    }
-    recipe = {
-        "name": "toy-model",
-        "networks": {
-            "gda": {"backbone_from": "", "pretrained": "", "epochs": 0},
-            "lsc": {"backbone_from": "gda", "pretrained": "", "epochs": 3},
-        },
-        "target": "intensity",
-        "full_intensity": 0.5,
-        "balance_aus": False,
-        "geometry": {"input_size": 112},
-        "epochs": 6,
-        "warmup_epochs": 0.5,
-        "batch_size": 64,
-        "base_learning_rate": 0.012,
-        "weight_decay": 0.05,
-        "clip_norm": 3.0,
-        "precision": "fp32",
-        "epoch_selection": "last",
-        "max_false_alarms": 0.1,
-        "seed": 0,
-    }
-    splits = {
-        "train": {"pictures": 40000, "people": 75, "skipped": 0},
-        "validation": {"pictures": 3000, "people": 16, "skipped": 0},
-        "test": {"pictures": 60, "people": 3, "skipped": 0},
-    }
-    run = {
-        "recipe": recipe,
-        "corpus": {"manifest": {"generator": "actionunits 0.1.0"}, "splits": splits},
-        "model_type": "au-escda",
-        "parameters": 2021579,
-        "selected_epochs": {"gda": 6, "lsc": 3},
-        "device": "cpu",
-        "processes": 1,
-        "versions": {"python": "3.12.1", "torch": "2.13.0"},
-        "finished": "2026-11-20",
-    }
+    write_toy_run(tmp_path, "au-escda")
     config = {"model_type": "au-escda", "id2label": {str(i): f"AU{au}" for i, au in enumerate(AUS)}}
-    for name, content in (("config", config), ("run", run), ("metrics", metrics)):
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    (tmp_path / "config.json").write_text(json.dumps(config))
     return tmp_path
 
 
@@ -159,12 +99,90 @@ def test_weak_action_units_are_named_worst_first():
     assert weak_aus({"calibrated": {"per_au": per_au}}) == ["AU6", "AU1"]
 
 
-def test_committed_cards_are_those_of_the_committed_weights():
-    """The card beside the packaged weights, and its copy in model_cards/, follow from the run's files."""
-    folder = checkpoints.FOLDER / "default"
-    if not (folder / "run.json").is_file():
+def test_every_section_is_there_and_says_something(model):
+    text = str(make_card(model, TEMPLATE))
+    found = re.findall(r"^## (.+)\n+(.)", text, re.MULTILINE)
+    assert [title for title, _ in found] == list(SECTIONS)
+    assert all(first != "#" for _, first in found)
+
+
+def test_groups_and_the_largest_gap_are_given(model):
+    metrics = json.loads((model / "metrics.json").read_text())
+    figures = {"people": 2, "pictures": 30, "false_alarm_rate": 0.1, "auc": 0.8}
+    metrics["test"]["groups"] = {
+        "sex": {"f": {**figures, "f1": 0.61}, "m": {**figures, "f1": 0.66}},
+        "skin tone": {
+            "I": {**figures, "f1": 0.4},
+            "VI": {**figures, "f1": 0.7},
+            "III": {**figures, "f1": 0.65},
+        },
+        "age": {"18-29": {**figures, "f1": 0.6}, "unknown": {**figures, "f1": 0.1}},
+    }
+    (model / "metrics.json").write_text(json.dumps(metrics))
+    gaps = group_gaps(metrics["test"])
+    assert [(gap.kind, gap.worst, gap.best) for gap in gaps] == [("skin tone", "I", "VI"), ("sex", "f", "m")]
+    assert gaps[0].size == pytest.approx(0.3)
+    text = str(make_card(model, TEMPLATE))
+    assert "Largest gap in mean F1: **0.30**, skin tone: I 0.40, VI 0.70; sex 0.05 (f 0.61, m 0.66)." in text
+    assert "The smaller group of the largest gap has 2 people" in text
+    assert "| skin tone: III | 2 | 30 | 0.65 |" in text
+
+
+def test_a_corpus_without_groups_is_said_to_have_none(model):
+    metrics = json.loads((model / "metrics.json").read_text())
+    metrics["test"]["groups"] = {}
+    (model / "metrics.json").write_text(json.dumps(metrics))
+    text = str(make_card(model, TEMPLATE))
+    assert "nothing is known of how the figures differ between them" in text and "Largest gap" not in text
+
+
+@pytest.mark.parametrize("corpus", ["bp4d", "Somebody's Videos"])
+def test_licensed_data_leaves_its_terms_in_the_card(model, corpus):
+    run = json.loads((model / "run.json").read_text())
+    run["corpus"] |= {"name": corpus, "manifest": {}}
+    (model / "run.json").write_text(json.dumps(run))
+    card = make_card(model, TEMPLATE)
+    (terms,) = training_terms(run)
+    text = str(card)
+    assert f"- {terms.name} (by {terms.holder}): {terms.terms}" in text
+    assert "These weights are not free to use for everything" in text
+    assert card.data.license == "other"
+    for of_renderings in ("rendered", "renderings", "ICT-FaceKit", "were not trained on BP4D", "None"):
+        assert of_renderings not in text, of_renderings
+
+
+def test_what_nobody_recorded_counts_as_licensed():
+    (terms,) = training_terms(None)
+    assert not terms.is_free
+    assert [corpus.is_free for corpus in training_terms({"corpus": {"manifest": {"generator": "x"}}})] == [
+        True
+    ]
+    assert [corpus.is_free for corpus in training_terms({"corpus": {"manifest": {}}})] == [False]
+
+
+def test_weights_are_hashed(model):
+    (model / "model.safetensors").write_bytes(b"abc")
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
+    assert weights_hashes(model) == {"model.safetensors": digest}
+    assert f"| model.safetensors | SHA-256 `{digest}` |" in str(make_card(model, TEMPLATE))
+
+
+@pytest.mark.parametrize(
+    ("folder", "template"), [("default", "template.md"), ("face_landmarks", "template_landmarks.md")]
+)
+def test_committed_cards_are_those_of_the_committed_weights(folder, template):
+    """The card beside the packaged weights, and its copy in model_cards/, follow from the files there."""
+    folder = checkpoints.FOLDER / folder
+    if not (folder / "metrics.json").is_file():
         pytest.skip("the package holds no trained weights")
-    card = str(make_card(folder, TEMPLATE)).rstrip() + "\n"
-    name = json.loads((folder / "run.json").read_text())["recipe"]["name"]
+    card = str(make_card(folder, CARDS / template)).rstrip() + "\n"
+    run = folder / "run.json"
+    name = json.loads(run.read_text())["recipe"]["name"] if run.is_file() else "face-landmarks"
     assert (folder / "README.md").read_text() == card
     assert (CARDS / f"{name}.md").read_text() == card
+
+
+def test_every_published_card_is_regenerated_here():
+    published = {path.name for path in CARDS.glob("*.md") if not path.name.startswith("template")}
+    name = json.loads((checkpoints.FOLDER / "default" / "run.json").read_text())["recipe"]["name"]
+    assert published == {f"{name}.md", "face-landmarks.md"}

@@ -95,6 +95,7 @@ class AUImageProcessor(PilBackend):
 
     def __init__(self, face_detector: Any = None, **kwargs):
         self._check_names(kwargs)
+        kwargs.pop("auto_map", None)  # of a self-contained folder; where this is saved no code need be
         super().__init__(**kwargs)
         self.face_detector = face_detector
         self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in self._valid_kwargs_names})

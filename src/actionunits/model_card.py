@@ -2,21 +2,28 @@
 
     python -m actionunits.model_card MODEL --template model_cards/template.md [--output model_cards/NAME.md]
 
-reads `config.json`, `run.json` and `metrics.json` of the folder MODEL, as `training/train.py` writes them.
+reads `config.json`, `run.json` and `metrics.json` of the folder MODEL, as `training/train.py` writes them,
+and hashes its weights. The card of the face landmark network comes the same way, from its `config.json` and
+`metrics.json` and `model_cards/template_landmarks.md`.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from safetensors import safe_open
 
 from actionunits.action_units import ACTION_UNITS, parse_au_label
-from actionunits.evaluation import groups_table, metrics_table
+from actionunits.evaluation import SELECTIONS, groups_table, metrics_table
+from actionunits.publishing_terms import training_corpora, training_terms
 
 METHODS = {
     "au-escda": "ESCDA, which averages the probabilities of a local and a global network (LSC and GDA)",
@@ -24,6 +31,8 @@ METHODS = {
     "au-gda": "GDA, the global network of ESCDA: attention along the rows and the columns of the face",
     "au-ac2d": "AC2D: a transformer branch for each AU, its attention held to the AU's place, deconfounded",
     "au-auformer": "AUFormer: a frozen vision transformer with a small expert for each AU in every block",
+    "au-lac": "LAC, lock and check: regions of interest that are found first and checked against each other",
+    "au-gtlenet": "GTLE-Net: an embedding of the whole expression, and from it a local one for each AU",
 }
 _ESCDA = (
     "Shao, Chen, Zhou, Shi, Li, Ma, Yeung: Constrained and directional ensemble attention for facial action "
@@ -37,12 +46,30 @@ PAPERS = {
     "constraining self-attention and causally deconfounding sample. IJCV, 2025",
     "au-auformer": "Yuan, Yu, Liu, Xie, Yue, Yang: AUFormer: Vision transformers are parameter-efficient "
     "facial action unit detectors. ECCV, 2024",
+    "au-lac": "Huang, Gao, Cai, Chen, Hu, Gao, Gao: Lock and check: A novel approach for facial action unit "
+    "recognition. Submitted to IEEE Transactions on Affective Computing, 2025",
+    "au-gtlenet": "An, Zhang, Zeng, Chen, Deng, Ding: Global-to-local expression-aware embeddings for facial "
+    "action unit detection. Preprint, 2022",
 }
 SOURCES = {
     "head model": "ICT-FaceKit, copyright (c) 2020 USC Institute for Creative Technologies, MIT licence",
     "photographs": "Face Research Lab London Set and Young Adult White Faces, Lisa DeBruine and Benedict "
     "Jones, 2017, figshare 5047666 and 4220517, CC BY 4.0",
 }
+PLACEHOLDER = "FOLDER_OF_THIS_MODEL"
+"""What stands in a card for the model's name until it is published."""
+SECTIONS = (
+    "Intended use",
+    "What it must not be used for",
+    "Training data and licences",
+    "Training",
+    "Evaluation",
+    "Groups of people",
+    "Limits",
+    "How to cite",
+)
+"""Headings that every card has."""
+LANDMARK_TYPE = "au-face-landmarker"
 WEAK_AUC = 0.8
 MODEL_INDEX_FIGURES = {"f1": "F1", "auc": "AUC", "correlation": "correlation with intensity"}
 
@@ -64,27 +91,79 @@ def make_card(model: Path, template: Path) -> ModelCard:
     Raises:
         FileNotFoundError: One of the files is missing.
     """
-    config, run, metrics = (_read(model, name) for name in ("config.json", "run.json", "metrics.json"))
+    config = _read(model, "config.json")
+    if config.get("model_type") == LANDMARK_TYPE:
+        return _landmark_card(model, template)
+    run, metrics = (_read(model, name) for name in ("run.json", "metrics.json"))
     recipe, manifest = run["recipe"], run["corpus"]["manifest"]
     labels = [config["id2label"][str(i)] for i in range(len(config["id2label"]))]
-    main_split = "test" if "test" in metrics else "validation"
+    report = metrics["test" if "test" in metrics else "validation"]
+    terms = training_terms(run)
     return ModelCard.from_template(
-        _card_data(recipe["name"], run, metrics[main_split]),
+        _card_data(recipe["name"], run, report),
         template_str=template.read_text(encoding="utf-8"),
         name=recipe["name"],
         method=METHODS[config["model_type"]],
         paper=PAPERS[config["model_type"]],
+        placeholder=PLACEHOLDER,
         action_units=[{"label": label, "name": _au_name(label)} for label in labels],
         run=run,
         recipe=recipe,
+        terms=terms,
+        is_free=all(corpus.is_free for corpus in terms),
         sources=manifest.get("sources") or SOURCES,
         size=recipe["geometry"]["input_size"],
-        report=metrics[main_split],
-        split=main_split,
-        table=metrics_table(metrics[main_split]),
-        groups=groups_table(metrics[main_split]),
-        weak=weak_aus(metrics[main_split]),
+        report=report,
+        split=report["split"],
+        selection=SELECTIONS.get(report.get("epoch_selection") or recipe["epoch_selection"]),
+        table=metrics_table(report),
+        groups=groups_table(report),
+        gaps=group_gaps(report),
+        weak=weak_aus(report),
+        weights=weights_hashes(model),
     )
+
+
+@dataclass(frozen=True)
+class GroupGap:
+    """How far the mean F1 of the groups of one kind lies apart, such as of the sexes.
+
+    Attributes:
+        kind: "sex", "ethnicity", "age", ...
+        worst, best: Names of the groups with the lowest and the highest F1.
+        low, high: Their F1.
+        people: Number of people in the smaller of the two.
+    """
+
+    kind: str
+    worst: str
+    best: str
+    low: float
+    high: float
+    people: int
+
+    @property
+    def size(self) -> float:
+        """The gap in F1."""
+        return self.high - self.low
+
+
+def group_gaps(report: Mapping[str, Any]) -> list[GroupGap]:
+    """Return the gap of every kind of group, largest first; people of unknown group count for none."""
+    gaps = []
+    for kind, groups in report["groups"].items():
+        known = {name: g for name, g in groups.items() if name != "unknown" and g.get("f1") is not None}
+        if len(known) > 1:
+            worst, best = (choose(known, key=lambda name: known[name]["f1"]) for choose in (min, max))
+            people = min(known[worst]["people"], known[best]["people"])
+            gaps.append(GroupGap(kind, worst, best, known[worst]["f1"], known[best]["f1"], people))
+    return sorted(gaps, key=lambda gap: -gap.size)
+
+
+def weights_hashes(model: Path) -> dict[str, str]:
+    """Return the SHA-256 of every safetensors file of a folder, by name."""
+    files = sorted(model.glob("*.safetensors"))
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def weak_aus(report: dict[str, Any]) -> list[str]:
@@ -111,8 +190,8 @@ def _card_data(name: str, run: dict[str, Any], report: dict[str, Any]) -> ModelC
         EvalResult(
             task_type="image-classification",
             task_name="facial action unit detection",
-            dataset_type="synthetic",
-            dataset_name=f"open synthetic corpus, {report['split']} people",
+            dataset_type=training_corpora(run)[0],
+            dataset_name=f"{training_terms(run)[0].name.removeprefix('the ')}, {report['split']} people",
             dataset_split=report["split"],
             metric_type=key,
             metric_name=f"{title}, mean over action units",
@@ -121,14 +200,46 @@ def _card_data(name: str, run: dict[str, Any], report: dict[str, Any]) -> ModelC
         for key, title in MODEL_INDEX_FIGURES.items()
         if mean.get(key) is not None
     ]
+    is_free = all(corpus.is_free for corpus in training_terms(run))
+    licence: dict[str, Any] = {"license": "apache-2.0"}
+    if not is_free:
+        licence = {
+            "license": "other",
+            "license_name": "terms-of-the-training-data",
+            "license_link": "README.md#training-data-and-licences",
+            "extra_gated_prompt": "These weights were trained on licensed data. "
+            + " ".join(f"{corpus.name}: {corpus.terms}" for corpus in training_terms(run))
+            + " Take them only if you keep to that.",
+        }
     return ModelCardData(
-        license="apache-2.0",
+        **licence,
         library_name="transformers",
         pipeline_tag="image-classification",
         tags=["facial-action-units", "facs", "actionunits", run["model_type"]],
         model_name=name,
         eval_results=results,
     )
+
+
+def _landmark_card(model: Path, template: Path) -> ModelCard:
+    """Make the card of the face landmark network, whose figures are few."""
+    return ModelCard.from_template(
+        ModelCardData(
+            license="apache-2.0", library_name="transformers", tags=["facial-landmarks", "face-detection"]
+        ),
+        template_str=template.read_text(encoding="utf-8"),
+        config=_read(model, "config.json"),
+        metrics=_read(model, "metrics.json"),
+        parameters=_count_parameters(model / "model.safetensors"),
+        weights=weights_hashes(model),
+    )
+
+
+def _count_parameters(file: Path) -> int:
+    """Count the numbers in a safetensors file, without the statistics of batch normalisation."""
+    with safe_open(file, "pt") as tensors:
+        names = [name for name in tensors.keys() if "running_" not in name and "num_batches" not in name]  # noqa: SIM118
+        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
 
 
 def _read(model: Path, name: str) -> dict[str, Any]:

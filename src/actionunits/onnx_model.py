@@ -1,0 +1,222 @@
+"""ONNX: export a model into one file, and run that file in the model's place.
+
+    export_onnx("folder")                             # writes folder/model.onnx, checked against PyTorch
+    model = OnnxAUModel.from_pretrained("folder")     # pip install "actionunits[onnx]"
+    detect = pipeline("au-detection", model=model)
+
+The graph takes `pixel_values` (B, 3, S, S) and, for models that look at them, `au_centers` (B, m, 2, 2); it
+gives `logits` (B, m), for any B. Maps and hidden states stay with PyTorch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import hf_hub_download
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+
+from actionunits.modeling_outputs import AUDetectionOutput
+
+FILE = "model.onnx"
+TOLERANCE = 1e-4
+"""Largest difference of a logit from PyTorch's; where logits exceed 1, in parts of the largest."""
+_INSTALL = 'ONNX needs `pip install "actionunits[onnx]"`.'
+
+
+def export_onnx(folder: str | os.PathLike, output: str | os.PathLike | None = None) -> Path:
+    """Export a saved model, in single precision, and compare what the file answers with PyTorch.
+
+    Args:
+        folder: Folder of the model (or its name on the Hub, with `output`).
+        output: File to write; by default `model.onnx` in the folder.
+
+    Returns:
+        The file.
+
+    Raises:
+        ImportError: ONNX is not installed.
+        RuntimeError: The file's answers differ by more than `TOLERANCE`; nothing is left behind.
+    """
+    _import_onnx("onnx", "onnxscript")
+    target = Path(output) if output is not None else Path(folder) / FILE
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    inputs = example_inputs(model, batch_size=2)
+    part = target.with_name(f".{target.name}.part")
+    batch = torch.export.Dim("batch", min=1, max=2**16)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                _Logits(model),
+                tuple(inputs.values()),
+                str(part),
+                input_names=list(inputs),
+                output_names=["logits"],
+                dynamic_shapes={name: {0: batch} for name in inputs},
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        difference = largest_difference(OnnxAUModel(part, model.config), model)
+        if not difference <= TOLERANCE:
+            raise RuntimeError(
+                f"ONNX Runtime's logits differ from PyTorch's by {difference:.2g}, more than {TOLERANCE}; "
+                "nothing was written."
+            )
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+    return target
+
+
+def largest_difference(onnx_model: Any, model: Any) -> float:
+    """Return the largest difference of a logit, as `TOLERANCE` counts, over batches of 1 and 3 pictures."""
+    differences = []
+    for batch_size in (1, 3):
+        inputs = example_inputs(model, batch_size)
+        with torch.inference_mode():
+            expected = model(**inputs).logits.float()
+        difference = (onnx_model(**inputs).logits - expected).abs().max()
+        differences.append(float(difference / expected.abs().max().clamp(min=1)))
+    return float(np.max(differences))  # NaN if there is one
+
+
+def example_inputs(model: Any, batch_size: int) -> dict[str, Tensor]:
+    """Return random inputs of a model: pictures, and centres if it cannot do without."""
+    generator = torch.Generator().manual_seed(batch_size)
+    side = model.config.processor_options["size"]["height"]
+    pictures = torch.rand(batch_size, 3, side, side, generator=generator) * 2 - 1
+    centers = torch.rand(batch_size, len(model.config.id2label), 2, 2, generator=generator) * (side - 1)
+    try:
+        with torch.inference_mode():
+            model(pixel_values=pictures)
+    except ValueError:
+        return {"pixel_values": pictures, "au_centers": centers}
+    return {"pixel_values": pictures}
+
+
+class OnnxAUModel:
+    """An exported model, run by ONNX Runtime on the CPU; it answers as a model does, with logits alone.
+
+    Args:
+        file: What `export_onnx` wrote.
+        config: Configuration of the model.
+        threads: Threads of one run; 0 for one a core.
+        name_or_path: Where it came from; the pipeline looks there for the image processor.
+
+    Example:
+        >>> model = OnnxAUModel.from_pretrained(folder)
+        >>> model(**processor("photo.jpg", landmarks=points, return_tensors="pt")).logits.shape
+        torch.Size([1, 12])
+    """
+
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    dtype = torch.float32
+    device = torch.device("cpu")
+
+    def __init__(self, file: str | os.PathLike, config: Any, threads: int = 0, name_or_path: str = ""):
+        runtime = _import_onnx()
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self.session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        self.input_names = [entry.name for entry in self.session.get_inputs()]
+        self.config = config
+        self.name_or_path = name_or_path
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | os.PathLike, revision: str | None = None, threads: int = 0
+    ) -> OnnxAUModel:
+        """Load `model.onnx` and the configuration of a folder, or of a repository on the Hub.
+
+        Raises:
+            ImportError: ONNX Runtime is not installed.
+            FileNotFoundError: The folder has no `model.onnx`.
+        """
+        _import_onnx()
+        name = str(name_or_path)
+        if Path(name).is_dir():
+            file = Path(name) / FILE
+            if not file.is_file():
+                raise FileNotFoundError(
+                    f"{name} has no {FILE}; write it with `actionunits export {name} --onnx`."
+                )
+        else:
+            file = Path(hf_hub_download(name, FILE, revision=revision))
+        config = AutoConfig.from_pretrained(name, **({} if revision is None else {"revision": revision}))
+        return cls(file, config, threads, name)
+
+    def __call__(
+        self,
+        pixel_values: Tensor,
+        au_centers: Tensor | None = None,
+        output_au_attentions: bool = False,
+        **kwargs: Any,
+    ) -> AUDetectionOutput:
+        """Answer for a batch.
+
+        Args:
+            pixel_values: (B, 3, S, S).
+            au_centers: (B, m, 2, 2), for models that need them.
+            output_au_attentions: Accepted, but there are none.
+            **kwargs: Ignored, as by every model.
+
+        Raises:
+            ValueError: The model needs `au_centers` and got none.
+        """
+        inputs = {"pixel_values": pixel_values, "au_centers": au_centers}
+        if "au_centers" in self.input_names and au_centers is None:
+            raise ValueError(
+                "This model masks by the centres of action units; pass the processor's au_centers."
+            )
+        feed = {name: inputs[name].detach().cpu().float().numpy() for name in self.input_names}  # type: ignore[union-attr]
+        return AUDetectionOutput(logits=torch.from_numpy(self.session.run(["logits"], feed)[0]))
+
+    def eval(self) -> OnnxAUModel:
+        """Return itself, as a model would; it does not train."""
+        return self
+
+    def to(self, *args: Any, **kwargs: Any) -> OnnxAUModel:
+        """Return itself: it stays where it is."""
+        return self
+
+    def can_generate(self) -> bool:
+        """Return False; the pipelines of transformers ask."""
+        return False
+
+    def __repr__(self) -> str:
+        inputs = json.dumps(self.input_names)
+        return f"{type(self).__name__}({self.config.model_type}, inputs={inputs}, from={self.name_or_path!r})"
+
+
+class _Logits(nn.Module):
+    """A model with nothing but tensors at its borders."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor, au_centers: Tensor | None = None) -> Tensor:
+        return self.model(pixel_values=pixel_values, au_centers=au_centers).logits
+
+
+def _import_onnx(*others: str) -> Any:
+    """Import ONNX Runtime, and what an export needs besides."""
+    try:
+        for name in others:
+            importlib.import_module(name)
+        return importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise ImportError(_INSTALL) from error
+
+
+__all__ = ["OnnxAUModel", "example_inputs", "export_onnx", "largest_difference"]

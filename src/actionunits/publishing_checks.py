@@ -1,0 +1,316 @@
+"""What is looked at before a model folder is published, and the copy of it that is published.
+
+    stage_folder(folder, staged, "org/name")  # the card names the repository, the code may come along
+    check_folder(staged)                      # every problem at once; without a network
+
+The checks are named in `CHECKS`; each returns its problems, sentences for whoever publishes.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from actionunits.evaluation import groups_table, metrics_table
+from actionunits.export_code import LANDMARKS, REQUIREMENTS, export_code
+from actionunits.face_detection import FaceDetector
+from actionunits.image_processing_au import AUImageProcessor
+from actionunits.model_card import PLACEHOLDER, SECTIONS, group_gaps, weights_hashes, write_card
+from actionunits.modeling_au import AUPreTrainedModel
+from actionunits.onnx_model import FILE as ONNX_FILE
+from actionunits.onnx_model import TOLERANCE, OnnxAUModel, largest_difference
+from actionunits.pictures import sample_photo
+from actionunits.publishing_terms import DataTerms, training_terms
+
+ALLOWED = (
+    *("README.md", "LICENSE*", ".gitattributes", "run.json", "metrics.json", "recipe.yaml"),
+    *("config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json"),
+    *(ONNX_FILE, f"{LANDMARKS}/README.md", f"{LANDMARKS}/config.json", f"{LANDMARKS}/model.safetensors"),
+)
+"""What a published folder may hold, beside the Python files of its export."""
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
+"""Files that run code when they are read, or may."""
+REQUIRED = ("README.md", "config.json", "preprocessor_config.json")
+EXPORTED = "# Copied from actionunits "
+"""How Python files of an export begin."""
+CARD_FIELDS = ("license", "library_name", "model_name", "tags")
+
+
+def stage_folder(
+    folder: Path, staged: Path, repo: str, with_code: bool = False, template: Path | None = None
+) -> None:
+    """Copy a model folder as it will be published: its card names the repository, its code comes along.
+
+    Args:
+        folder: What was saved; it stays as it is.
+        staged: Where the copy goes.
+        repo: Name on the Hub, "org/name".
+        with_code: Make the copy self-contained, see `export_code`.
+        template: Template of the card, for a folder that has a run but no card.
+    """
+    shutil.copytree(folder, staged, symlinks=True, dirs_exist_ok=True)
+    if with_code:
+        export_code(staged)
+    card = staged / "README.md"
+    if template is not None and not card.exists() and (staged / "run.json").is_file():
+        write_card(staged, template)
+    if card.is_file():
+        text = card.read_text(encoding="utf-8").replace(PLACEHOLDER, repo)
+        if with_code and "trust_remote_code=True" not in text:
+            text = _with_code_note(text, repo)
+        card.write_text(text, encoding="utf-8")
+
+
+def check_folder(
+    folder: Path, report: Callable[[str, list[str]], None] = lambda name, problems: None
+) -> list[str]:
+    """Return all that stands against publishing a folder; nothing else is looked at than the folder.
+
+    Args:
+        folder: A staged folder.
+        report: Called after each check with its name and its problems.
+    """
+    found = []
+    for name, check in CHECKS.items():
+        problems = check(folder)
+        report(name, problems)
+        found += problems
+    return found
+
+
+def check_files(folder: Path) -> list[str]:
+    """No pickles, no links, nothing that does not belong to a model, and all that does."""
+    problems = [f"{name} is missing." for name in REQUIRED if not (folder / name).is_file()]
+    if not weights_hashes(folder):
+        problems.append("There are no weights, model.safetensors.")
+    for path in sorted(p for p in folder.rglob("*") if not p.is_dir()):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            problems.append(f"{name} is a link; put the file itself there.")
+        elif path.suffix in PICKLES:
+            problems.append(f"{name} may run code when it is read; publish safetensors only.")
+        elif not _belongs(name, path):
+            problems.append(f"{name} does not belong to a model; take it out.")
+    return problems
+
+
+def check_card(folder: Path) -> list[str]:
+    """The card is complete, and its figures, hashes and terms are those of the files beside it."""
+    file = folder / "README.md"
+    if not file.is_file():
+        return ["There is no card; write README.md with `python -m actionunits.model_card`."]
+    try:
+        card = ModelCard.load(file)
+    except Exception as error:  # YAML has many ways to be wrong
+        return [f"The head of README.md cannot be read: {error}"]
+    text = file.read_text(encoding="utf-8")
+    data = card.data.to_dict()
+    names = {**data, "model_name": card.data.model_name or data.get("model_name")}
+    problems = [f"The head of README.md lacks {field}." for field in CARD_FIELDS if not names.get(field)]
+    problems += [
+        f"README.md lacks the section '## {section}', or it is empty."
+        for section in SECTIONS
+        if not re.search(rf"^## {re.escape(section)}\n+(?!#)\S", text, re.MULTILINE)
+    ]
+    problems += [
+        f"README.md does not give the SHA-256 of {n}."
+        for n, sha in weights_hashes(folder).items()
+        if sha not in text
+    ]
+    problems += [
+        f"README.md still says {mark}." for mark in (PLACEHOLDER, "More Information Needed") if mark in text
+    ]
+    return problems + _check_figures(folder, card, text) + _check_terms(folder, card, text)
+
+
+def check_model(folder: Path) -> list[str]:
+    """The model loads with no key missing or left over, and answers for a photograph."""
+    paths = [
+        f"{name} names a place on this machine: {value}."
+        for name in ("config.json", "preprocessor_config.json")
+        for value in _strings(_read(folder / name))
+        if os.path.isabs(value)
+    ]
+    try:
+        model, info = AutoModel.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+        processor = AutoImageProcessor.from_pretrained(folder)
+    except Exception as error:  # whatever is wrong with the files
+        return [*paths, f"The folder does not load: {error}"]
+    if not isinstance(model, AUPreTrainedModel) or not isinstance(processor, AUImageProcessor):
+        return [*paths, f"{type(model).__name__}, {type(processor).__name__} are not of this package."]
+    keys = [
+        f"{kind.replace('_', ' ').capitalize()}: {sorted(found)}." for kind, found in info.items() if found
+    ]
+    return [*paths, *keys, *_check_answer(model.eval(), processor), *_check_onnx(folder, model)]
+
+
+def check_code(folder: Path) -> list[str]:
+    """A self-contained folder works where this package is not installed: tried out in a fresh interpreter."""
+    if "auto_map" not in _read(folder / "config.json"):
+        return []
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "HF_MODULES_CACHE": cache, "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, "-c", _STRANGER, str(folder), str(sample_photo())]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    return [f"Without the package the folder fails: {run.stderr.strip()[-800:]}"] if run.returncode else []
+
+
+CHECKS: dict[str, Callable[[Path], list[str]]] = {
+    "files": check_files,
+    "card": check_card,
+    "model": check_model,
+    "code": check_code,
+}
+
+_STRANGER = """
+import sys
+
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "actionunits":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, Hidden())
+from transformers import AutoModel, pipeline
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+folder, photo = sys.argv[1:]
+AutoModel.from_pretrained(folder, trust_remote_code=True)
+AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+assert pipeline("au-detection", model=folder, trust_remote_code=True)(photo), "no face found"
+"""
+"""What somebody without this package does with a folder; arguments are the folder and a photograph."""
+
+
+def folder_terms(folder: Path) -> list[DataTerms]:
+    """Return the terms of the data that the model of a folder was trained on."""
+    run = folder / "run.json"
+    return training_terms(_read(run) if run.is_file() else None)
+
+
+def _belongs(name: str, path: Path) -> bool:
+    if path.suffix == ".py" and "/" not in name:
+        return path.read_text(encoding="utf-8", errors="replace").startswith(EXPORTED)
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in ALLOWED)
+
+
+def _check_figures(folder: Path, card: ModelCard, text: str) -> list[str]:
+    """Every figure of the card's head and of its tables comes from `metrics.json`."""
+    results = getattr(card.data, "eval_results", None) or []
+    if not (folder / "metrics.json").is_file():
+        return ["README.md has figures, but there is no metrics.json that they come from."] if results else []
+    metrics = _read(folder / "metrics.json")
+    split = "test" if "test" in metrics else "validation"
+    report = metrics[split]
+    mean = report["calibrated"]["mean"]
+    problems = [] if results else ["README.md gives no figures in its head (model-index)."]
+    for result in results:
+        name, recorded = result.metric_type, mean.get(result.metric_type)
+        if result.dataset_split != split or recorded is None or result.metric_value != round(recorded, 4):
+            problems.append(
+                f"README.md gives {name} {result.metric_value} on {result.dataset_split}, "
+                f"but metrics.json has {recorded} on {split}."
+            )
+    tables = {"action units": metrics_table(report)}
+    if gaps := group_gaps(report):
+        tables |= {"groups of people": groups_table(report)}
+        if f"**{gaps[0].size:.2f}**" not in text:
+            problems.append(f"README.md does not give the largest gap between groups, {gaps[0].size:.2f}.")
+    problems += [
+        f"The table of {what} in README.md is not that of metrics.json."
+        for what, table in tables.items()
+        if table not in text
+    ]
+    return problems
+
+
+def _check_terms(folder: Path, card: ModelCard, text: str) -> list[str]:
+    """What the training data asks for stands in the card."""
+    if not (folder / "run.json").is_file():
+        return []
+    bound = [terms for terms in folder_terms(folder) if not terms.is_free]
+    problems = [
+        f"README.md does not give the terms of {terms.name}."
+        for terms in bound
+        if terms.terms not in text or terms.name not in text
+    ]
+    if bound and card.data.to_dict().get("license") == "apache-2.0":
+        problems.append(f"README.md puts weights trained on {bound[0].name} under apache-2.0; say `other`.")
+    return problems
+
+
+def _check_answer(model: Any, processor: Any) -> list[str]:
+    """Run the model on a real photograph, from the picture to the logits."""
+    if (
+        model.config.aus
+        and processor.au_definition != "none"
+        and list(processor.aus) != list(model.config.aus)
+    ):
+        return [f"The processor's action units {processor.aus} are not the model's {model.config.aus}."]
+    try:
+        inputs = processor(sample_photo(), face_detector=FaceDetector(), return_tensors="pt")
+        with torch.inference_mode():
+            logits = model(**inputs).logits
+    except Exception as error:  # whatever the model stumbles over
+        return [f"The model fails on a photograph: {error}"]
+    if logits.shape != (1, model.config.num_labels) or not logits.isfinite().all():
+        return [f"The model answers {logits.tolist()} for one face and {model.config.num_labels} labels."]
+    return []
+
+
+def _check_onnx(folder: Path, model: Any) -> list[str]:
+    if not (folder / ONNX_FILE).is_file():
+        return []
+    try:
+        difference = largest_difference(OnnxAUModel(folder / ONNX_FILE, model.config), model)
+    except Exception as error:  # not installed, or of another model
+        return [f"{ONNX_FILE} cannot be checked: {error}"]
+    same = difference <= TOLERANCE
+    return (
+        [] if same else [f"{ONNX_FILE} answers otherwise than the weights, by {difference:.2g}; export anew."]
+    )
+
+
+def _with_code_note(text: str, repo: str) -> str:
+    """Say below the first example how to do without the package."""
+    note = (
+        "\nThe code is in this repository, too; without the package, but with "
+        f"{', '.join(REQUIREMENTS)} installed, this does the same:\n\n"
+        "```python\nfrom transformers import pipeline\n\n"
+        f'detect = pipeline("au-detection", model="{repo}", trust_remote_code=True)\n```\n'
+    )
+    start = text.find("```python\n")
+    end = text.find("\n```\n", start) + len("\n```\n") if start >= 0 else len(text)
+    return text[:end] + note + text[end:]
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield all texts in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _strings(inner)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,70 @@
+"""On whose terms a model may be published: the corpora that it was trained on, and what they ask.
+
+The corpora of coded video are given out on a signed agreement. This table says what is commonly known of each
+agreement; what binds is the one that was signed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class DataTerms:
+    """What a corpus asks of those who publish weights trained on it.
+
+    Attributes:
+        name: Name of the corpus.
+        holder: Who gives it out.
+        terms: What to say of the terms, one sentence.
+        is_free: Whether weights may be published without anybody's leave.
+    """
+
+    name: str
+    holder: str
+    terms: str
+    is_free: bool = False
+
+
+_AGREEMENT = "Given out on a signed agreement, for non-commercial research only"
+TERMS = {
+    "synthetic": DataTerms(
+        "the open synthetic corpus",
+        "this project",
+        "Rendered from sources under the MIT licence and CC BY 4.0, which are named below.",
+        is_free=True,
+    ),
+    "bp4d": DataTerms("BP4D", "Binghamton University and University of Pittsburgh", f"{_AGREEMENT}."),
+    "bp4d+": DataTerms("BP4D+", "Binghamton University and University of Pittsburgh", f"{_AGREEMENT}."),
+    "disfa": DataTerms("DISFA", "University of Denver", f"{_AGREEMENT}."),
+    "gft": DataTerms("GFT", "University of Pittsburgh", f"{_AGREEMENT}."),
+    "aff-wild2": DataTerms("Aff-Wild2", "Imperial College London", f"{_AGREEMENT}."),
+    "casme2": DataTerms("CASME II", "Chinese Academy of Sciences", f"{_AGREEMENT}."),
+}
+"""By the names of `actionunits.action_units.CORPUS_AUS`."""
+
+
+def training_terms(run: Mapping[str, Any] | None) -> list[DataTerms]:
+    """Return the terms of all corpora of a run; an unknown one counts as licensed.
+
+    Args:
+        run: What `run.json` holds, or None where nobody recorded what the model was trained on.
+    """
+    if run is None:
+        return [DataTerms("unrecorded pictures", "unknown", "Nobody recorded what the model was trained on.")]
+    return [
+        TERMS.get(name.lower()) or DataTerms(name, "unknown", "This project does not know its terms.")
+        for name in training_corpora(run)
+    ]
+
+
+def training_corpora(run: Mapping[str, Any]) -> list[str]:
+    """Return the names of the corpora that a run was trained on, as keys of `TERMS`."""
+    corpus = run.get("corpus") or {}
+    named = corpus.get("name") or run.get("recipe", {}).get("corpus")
+    if named:
+        return [named] if isinstance(named, str) else list(named)
+    is_rendered = "generator" in (corpus.get("manifest") or {})
+    return ["synthetic" if is_rendered else "unnamed corpus"]

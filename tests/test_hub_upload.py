@@ -1,0 +1,420 @@
+"""hub_upload.py against a Hub on loopback: what is refused, what is sent, what comes back."""
+
+import importlib.util
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, pipeline
+
+from actionunits.export_code import ENTRY, export_code
+from actionunits.model_card import weights_hashes, write_card
+from actionunits.publishing import HubUpload, PublishError, list_files
+from actionunits.publishing_checks import (
+    CHECKS,
+    check_card,
+    check_code,
+    check_files,
+    check_folder,
+    check_model,
+)
+from fake_hub import FOREIGNER, READER, FakeHub, connect
+from toy_run import publishable_folder
+
+ROOT = Path(__file__).parents[1]
+TEMPLATE = ROOT / "model_cards" / "template.md"
+REPO = "lab/tiny"
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return publishable_folder(tmp_path_factory.mktemp("publishable"), TEMPLATE)
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    """A folder that is fit to be published, to be spoilt by a test."""
+    return Path(shutil.copytree(original, tmp_path / "tiny"))
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("hub_upload", ROOT / "hub_upload.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with FakeHub() as hub:
+        connect(monkeypatch, hub, tmp_path / "cache")
+        yield hub
+
+
+@pytest.fixture
+def publish(script, monkeypatch, capsys):
+    """Run the command; returns its exit code and what it printed. `quick` leaves out what loads the model."""
+
+    def run(folder, *options, quick=True):
+        if quick:
+            for check in ("model", "code"):
+                monkeypatch.setitem(CHECKS, check, lambda folder: [])
+        code = script.main([str(folder), "--repo", REPO, *options])
+        return code, "".join(capsys.readouterr())
+
+    return run
+
+
+def test_publishes_tags_and_reads_back(hub, folder, publish):
+    code, said = publish(folder, "--yes", "--tag", "v7", quick=False)
+    assert code == 0, said
+    assert "Access to lab/tiny as alice" in said and "all hashes are equal" in said
+    sent = hub.files(REPO, "v7")
+    for file in folder.rglob("*"):
+        if file.name != "README.md":
+            assert sent[file.name] == file.read_bytes(), file.name
+    card = sent["README.md"].decode()
+    assert 'model="lab/tiny"' in card and "FOLDER_OF_THIS_MODEL" not in card
+    assert f"{len(sent) - 1} of {len(sent) - 1} files" in said  # .gitattributes is the Hub's own
+    assert not hub.repos[REPO].private
+    assert any(request.startswith("GET /lab/tiny/resolve/") for request in hub.requests)
+    assert any(request.startswith("POST /lfs-verify") for request in hub.requests)
+
+
+def test_what_was_published_loads_by_name(hub, folder, publish, photo, landmarks):
+    assert publish(folder, "--yes")[0] == 0
+    model, info = AutoModel.from_pretrained(REPO, output_loading_info=True)
+    assert not any(info.values())
+    known = {"image": photo, "landmarks": landmarks}
+    assert pipeline("au-detection", model=REPO)(known) == pipeline("au-detection", model=str(folder))(known)
+
+
+def test_dry_run_needs_no_network_and_sends_nothing(folder, publish, monkeypatch):
+    monkeypatch.setattr("socket.socket.connect", None)
+    code, said = publish(folder, "--dry-run", quick=False)
+    assert code == 0, said
+    for name in ("files: ok", "card: ok", "model: ok", "code: ok", "model.safetensors", "nothing was sent"):
+        assert name in said, name
+    total = sum(path.stat().st_size for path in folder.rglob("*") if path.name != "README.md")
+    assert f"{(folder / 'model.safetensors').stat().st_size:,} bytes" in said
+    assert int(said.split(" bytes, to lab/tiny")[0].split()[-1].replace(",", "")) >= total
+
+
+def test_folder_itself_stays_as_it_is(hub, folder, publish):
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert publish(folder, "--yes", "--with-code", "--dry-run")[0] == 0
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_second_run_sends_nothing_and_a_changed_file_alone(hub, folder, publish):
+    assert publish(folder, "--yes")[0] == 0
+    head, seen = hub.repos[REPO].head, len(hub.requests)
+    code, said = publish(folder, "--yes")
+    assert code == 0 and "0 of 6 files, 0 bytes" in said, said
+    assert hub.repos[REPO].head == head
+    assert not [r for r in hub.requests[seen:] if "/commit/" in r or r.startswith("PUT /lfs")]
+    with (folder / "README.md").open("a") as card:
+        card.write("\nOne more line.\n")
+    code, said = publish(folder, "--yes")
+    assert code == 1 and "has a tag v0.1.0 already" in said
+    code, said = publish(folder, "--yes", "--tag", "v2")
+    assert code == 0 and "1 of 6 files" in said
+    assert hub.repos[REPO].tags["v2"] != hub.repos[REPO].tags["v0.1.0"]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    ["PUT /lfs/", "POST .*/commit/", "POST .*/tag/", "GET .*/resolve/.*config", "POST /lfs-verify"],
+)
+@pytest.mark.parametrize("how", ["cut", 500])
+def test_resumes_after_an_interruption(hub, folder, publish, request_, how):
+    hub.fail(request_, how, times=99)  # more often than the client tries by itself
+    code, said = publish(folder, "--yes")
+    assert code == 1, said
+    assert ("cannot be reached" if how == "cut" else "status 500") in said
+    assert "will not be sent again" in said
+    arrived, seen = set(hub.objects), len(hub.requests)
+    hub._failures.clear()
+    code, said = publish(folder, "--yes")
+    assert code == 0, said
+    uploads = {r.removeprefix("PUT /lfs/") for r in hub.requests[seen:] if r.startswith("PUT /lfs/")}
+    assert not uploads & arrived, "sent again what had arrived"
+    assert hub.repos[REPO].tags["v0.1.0"] == hub.repos[REPO].head
+
+
+def test_damage_on_the_way_is_found(hub, folder):
+    upload = HubUpload(REPO)
+    upload.create(private=False, gated=None)
+    files = list_files(folder)
+    sha = upload.send(upload.missing(files), "all")
+    hub.repos[REPO].commits[sha]["metrics.json"].data += b" "
+    with pytest.raises(PublishError, match=r"other content for \['metrics.json'\]"):
+        upload.read_back(files, sha)
+
+
+@pytest.mark.parametrize(
+    ("token", "repo", "message"),
+    [
+        ("hf_wrong", REPO, "The Hub refuses the token; run `hf auth login`"),
+        (READER, REPO, "The token may only read"),
+        (FOREIGNER, REPO, "lab/tiny belongs to lab, but the token is bob's, who may write to bob"),
+        ("", "no-slash", "'no-slash' is no name of a repository; give --repo org/name"),
+    ],
+)
+def test_access_comes_first(hub, folder, script, monkeypatch, capsys, token, repo, message):
+    monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.setitem(CHECKS, "files", lambda folder: pytest.fail("checked before the access was"))
+    assert script.main([str(folder), "--repo", repo, "--yes"]) == 1
+    assert message in capsys.readouterr().err
+    assert not hub.repos
+
+
+def test_without_a_token(hub, folder, publish, monkeypatch, tmp_path):
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    code, said = publish(folder, "--yes")
+    assert code == 1 and "There is no token; run `hf auth login`, or set HF_TOKEN." in said
+
+
+def test_no_network(folder, publish, monkeypatch, tmp_path):
+    with FakeHub() as gone:
+        connect(monkeypatch, gone, tmp_path / "cache")
+    code, said = publish(folder, "--yes")
+    assert code == 1 and f"The Hub at {gone.url} cannot be reached" in said
+
+
+def test_a_hub_in_trouble(hub, folder, publish):
+    hub.fail("GET /api/whoami", 503)
+    code, said = publish(folder, "--yes")
+    assert code == 1 and "The Hub answered with status 503" in said
+
+
+def test_nobody_to_ask_means_no(hub, folder, publish, monkeypatch):
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    code, said = publish(folder)
+    assert code == 1 and "say --yes" in said and not hub.repos
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda prompt: "n")
+    assert publish(folder)[0] == 1 and not hub.repos
+    monkeypatch.setattr("builtins.input", lambda prompt: "y")
+    assert publish(folder)[0] == 0 and REPO in hub.repos
+
+
+def test_visibility_of_an_existing_repository_is_not_changed_silently(hub, folder, publish):
+    assert publish(folder, "--yes", "--private")[0] == 0
+    assert hub.repos[REPO].private
+    code, said = publish(folder, "--yes", "--tag", "v2")
+    assert code == 1 and "exists and is private" in said
+
+
+def test_licensed_data_needs_a_word(hub, tmp_path, publish):
+    folder = publishable_folder(tmp_path / "bp4d", TEMPLATE, corpus="bp4d")
+    code, said = publish(folder, "--yes")
+    assert code == 1 and "say --i-hold-the-rights" in said and "Binghamton University" in said
+    code, said = publish(folder, "--yes", "--i-hold-the-rights")
+    assert code == 1 and "--gated manual, auto or no" in said
+    assert not hub.repos
+    code, said = publish(folder, "--yes", "--i-hold-the-rights", "--gated", "manual")
+    assert code == 0, said
+    assert hub.repos[REPO].gated == "manual"
+    order = [r for r in hub.requests if "/settings" in r or "/commit/" in r]
+    assert order[0].startswith("PUT"), "files were open to everybody before the gate was"
+    card = ModelCard(hub.files(REPO)["README.md"].decode())
+    assert card.data.license == "other" and "BP4D" in card.data.to_dict()["extra_gated_prompt"]
+
+
+def test_unrecorded_data_counts_as_licensed(folder, publish):
+    (folder / "run.json").unlink()
+    code, said = publish(folder, "--dry-run")
+    assert code == 1 and "Nobody recorded what the model was trained on" in said
+
+
+def test_with_code(hub, folder, publish):
+    code, said = publish(folder, "--yes", "--with-code")
+    assert code == 0, said
+    sent = hub.files(REPO)
+    assert {f"{ENTRY}.py", "modeling_escda.py", "face_landmarks/model.safetensors"} <= set(sent)
+    assert json.loads(sent["config.json"])["auto_map"]["AutoModel"] == f"{ENTRY}.GdaForAUDetection"
+    assert 'model="lab/tiny", trust_remote_code=True' in sent["README.md"].decode()
+
+
+@pytest.mark.slow
+def test_a_stranger_loads_it_from_the_hub(hub, folder, publish, tmp_path):
+    """The whole way: published with its code, then used by name where the package is hidden."""
+    status, said = publish(folder, "--yes", "--with-code", quick=False)
+    assert status == 0, said
+    code = (
+        "import sys\nclass Hidden:\n def find_spec(self, name, path=None, target=None):\n"
+        "  if name.partition('.')[0] == 'actionunits': raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Hidden())\nfrom transformers import pipeline\n"
+        "detect = pipeline('au-detection', model=sys.argv[1], trust_remote_code=True)\n"
+        "(face,) = detect(sys.argv[2])\nprint(len(face['action_units']))"
+    )
+    from actionunits.pictures import sample_photo
+
+    places = {"HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    environment = {**os.environ, **places, "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
+    environment.pop("HF_HUB_OFFLINE", None)
+    command = [sys.executable, "-c", code, REPO, str(sample_photo())]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.stdout.strip() == "3", run.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_code_that_does_not_work_alone_is_found(folder):
+    export_code(folder)
+    (folder / "losses.py").unlink()
+    (problem,) = check_code(folder)
+    assert problem.startswith("Without the package the folder fails") and "losses" in problem
+
+
+# What the checks find.
+
+
+def test_a_fit_folder_has_no_problems(folder):
+    text = (folder / "README.md").read_text().replace("FOLDER_OF_THIS_MODEL", REPO)
+    (folder / "README.md").write_text(text)
+    assert check_folder(folder) == []
+
+
+def spoil(folder, name, change):
+    values = json.loads((folder / name).read_text())
+    change(values)
+    (folder / name).write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "training_args.bin", "a/x.pkl", "optimizer.pt"])
+def test_pickles_are_found(folder, name):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(pickle.dumps({}))
+    assert check_files(folder) == [f"{name} may run code when it is read; publish safetensors only."]
+
+
+@pytest.mark.parametrize("name", [".env", "notes.txt", "helper.py", "checkpoint-5/config.json", "photo.jpg"])
+def test_stray_files_are_found(folder, name):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("import os")
+    assert check_files(folder) == [f"{name} does not belong to a model; take it out."]
+
+
+def test_links_and_missing_files_are_found(folder):
+    (folder / "LICENSE").symlink_to("/etc/hostname")
+    (folder / "preprocessor_config.json").unlink()
+    (folder / "model.safetensors").unlink()
+    assert check_files(folder) == [
+        "preprocessor_config.json is missing.",
+        "There are no weights, model.safetensors.",
+        "LICENSE is a link; put the file itself there.",
+    ]
+
+
+def card_problems(folder, old, new):
+    text = (folder / "README.md").read_text()
+    assert old in text
+    (folder / "README.md").write_text(text.replace(old, new).replace("FOLDER_OF_THIS_MODEL", REPO))
+    return check_card(folder)
+
+
+def test_a_figure_that_was_not_measured_is_found(folder):
+    f1 = ModelCard.load(folder / "README.md").data.eval_results[0].metric_value
+    (problem,) = card_problems(folder, f"value: {f1}", "value: 0.99")
+    assert problem.startswith("README.md gives f1 0.99 on test, but metrics.json has")
+
+
+def test_a_changed_table_is_found(folder):
+    row = next(
+        line for line in (folder / "README.md").read_text().splitlines() if line.startswith("| AU12 |")
+    )
+    assert card_problems(folder, row, row.replace("lip", "Lip")) == [
+        "The table of action units in README.md is not that of metrics.json."
+    ]
+
+
+def test_figures_of_an_older_measurement_are_found(folder):
+    spoil(folder, "metrics.json", lambda m: m["test"]["calibrated"]["mean"].update(auc=0.1234))
+    problems = card_problems(folder, "# toy-model", "# toy-model")
+    assert any("metrics.json has 0.1234 on test" in problem for problem in problems)
+
+
+def test_a_card_of_other_weights_is_found(folder):
+    tensors = load_file(folder / "model.safetensors")
+    save_file(
+        {k: v + 1 if v.is_floating_point() else v for k, v in tensors.items()}, folder / "model.safetensors"
+    )
+    assert card_problems(folder, "# toy-model", "# toy-model") == [
+        "README.md does not give the SHA-256 of model.safetensors."
+    ]
+    assert list(weights_hashes(folder)) == ["model.safetensors"]
+
+
+def test_a_missing_or_empty_section_is_found(folder):
+    assert card_problems(folder, "## Limits\n", "## Other\n") == [
+        "README.md lacks the section '## Limits', or it is empty."
+    ]
+    text = (folder / "README.md").read_text().replace("## Other\n", "## Limits\n\n## Other\n")
+    (folder / "README.md").write_text(text)
+    assert check_card(folder) == ["README.md lacks the section '## Limits', or it is empty."]
+
+
+def test_no_card_and_a_broken_head(folder):
+    (folder / "README.md").write_text("---\nlicense: [\n---\n# x\n")
+    assert check_card(folder)[0].startswith("The head of README.md cannot be read")
+    (folder / "README.md").unlink()
+    assert check_card(folder)[0].startswith("There is no card")
+
+
+def test_licensed_weights_under_a_free_licence_are_found(tmp_path):
+    folder = publishable_folder(tmp_path / "bp4d", TEMPLATE, corpus="disfa")
+    problems = card_problems(folder, "license: other", "license: apache-2.0")
+    assert problems == ["README.md puts weights trained on DISFA under apache-2.0; say `other`."]
+
+
+def test_a_card_is_written_where_the_run_allows_it(folder, publish):
+    (folder / "README.md").unlink()
+    assert publish(folder, "--dry-run")[0] == 0
+
+
+def test_missing_and_left_over_keys_are_found(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["something.else"] = torch.zeros(2)
+    del tensors["classifier.AU12.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    problems = check_model(folder)
+    assert any("Missing keys: ['classifier.AU12.weight']" in problem for problem in problems), problems
+    assert any("Unexpected keys: ['something.else']" in problem for problem in problems), problems
+
+
+def test_weights_that_answer_nonsense_are_found(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["classifier.AU12.bias"][:] = torch.nan
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (problem,) = check_model(folder)
+    assert "nan" in problem
+
+
+def test_a_processor_of_other_action_units_is_found(folder):
+    spoil(folder, "preprocessor_config.json", lambda p: p.update(aus=[12, 1, 25]))
+    assert check_model(folder) == [
+        "The processor's action units [12, 1, 25] are not the model's [1, 12, 25]."
+    ]
+
+
+def test_a_path_of_this_machine_is_found(folder):
+    spoil(folder, "config.json", lambda c: c.update(backbone_name_or_path="/home/somebody/vit"))
+    assert "config.json names a place on this machine: /home/somebody/vit." in check_model(folder)
+
+
+def test_a_broken_file_is_a_problem_not_an_error(folder):
+    (folder / "model.safetensors").write_bytes(b"not weights")
+    (problem,) = check_model(folder)
+    assert problem.startswith("The folder does not load")
+    write_card(folder, TEMPLATE)  # the card itself does not mind
