@@ -5,8 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+import toy_videos
 from actionunits.cli import sample_photo
+from actionunits.data.corpora import get_corpus
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCK = re.compile(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```)?", re.DOTALL)
@@ -16,6 +19,8 @@ NUMBER = re.compile(r"-?\d+\.\d+")
 @pytest.mark.slow
 def test_snippets_print_what_they_promise(tmp_path, monkeypatch, capsys):
     shutil.copy(sample_photo(), tmp_path / "photo.jpg")  # a PNG by any name
+    toy_videos.write(tmp_path / "clip.mp4", [Image.open(sample_photo()).convert("RGB")] * 3)
+    get_corpus("bp4d").write_tiny(tmp_path / "BP4D")
     monkeypatch.chdir(tmp_path)
     namespace: dict = {}
     blocks = BLOCK.findall(README.read_text(encoding="utf-8"))

@@ -1,8 +1,11 @@
 """The command `actionunits`.
 
     actionunits detect PHOTO... | --sample [--output DIR] [--json] [--csv] [--maps] [--model FOLDER]
+    actionunits video VIDEO... [--csv] [--parquet] [--overlay] [--timeline] [--output DIR] [--model FOLDER]
+    actionunits corpus list | layout | check | extract | prepare ...
+    actionunits export FOLDER --onnx | --code
 
-Exit codes: 0 every photo had a face, 1 a photo could not be read or had no face, 2 wrong usage.
+Exit codes: 0 every photo or video had a face, 1 one could not be read or had no face, 2 wrong usage.
 """
 
 import argparse
@@ -10,17 +13,17 @@ import csv
 import io
 import json
 import os
-import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
-from transformers import pipeline
-from transformers.utils import logging
 
-from actionunits import checkpoints
+from actionunits.cli_common import add_model_options, load_pipeline, stems
+from actionunits.cli_corpus import add_corpus_command
+from actionunits.cli_export import add_export_command
+from actionunits.cli_video import add_video_command
 from actionunits.image_processing_au import decision_thresholds
 from actionunits.pictures import load_picture, sample_photo
 from actionunits.visualization import draw_faces, draw_maps
@@ -31,6 +34,8 @@ _BAR_LENGTH = 20  # [characters]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     args = _parser().parse_args(argv)
+    if hasattr(args, "run"):
+        return args.run(args)
     if bool(args.photos) == args.sample:
         args.usage_error("give photos, or --sample for a photo that comes with scikit-image.")
     if args.maps and args.output is None:
@@ -39,20 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.usage_error(
             "--json and --csv together need --output DIR; only one of them fits on the terminal."
         )
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        model = args.model or str(checkpoints.path("default"))
-        detect = pipeline("au-detection", model=model, device=args.device)  # type: ignore[call-overload]
-        if args.output is not None:
-            args.output.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        args.usage_error(str(error))
-    return _detect(detect, args)
+    return _detect(load_pipeline(args), args)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="actionunits", description="Facial action units in photos.")
+    parser = argparse.ArgumentParser(
+        prog="actionunits", description="Facial action units in photos and videos."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     detect = commands.add_parser(
         "detect",
@@ -69,17 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     detect.add_argument(
         "--maps", action="store_true", help="also write the attention maps of each face into DIR"
     )
-    detect.add_argument("--model", metavar="FOLDER", help="another model, a folder or a name on the Hub")
-    detect.add_argument("--threshold", type=_probability, metavar="P", help="score from which one is active")
-    detect.add_argument("--device", help="cpu, cuda:0, mps, ...; by default a GPU if there is one")
+    add_model_options(detect)
+    add_video_command(commands)
+    add_corpus_command(commands)
+    add_export_command(commands)
     return parser
-
-
-def _probability(text: str) -> float:
-    value = float(text)
-    if not 0.0 <= value <= 1.0:
-        raise argparse.ArgumentTypeError(f"{text} does not lie in 0..1")
-    return value
 
 
 def _detect(detect: Any, args: argparse.Namespace) -> int:
@@ -88,7 +80,7 @@ def _detect(detect: Any, args: argparse.Namespace) -> int:
     thresholds = decision_thresholds(detect.model.config, args.threshold)
     records = []
     progress = tqdm(photos.items(), unit="photo", disable=len(photos) == 1)
-    for (name, source), stem in zip(progress, _stems(photos), strict=True):
+    for (name, source), stem in zip(progress, stems(photos), strict=True):
         record: dict[str, Any] = {"photo": name, "faces": []}
         records.append(record)
         try:
@@ -111,15 +103,6 @@ def _detect(detect: Any, args: argparse.Namespace) -> int:
     if args.csv:
         _give(_as_csv(records, list(thresholds)), args.output, "results.csv")
     return int(any("error" in record for record in records))
-
-
-def _stems(photos: Iterable[str]) -> Iterator[str]:
-    """Yield a file name without suffix for each photo; a second a/smile.jpg, b/smile.jpg becomes smile-2."""
-    seen: dict[str, int] = {}
-    for photo in photos:
-        stem = re.sub(r"[^\w.-]+", "_", Path(photo.split("?")[0]).stem) or "photo"
-        seen[stem] = seen.get(stem, 0) + 1
-        yield stem if seen[stem] == 1 else f"{stem}-{seen[stem]}"
 
 
 def _draw(
