@@ -9,7 +9,7 @@ from actionunits import AUImageProcessor, GdaConfig, GdaForAUDetection
 from actionunits.data import AlignedFaces
 from actionunits.evaluation import evaluation_report
 from actionunits.model_card import write_card
-from conftest import BACKBONE
+from tiny_models import BACKBONE
 
 AUS = (1, 12, 25)
 

@@ -1,24 +1,14 @@
 """The scripts of training/ as modules, and a run small enough for a test."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from tiny_run import RECIPE, ROOT, load_script
 
-ROOT = Path(__file__).parents[2]
 # At the end: training/evaluate.py must not hide the package of that name.
 sys.path += [str(ROOT / "training"), str(ROOT / "tests" / "data"), str(ROOT / "tests" / "training")]
-
-
-def load_script(name: str):
-    """Import training/NAME.py under a name of its own."""
-    spec = importlib.util.spec_from_file_location(f"training_{name}", ROOT / "training" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")
@@ -46,8 +36,6 @@ def corpus(tmp_path_factory):
 @pytest.fixture
 def run(train, corpus, tmp_path):
     """Train by the tiny recipe with other values; returns the run's folder."""
-
-    from tiny_run import RECIPE
 
     def run(name: str = "run", data: Path = corpus, **values) -> Path:
         recipe = tmp_path / f"{name}.yaml"

@@ -7,9 +7,9 @@ import tarfile
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_run import load_script
 
 from actionunits.action_units import CORPUS_AUS
-from conftest import load_script
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,10 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-from tiny_run import ROOT
+from tiny_run import ROOT, load_script
 
 from actionunits.checkpoints import path as checkpoint
 from actionunits.data import load_synthetic, prepare_synthetic
-from conftest import load_script
 
 
 @pytest.fixture
@@ -131,6 +130,13 @@ def test_the_readme_has_the_table_of_the_recipes():
         "--data prepared/disfa --output runs/escda-disfa",
         69.6,
     )
+    assert "--folds 1 2 3 4 --set split.folds_file=casme2-folds.csv" in rows["auformer-casme2"][1]
+    training, measuring = rows["ac2d-bp4d-for-gft"][1].split(" && ")
+    assert training.endswith("--folds 1 2 3 --data prepared/bp4d --output runs/ac2d-bp4d-for-gft/network")
+    assert "fold-*/model --data prepared/gft --split test --output runs/ac2d-bp4d-for-gft" in measuring
+    assert "--data prepared/bp4d --fold 1 2 3 --split test" in rows["ac2d-gft-for-bp4d"][1]
+    training, measuring = rows["gtlenet-bp4d-for-bp4d+"][1].split(" && ")
+    assert "--folds" not in training and "--data prepared/bp4d_plus --split full" in measuring
     assert rows["lsc-bp4d-LSC-fix"][2] == 64.0 and "--variant LSC-fix" in rows["lsc-bp4d-LSC-fix"][1]
 
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_run import load_script
 from transformers import AutoModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from actionunits import GlobalExpressionEncoderConfig, GtleNetForAUDetection
 from actionunits.data import prepare_synthetic
 from actionunits.data.triplets import prepare_fec, read_fec, triplets_by_distance
-from conftest import load_script
 
 TINY_ENCODER = {"image_size": 32, "width_multiplier": 0.125, "depths": [1, 1, 1]}
 FEW = [

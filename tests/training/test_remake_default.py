@@ -3,8 +3,7 @@
 import sys
 
 import pytest
-
-from conftest import ROOT, load_script
+from tiny_run import ROOT, load_script
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_run import ROOT, load_script
 from transformers import AutoModel
 
 import network_training
@@ -16,7 +17,6 @@ from actionunits import (
     GlobalExpressionEncoderConfig,
     GtleNetForAUDetection,
 )
-from conftest import ROOT, load_script
 
 TINY = {
     "encoder_config": {"width_multiplier": 0.125, "depths": [1, 1, 1]},
