@@ -100,5 +100,7 @@ def test_card_quotes_the_recorded_figures():
     assert text == (checkpoints.path("face_landmarks") / "README.md").read_text(encoding="utf-8")
     for name in ("synthetic test people", "photographs of test people"):
         row = metrics[name]
-        figures = [f"{row[key]:.2%}" for key in ("inner error mean", "inner error median", "worse than 10 %")]
+        figures = [
+            f"{100 * row[key]:.2f} %" for key in ("inner error mean", "inner error median", "worse than 10 %")
+        ]
         assert f"| {name} | {row['pictures']} | {' | '.join(figures)} |" in text

