@@ -2,7 +2,7 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from actionunits.video import (
     ORIENTATIONS,
@@ -106,6 +106,19 @@ def test_orientations_are_those_of_the_display_matrix(ramp, signs):
 
 
 # --- broken files -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_pictures_are_upright_beside_data_that_pyav_does_not_know(tmp_path, ramp, orientation):
+    """FFmpeg makes a display matrix and, from version 8 on, another piece of side data of EXIF."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "picture.jpg"
+    ramp.save(path, exif=exif, quality=95, subsampling=0)
+    (frame,) = VideoReader(path)
+    expected = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    assert frame.picture.size == expected.size
+    assert difference(frame.picture, expected) < 4
 
 
 def test_a_file_that_is_cut_off_gives_what_it_has(tmp_path, pictures):

@@ -3,6 +3,7 @@
     python training/evaluate.py --model MODEL --data CORPUS --split test --output OUT
     torchrun --nproc_per_node 2 training/evaluate.py ...                # the same figures, in half the time
     python training/evaluate.py --predictions *.csv --format openface --labels LABELS.csv --output OUT
+    python training/evaluate.py --model RUN/fold-*/model --data OTHER --output OUT      # mean over models
     python training/evaluate.py --reports fold-*/metrics-test.json --output OUT         # mean over folds
     python training/evaluate.py --matrix bp4d:gft=a/metrics-test.json ... --output OUT  # across corpora
 
@@ -57,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif args.predictions:
         report = measure_predictions(args)
     else:
-        report = measure_model(args, state)
+        pairs = [{"model": model, "fold": fold} for model in args.model for fold in args.fold]
+        reports = [measure_model(argparse.Namespace(**vars(args) | pair), state) for pair in pairs]
+        report = mean_over_folds(reports) if len(reports) > 1 else reports[0]
     if state.is_main_process:
         write_report(args.output, report)
         print(f1_table(report))
@@ -69,7 +72,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", help="model folder or Hub name")
+    what.add_argument("--model", nargs="+", help="model folder or Hub name; of several the mean")
     what.add_argument("--predictions", nargs="+", type=Path, metavar="CSV", help="what another tool wrote")
     what.add_argument("--reports", nargs="+", type=Path, metavar="JSON", help="folds to average")
     what.add_argument("--matrix", nargs="+", metavar="TRAINED:TESTED=JSON", help="reports across corpora")
@@ -77,7 +80,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", default="test", choices=("train", "validation", "test", "full"))
     model = parser.add_argument_group("of a model")
     model.add_argument("--data", help="prepared corpus, or the synthetic one (or its URL)")
-    model.add_argument("--fold", default="", help="of a prepared corpus, such as 1 or part3")
+    model.add_argument("--fold", nargs="+", default=[""], help="of a prepared corpus, such as 1 or part3")
     model.add_argument("--calibrate-on", choices=("train", "validation"), help="instead of stored thresholds")
     model.add_argument("--recipe", type=Path, help="for the paper's figures (default: the model's recipe)")
     model.add_argument("--cache", type=Path, help="decoded pictures (default: OUTPUT/prepared)")
@@ -133,7 +136,7 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
     folder, about = Path(args.model), {}
     if (folder / "metrics.json").is_file():
         reports = json.loads((folder / "metrics.json").read_text(encoding="utf-8")).values()
-        about = {"thresholds_from": next(iter(reports)).get("thresholds_from")}
+        about = {"thresholds_from": next((r.get("thresholds_from") for r in reports), "the training people")}
     if (folder / "run.json").is_file():
         recipe = json.loads((folder / "run.json").read_text(encoding="utf-8"))["recipe"]
         about |= {key: recipe[key] for key in ("epoch_selection", "paper") if key in recipe}

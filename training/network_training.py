@@ -405,7 +405,7 @@ def training_examples(faces: AlignedFaces, recipe: Recipe) -> AlignedFaces | Cli
 
 def sequence_names(faces: AlignedFaces) -> np.ndarray:
     """The sequence that each picture is of (N,)."""
-    return faces.groups.get("sequence", faces.people)
+    return faces.groups.get("sequence", faces.people) if faces.sequences is None else faces.sequences
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

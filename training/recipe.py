@@ -11,6 +11,7 @@ import yaml
 
 from actionunits.action_units import CORPUS_AUS, check_aus
 from actionunits.data import Augmentation, InputGeometry
+from actionunits.data.protocols import CROSSINGS
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class SplitRecipe:
 class ClipRecipe:
     """How a clip network sees the training split: LAC's temporal sampling (`actionunits.data.sampling`).
 
-    Sequences are the corpus' group "sequence", or all pictures of a person in the corpus' order.
+    Sequences are the corpus' recordings (or its group "sequence"), or all pictures of a person in its order.
 
     Attributes:
         length: Frames of a clip (t); 1 for networks of pictures, which see all of them once an epoch.
@@ -135,6 +136,8 @@ class Recipe:
         ensemble: How `lsc` and `gda` become one answer: "average" (ESCDA) or "voting", the maximum (ESCDA-V).
         paper: The figures that the paper reports for this recipe.
         split: Who trains and who tests, for corpora that come by `actionunits corpus prepare`.
+        crossing: A key of `actionunits.data.protocols.CROSSINGS` where the figures of `paper` are those on
+            another corpus, on which training/evaluate.py then measures the result.
     """
 
     name: str
@@ -168,10 +171,13 @@ class Recipe:
     ensemble: Literal["average", "voting"] = "average"
     paper: PaperFigures = PaperFigures()
     split: SplitRecipe = SplitRecipe()
+    crossing: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what no run could follow."""
         check_aus(self.aus)
+        if self.crossing not in ("", *CROSSINGS):
+            raise ValueError(f"crossing={self.crossing!r} is none of {list(CROSSINGS)}.")
         if len(self.networks) != 1 and set(self.networks) != {"lsc", "gda"}:
             raise ValueError(f"networks must name one network, or lsc and gda; got {sorted(self.networks)}.")
         positive = ("epochs", "batch_size", "gradient_accumulation", "base_learning_rate", "clip_norm")

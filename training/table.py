@@ -4,7 +4,8 @@
     python training/table.py --runs runs    # with the figures of the runs that are there
     python training/table.py --write        # puts it into training/README.md, as a test expects it there
 
-A row is obtained where RUNS/NAME holds `metrics-test.json`, or folders `fold-*` that do: then it is the mean
+A row is obtained where RUNS/NAME holds `metrics-test.json` (`-validation` where the corpus has that part,
+`-full` where all of another corpus is measured), or folders `fold-*` that do: then it is the mean
 over folds. All figures are mean F1-frame in percent at a threshold of 0.5.
 """
 
@@ -15,11 +16,13 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from actionunits.data.protocols import PROTOCOLS
+from actionunits.data.protocols import CROSSINGS, PROTOCOLS
 from actionunits.evaluation import mean_over_folds
-from recipe import load_recipe, load_variants
+from recipe import Recipe, load_recipe, load_variants
 
 HERE = Path(__file__).parent
+OWN_FOLDS = {"casme2": 4, "bp4d_plus": 3}
+"""Folds of papers that publish no lists of them, and their number; `split.folds_file` is the user's own."""
 BEGIN, END = "<!-- begin: python training/table.py --write -->", "<!-- end -->"
 
 
@@ -58,28 +61,52 @@ def rows() -> Iterator[tuple[str, str, str, float]]:
         for variant in ("", *load_variants(path)):
             recipe = load_recipe(path, variant=variant)
             if recipe.paper.mean:
-                chosen = f" --variant {variant}" if variant else ""
-                if corpus_of(path.stem) in PROTOCOLS and recipe.split.fold != "all":
-                    chosen += f" --folds {' '.join(folds_of(corpus_of(path.stem)))}"
-                command = f"python training/train.py --recipe training/recipes/{path.name}{chosen}"
-                command += f" --data prepared/{corpus_of(path.stem)} --output runs/{recipe.name}"
+                chosen = f"{path.name} --variant {variant}" if variant else path.name
+                command = " && ".join(commands(recipe, chosen, corpus_of(path.stem)))
                 yield recipe.name, recipe.paper.table, command, recipe.paper.mean
 
 
+def commands(recipe: Recipe, chosen: str, corpus: str) -> list[str]:
+    """The training with its test people and, for a crossing, the measuring on the other corpus instead."""
+    crossing, run = CROSSINGS.get(recipe.crossing), f"runs/{recipe.name}"
+    source = crossing.source if crossing else corpus
+    folds = [] if recipe.split.fold == "all" else folds_of(source)
+    training = ["python training/train.py --recipe", f"training/recipes/{chosen}"]
+    training += ["--folds", *folds] if folds else []
+    training += [f"--set split.folds_file={source}-folds.csv"] if source in OWN_FOLDS else []
+    training += [f"--data {prepared(source, recipe)} --output", f"{run}/network" if crossing else run]
+    if not crossing:
+        return [" ".join(training)]
+    models = f"{run}/network/fold-*/model" if folds else f"{run}/network/model"
+    measuring = [f"python training/evaluate.py --model {models} --data {prepared(crossing.target, recipe)}"]
+    measuring += ["--fold", *folds_of(crossing.target)] if crossing.folds == crossing.target else []
+    measuring += ["--split", "full" if crossing.test == "all" else crossing.test, "--output", run]
+    return [" ".join(training), " ".join(measuring)]
+
+
+def prepared(corpus: str, recipe: Recipe) -> str:
+    """Where the README prepares a corpus in the recipe's size."""
+    size = recipe.geometry.aligned_size
+    return f"prepared/{corpus}" if size == 200 else f"prepared/{corpus}-{size}"
+
+
 def folds_of(corpus: str) -> list[str]:
-    """The folds of a corpus in its default numbering."""
-    protocol = PROTOCOLS[corpus]
-    return list(protocol.numberings.get(protocol.default, protocol.groups))
+    """The folds of a corpus in its default numbering, or those of the papers' own; none of a partition."""
+    if corpus in OWN_FOLDS:
+        return [str(fold) for fold in range(1, OWN_FOLDS[corpus] + 1)]
+    protocol = PROTOCOLS.get(corpus)
+    return list(protocol.numberings.get(protocol.default, protocol.groups)) if protocol else []
 
 
 def corpus_of(name: str) -> str:
-    """The corpus in a recipe's name: "bp4d" in "lsc-bp4d"."""
-    return name.partition("-")[2]
+    """The corpus in a recipe's name: "bp4d" in "lsc-bp4d", "bp4d_plus" in "gtlenet-bp4d+"."""
+    return name.partition("-")[2].replace("+", "_plus").replace("-", "_")
 
 
 def obtained(run: Path) -> float | None:
     """Mean F1 in percent of a run or of its folds; None where there is none."""
-    files = sorted(run.glob("fold-*/metrics-test.json")) or [*run.glob("metrics-test.json")]
+    wholes = (run / f"metrics-{split}.json" for split in ("test", "validation", "full"))
+    files = sorted(run.glob("fold-*/metrics-test.json")) or [path for path in wholes if path.is_file()][:1]
     if not files:
         return None
     report = mean_over_folds([json.loads(file.read_text(encoding="utf-8")) for file in files])

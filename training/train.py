@@ -165,7 +165,7 @@ def finish(
     """Assemble the result, calibrate its thresholds, measure it, and write it with its card."""
     model = assemble(output, recipe).to(accelerator.device).eval()
     processor = build_processor(recipe, manifest.get("alignment", "level_eyes"))
-    calibration = "validation" if "validation" in splits else "train"
+    calibration = "validation" if {"validation", "test"} <= set(splits) else "train"
     measured = [split for split in splits if split != "train"]
     scores = {  # every process does its share
         split: predict_scores(model, processor, splits[split], recipe.eval_batch_size)
@@ -178,7 +178,7 @@ def finish(
     about = {
         "thresholds_from": f"the {calibration} people",
         "epoch_selection": recipe.epoch_selection,
-        "paper": asdict(recipe.paper),
+        "paper": {} if recipe.crossing else asdict(recipe.paper),  # the row is of another corpus
     }
     metrics = {
         split: evaluation_report(scores[split], splits[split], model.config.au_thresholds, split, about)
@@ -202,7 +202,8 @@ def write_model(
     processor.save_pretrained(partial)
     (partial / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     (partial / "run.json").write_text(json.dumps(run, indent=1) + "\n")
-    write_card(partial, TEMPLATE)
+    if metrics:  # who trained on everybody has no figures for a card
+        write_card(partial, TEMPLATE)
     replace_folder(partial, folder)
 
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from actionunits.action_units import ACTION_UNITS, au_label, parse_au_label
 from actionunits.data.aligned_faces import AlignedFaces
+from actionunits.data.sampling import fixed_stride_clips
 from actionunits.metrics import au_report, calibrate_thresholds
 
 AGE_BANDS = ((18, 29), (30, 44), (45, 120))
@@ -75,18 +76,21 @@ def evaluate_model(
 def predict_scores(model: Any, processor: Any, faces: AlignedFaces, batch_size: int = 64) -> np.ndarray:
     """Probabilities (N, m) of all faces, from their pictures and landmarks.
 
-    Under torchrun each process does its share, and all get the whole; no face is done twice.
+    A network of videos sees the frames of recordings clip by clip, as in training. Under torchrun each
+    process does its share, and all get the whole; no face is done twice.
     """
     rank, processes = _process()
-    mine = range(rank, len(faces), processes)
-    scores = np.zeros((len(mine), len(faces.aus)), np.float32)
-    starts = range(0, len(mine), batch_size)
-    for start in tqdm(starts, desc="evaluating", unit="batch", disable=None if rank == 0 else True):
-        rows = mine[start : start + batch_size]
+    clip_length = getattr(model.config, "clip_length", 1) if faces.sequences is not None else 1
+    batches = _batches(faces, batch_size, clip_length)
+    scores = np.zeros((len(faces), len(faces.aus)), np.float32)  # 0 where another process scores
+    bar = tqdm(batches[rank::processes], desc="evaluating", unit="batch", disable=None if rank == 0 else True)
+    for rows in bar:
         pictures, landmarks = [faces.picture(row) for row in rows], [faces.landmarks[row] for row in rows]
         inputs = processor(pictures, landmarks=landmarks, return_tensors="pt").to(model.device)
-        scores[start : start + len(rows)] = torch.sigmoid(model(**inputs).logits.float()).cpu().numpy()
-    return _from_all(scores, len(faces), processes)
+        if clip_length > 1:
+            inputs = {name: values[None] for name, values in inputs.items()}
+        scores[rows] = torch.sigmoid(model(**inputs).logits.float()).flatten(0, -2).cpu().numpy()
+    return _from_all(scores, processes)
 
 
 def evaluation_report(
@@ -378,16 +382,21 @@ def _process() -> tuple[int, int]:
     return 0, 1
 
 
-def _from_all(share: np.ndarray, count: int, processes: int) -> np.ndarray:
-    """Put the shares of all processes, every p-th row each, together: (count, m)."""
+def _batches(faces: AlignedFaces, batch_size: int, clip_length: int) -> list[np.ndarray]:
+    """Rows of each forward pass: some faces, or the frames of a clip."""
+    if clip_length > 1 and faces.sequences is not None:
+        return [clip.rows for clip in fixed_stride_clips(faces.sequences, clip_length)]
+    rows = np.arange(len(faces))
+    return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+
+
+def _from_all(share: np.ndarray, processes: int) -> np.ndarray:
+    """Put the shares of all processes (N, m), 0 where they have none, together."""
     if processes == 1:
         return share
     shares: list[Any] = [None] * processes
     torch.distributed.all_gather_object(shares, share)
-    whole = np.empty((count, share.shape[1]), share.dtype)
-    for first, part in enumerate(shares):
-        whole[first::processes] = part
-    return whole
+    return np.sum(shares, axis=0, dtype=share.dtype)
 
 
 def _json_about(about: Mapping[str, Any]) -> dict[str, Any]:

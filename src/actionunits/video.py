@@ -37,6 +37,14 @@ ORIENTATIONS = {
 """What to do with a stored picture, by the signs of a, b, c, d of the display matrix: (x, y) goes to
 (a x + c y, b x + d y), y down (FFmpeg's libavutil/display.h)."""
 
+ROTATIONS = {
+    90: Image.Transpose.ROTATE_90,
+    -90: Image.Transpose.ROTATE_270,
+    180: Image.Transpose.ROTATE_180,
+    -180: Image.Transpose.ROTATE_180,
+}
+"""The same by degrees counter-clockwise, where the matrix itself is out of reach."""
+
 ENCODERS = {"libx264": {"crf": "20"}, "mpeg4": {"b": "8000000"}}
 """Of these the first that PyAV was built with writes the annotated video, with these options."""
 
@@ -299,7 +307,11 @@ def _time(timed: Any, start: Fraction) -> Fraction | None:
 def _upright(frame: Any) -> Image.Image:
     """Return a decoded frame as it is meant to be seen."""
     picture = frame.to_image()
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # beside the matrix lies a kind of data that PyAV has no name for, such as EXIF
+        how = ROTATIONS.get(frame.rotation)
+        return picture if how is None else picture.transpose(how)
     if matrix is None:
         return picture
     signs = np.sign(np.frombuffer(bytes(matrix)[:36], dtype=np.int32)[[0, 1, 3, 4]])

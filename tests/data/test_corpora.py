@@ -160,7 +160,7 @@ def test_disfa_frame_without_points_takes_its_known_substitute(own, monkeypatch)
     root = own("disfa")
     (root / "Landmark_Points" / "SN003" / "tmp_frame_lm" / "SN003_0004_lm.mat").unlink()
     monkeypatch.setattr(disfa, "MISSING_POINTS", {("SN003", 5): 4})
-    points = {r.subject: r.landmarks() for r in CORPORA["disfa"].recordings(root, [1])}["SN003"]
+    points = {r.subject: r.landmarks([]) for r in CORPORA["disfa"].recordings(root, [1])}["SN003"]
     np.testing.assert_array_equal(points[5], points[4])
     assert disfa.MISSING_POINTS != {}
 
@@ -390,3 +390,51 @@ def test_unknown_names_are_answered_with_the_known_ones():
         load_corpus("bp5d", ".")
     with pytest.raises(WrongCorpusError, match="is no folder"):
         load_corpus("bp4d", "/nowhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "lost"),
+    [
+        ("bp4d", "2DFeatures/F001_T1.mat", 4),
+        ("disfa", "Landmark_Points/SN001/tmp_frame_lm/SN001_0000_lm.mat", 1),
+        ("gft", "landmarks/001A.csv", 5),
+    ],
+)
+def test_a_broken_file_of_points_costs_its_points_alone(name, file, lost, own, load, caplog):
+    root = own(name)
+    whole = root / file
+    whole.write_bytes(b"half a file" * 9)
+    rows = load(name, root=root, split="full")
+    assert sum(not row["landmarks"] for row in rows) == lost and file.split("/")[-1] in caplog.text
+    report = CORPORA[name].check(root)
+    assert any(file in problem for problem in report.problems) and report.usable
+    whole.unlink()
+    without = load(name, root=root, split="full")
+    assert rows["frame"][:] == without["frame"][:] and rows["occurrence"][:] == without["occurrence"][:]
+
+
+def test_siblings_are_told_apart(discs):
+    for name, other in (("bp4d", "bp4d_plus"), ("bp4d_plus", "bp4d")):
+        with pytest.raises(WrongCorpusError, match="but its sibling, which has [FM]"):
+            CORPORA[name].recognize(discs / other)
+
+
+def test_bytes_that_are_no_text_name_their_file(own):
+    files = {"bp4d": "AUCoding/AU_OCC/F001_T1.csv", "disfa": "ActionUnit_Labels/SN001/SN001_au1.txt"}
+    for name, file in files.items():
+        root = own(name)
+        for content in (b"\x00\xff\xfe" * 9, b""):
+            (root / file).write_bytes(content)
+            try:
+                problems = CORPORA[name].check(root).problems
+            except ValueError as error:
+                problems = [str(error)]
+            assert any(file in problem for problem in problems)
+
+
+@pytest.mark.parametrize("name", ["bp4d", "fec", "ms_celeb"])
+def test_the_check_opens_pictures(name, own):
+    root = own(name)
+    first = min(root.rglob("*.jpg"))
+    first.write_bytes(first.read_bytes()[:200])
+    assert any(str(first) in problem for problem in CORPORA[name].check(root).problems)

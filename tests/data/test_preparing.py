@@ -36,7 +36,7 @@ def test_faces_lie_where_the_alignment_puts_them(prepare, disc):
     assert (len(faces), faces.scheme, faces.aligned_size) == (48, "ibug49", 200)
     assert faces.pictures[[0, 5]].shape == (2, 240, 240, 3) and faces.pictures[3].dtype == np.uint8
     recording = next(iter(CORPORA["bp4d"].recordings(disc, [1])))
-    points = recording.landmarks()[2441]
+    points = recording.landmarks([])[2441]
     alignment = level_eyes(points, size=200)
     np.testing.assert_allclose(faces.landmarks[1], alignment.transform(points) + 20, atol=1e-3)
     sample = faces[1]  # the stored alignment takes the margin off again

@@ -8,6 +8,11 @@ from pathlib import Path
 
 sys.path += [str(Path(__file__).parents[2] / "training")]
 
+import datasets  # noqa: F401  (what runs import when they need it, the fork server imports once)
+import pyarrow.parquet  # noqa: F401
+import scipy.io  # noqa: F401
+import transformers.models.auto.modeling_auto  # noqa: F401
+
 import network_training
 import train
 

@@ -6,8 +6,8 @@ each time resumed by the same command. Points count from the start of each proce
 
 import json
 import multiprocessing
+import os
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +33,13 @@ CHAINS = {
 
 
 @pytest.fixture(scope="module")
-def start(corpus, tmp_path_factory):
+def start(corpus, tmp_path_factory, request):
     """Run the tiny recipe into a folder, in a process that starts with everything imported; its exit code."""
-    sys.path.append(str(Path(__file__).parent))
+    here = str(Path(__file__).parent)
+    patch = pytest.MonkeyPatch()
+    request.addfinalizer(patch.undo)
+    patch.syspath_prepend(here)
+    patch.setenv("PYTHONPATH", here, prepend=os.pathsep)  # all that Python 3.11's fork server goes by
     import runs_apart
 
     processes = multiprocessing.get_context("forkserver")

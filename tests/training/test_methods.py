@@ -100,6 +100,7 @@ def test_recipes_train(path, train, corpus, cache, beginnings, tmp_path):
 def test_variants_of_a_recipe_are_the_entries_of_the_papers_tables(stem, entries):
     path = ROOT / "training" / "recipes" / f"{stem}.yaml"
     recipes = [load_recipe(path, variant=variant) for variant in ("", *load_variants(path))]
+    recipes = [recipe for recipe in recipes if not recipe.crossing]
     networks = [network for recipe in recipes for network in recipe.networks.values()]
     not_the_papers = ("backbone_name_or_path", "expert_dropout")
     values = [{k: v for k, v in network.config.items() if k not in not_the_papers} for network in networks]

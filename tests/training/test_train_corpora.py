@@ -87,3 +87,19 @@ def test_a_corpus_prepared_at_another_size_is_refused(train_on, tmp_path):
     prepare_corpus("bp4d", tmp_path / "disc", tmp_path / "out", aligned_size=64, workers=1)
     with pytest.raises(ValueError, match="holds faces of 64 pixels, the recipe wants 200"):
         train_on("gda-bp4d", tmp_path / "out", [*GDA, "split.fold=1"])
+
+
+def test_a_crossing_trains_on_everybody_and_is_measured_on_the_other_corpus(
+    train_on, prepared, evaluate, tmp_path
+):
+    settings = [f"networks.ac2d.config={json.dumps(TINY_AC2D)}"]
+    settings += ["geometry={aligned_size: 200, crop_size: 176, input_size: 48}"]
+    run = train_on("ac2d-bp4d+", prepared("bp4d"), settings)
+    assert not list(run.glob("metrics-*")) and json.loads((run / "model" / "metrics.json").read_text()) == {}
+    model, out = str(run / "model"), tmp_path / "measured"
+    data = str(prepared("bp4d_plus"))
+    evaluate.main(["--model", model, model, "--data", data, "--split", "full", "--output", str(out)])
+    report = json.loads((out / "metrics-full.json").read_text())
+    assert report["paper"]["table"] == "AC2D, Table 4" and report["paper"]["mean"] == 57.5
+    assert report["folds"] == 2 and report["pictures"] == 2 * 48
+    assert report["thresholds_from"] == "the training people"

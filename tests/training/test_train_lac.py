@@ -11,7 +11,10 @@ from transformers import AutoModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import network_training
-from actionunits.data import prepare_synthetic
+from actionunits.data import prepare_corpus, prepare_synthetic
+from actionunits.data.corpora import CORPORA
+from actionunits.evaluation import predict_scores
+from actionunits.image_processing_au import AUImageProcessor
 from actionunits.models.lac import LacConfig, LacForAUDetection
 from recipe import load_recipe
 
@@ -109,3 +112,28 @@ def test_variants_are_the_ablations(variant):
     assert LacConfig(**asked).to_dict() == LacConfig(**asked | ABLATIONS[variant]).to_dict()
     assert recipe.learning_rate == pytest.approx(1e-4)
     assert recipe.paper.mean > 60
+
+
+def test_recordings_of_a_prepared_corpus_are_its_sequences_and_measured_clip_by_clip(tmp_path):
+    CORPORA["bp4d"].write_tiny(tmp_path / "disc")
+    faces = prepare_corpus("bp4d", tmp_path / "disc", tmp_path / "out", aligned_size=64).faces.select(
+        range(8)
+    )
+    names = network_training.sequence_names(faces)
+    assert names.tolist() == ["F001/T1"] * 4 + ["F001/T2"] * 4
+    torch.manual_seed(0)
+    model = LacForAUDetection(
+        LacConfig(backbone_config=BACKBONE, hidden_size=8, clip_length=3, aus=list(faces.aus))
+    ).eval()
+    size = {"height": 48, "width": 48}
+    processor = AUImageProcessor(aligned_size=64, crop_size=size, size=size, aus=list(faces.aus))
+    scores = predict_scores(model, processor, faces)
+    for rows in ([0, 1, 2], [3], [4, 5, 6], [7]):
+        inputs = processor(
+            [faces.picture(row) for row in rows], landmarks=list(faces.landmarks[rows]), return_tensors="pt"
+        )
+        with torch.no_grad():
+            expected = model(inputs["pixel_values"][None]).logits.sigmoid()[0].numpy()
+            alone = model(inputs["pixel_values"]).logits.sigmoid().numpy()
+        np.testing.assert_allclose(scores[rows], expected, atol=1e-6)
+        assert len(rows) == 1 or not np.allclose(alone, expected, atol=1e-6)

@@ -45,6 +45,8 @@ class AlignedFaces(Dataset):
         people: (N,) names of the persons.
         groups: What else is known of each person, such as "sex", each (N,).
         skipped: Pictures that could not be read, and why.
+        sequences: (N,) names of the recordings whose frames the faces are, in order of time; None where they
+            are of none.
     """
 
     pictures: np.ndarray
@@ -59,6 +61,7 @@ class AlignedFaces(Dataset):
     people: np.ndarray
     groups: dict[str, np.ndarray]
     skipped: tuple[str, ...] = ()
+    sequences: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -91,6 +94,7 @@ class AlignedFaces(Dataset):
             intensities=None if self.intensities is None else self.intensities[indices],
             people=self.people[indices],
             groups={name: values[indices] for name, values in self.groups.items()},
+            sequences=None if self.sequences is None else self.sequences[indices],
         )
 
     def with_aus(self, aus: Sequence[int]) -> AlignedFaces:

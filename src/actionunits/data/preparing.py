@@ -333,10 +333,15 @@ def _as_faces(rows: Any, manifest: dict[str, Any]) -> AlignedFaces:
         aus=tuple(manifest["aus"]),
         occurrence=_numbers(rows, "occurrence", np.int8).reshape(count, m),
         intensities=intensities.reshape(count, m) if len(intensities) else None,
-        people=np.asarray(rows["subject"][:]),
+        people=_text(rows, "subject"),
         groups={name: np.asarray(rows[name][:]) for name in rows.column_names if name not in fixed},
         skipped=tuple(manifest["skipped"]),
+        sequences=np.char.add(np.char.add(_text(rows, "subject"), "/"), _text(rows, "sequence")),
     )
+
+
+def _text(rows: Any, name: str) -> np.ndarray:
+    return np.asarray(rows[name][:], dtype=str)
 
 
 def _numbers(rows: Any, name: str, dtype: Any) -> np.ndarray:

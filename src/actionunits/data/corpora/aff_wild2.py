@@ -87,7 +87,7 @@ Aff-Wild2/
                 frames=frames,
                 codes=codes,
                 pictures=next((pictures for pictures in candidates if pictures), {}),
-                landmarks=lambda name=path.stem: read_landmarks(root, name),  # type: ignore[misc]
+                landmarks=lambda problems, name=path.stem: read_landmarks(root, name, problems),  # type: ignore[misc]
                 split=SPLITS[path.parent.name],
                 source=str(path),
             )

@@ -44,7 +44,8 @@ class Recording:
         frames: (n,) numbers of the labelled frames, in the corpus' own counting.
         codes: (n, m) numbers as the label files have them.
         pictures: Frame number to picture file; frames may lack.
-        landmarks: Reads frame number to (L, 2) points; called only when points are wanted.
+        landmarks: Reads frame number to (L, 2) points; called only when points are wanted. What is wrong with
+            a file of points goes into the list that it is given; its frames have none.
         split: The official partition it belongs to, "" where the corpus has none.
         source: The label file, for messages.
     """
@@ -54,7 +55,7 @@ class Recording:
     frames: np.ndarray
     codes: np.ndarray
     pictures: dict[int, Path]
-    landmarks: Callable[[], dict[int, np.ndarray]] = dict
+    landmarks: Callable[[list[str]], dict[int, np.ndarray]] = lambda problems: {}
     split: str = ""
     source: str = ""
 
@@ -248,10 +249,10 @@ class AUCorpus(Corpus):
     def rows(self, root: Path, selection: Selection) -> Iterator[dict[str, Any]]:
         """One dictionary a frame that has a picture and, among the chosen AUs, a label."""
         listed = self.listed_frames(root, selection.frames)
-        without_picture = 0
+        without_picture, broken = 0, list[str]()
         for recording in self.recordings(root, selection.aus):
             occurrence, intensities = self.labels(recording, selection.min_intensity)
-            points = recording.landmarks()
+            points = recording.landmarks(broken)
             for i in self.chosen(recording, occurrence, listed):
                 frame = int(recording.frames[i])
                 if frame not in recording.pictures:
@@ -270,6 +271,8 @@ class AUCorpus(Corpus):
                 }
         if without_picture:
             logger.warning("%s: left out %d labelled frames without a picture", self.name, without_picture)
+        if broken:
+            logger.warning("%s: %d broken files of points; the first: %s", self.name, len(broken), broken[0])
 
     def labels(self, recording: Recording, min_intensity: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Occurrence (n, m) int8 and intensities (n, m) in [0, 1] or None, both with `UNKNOWN`.
@@ -318,7 +321,7 @@ class AUCorpus(Corpus):
         return np.flatnonzero([key in listed for key in keys])
 
     def check(self, root: Path, folds_file: str | Path | None = None) -> CheckReport:
-        """Count subjects, recordings, frames, pictures and landmarks; open one picture of each recording."""
+        """Count subjects, recordings, frames, pictures and landmarks; open three pictures a recording."""
         from actionunits.data.corpora.checking import check_frames
 
         self.recognize(Path(root))

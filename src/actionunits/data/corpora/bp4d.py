@@ -10,7 +10,7 @@ import numpy as np
 
 from actionunits.action_units import CORPUS_AUS
 from actionunits.data.corpora import tiny
-from actionunits.data.corpora.base import AUCorpus, Published, Recording
+from actionunits.data.corpora.base import AUCorpus, Published, Recording, WrongCorpusError
 from actionunits.data.corpora.reading import (
     first_folder,
     index_pictures,
@@ -18,6 +18,7 @@ from actionunits.data.corpora.reading import (
     read_au_table,
     read_landmarks,
 )
+from actionunits.data.protocols import PROTOCOLS
 from actionunits.landmarks import reduce_landmarks
 
 LABELS = ("AUCoding/AU_OCC", "AU_OCC", "AUCoding")
@@ -78,8 +79,16 @@ BP4D/
     tiny_tasks = ("T1", "T2")
 
     def recognize(self, root: Path) -> None:
-        """Raise `WrongCorpusError` unless there are files such as AUCoding/AU_OCC/F001_T1.csv."""
-        self.require(root, self.label_files(root), "AUCoding/AU_OCC/F001_T1.csv or the like")
+        """Raise `WrongCorpusError` unless there are files such as AUCoding/AU_OCC/F001_T1.csv of it."""
+        files = self.label_files(root)
+        self.require(root, files, "AUCoding/AU_OCC/F001_T1.csv or the like")
+        if sign := self.sign_of_sibling(files):
+            raise WrongCorpusError(f"{root} does not hold {self.title}, but its sibling, which has {sign}.")
+
+    def sign_of_sibling(self, files: Sequence[Path]) -> str:
+        """A label file's name that only BP4D+ has, "" if there is none: BP4D ends with F023 and M018."""
+        own, others = (set().union(*PROTOCOLS[name].groups.values()) for name in ("bp4d", "bp4d_plus"))
+        return next((path.name for path in files if path.name[:4] in others - own), "")
 
     def label_files(self, root: Path) -> list[Path]:
         """The CSV files, in order."""
@@ -97,7 +106,7 @@ BP4D/
                 frames=frames,
                 codes=codes,
                 pictures=self._pictures(root, subject, task),
-                landmarks=lambda name=path.stem: _points(root, name),  # type: ignore[misc]
+                landmarks=lambda problems, name=path.stem: _points(root, name, problems),  # type: ignore[misc]
                 source=str(path),
             )
 
@@ -163,18 +172,23 @@ class Bp4dPlus(Bp4d):
     tiny_subjects = ("F001", "F002", "M003", "M004", "F074", "F037")  # people of every fold of FMAE-IAT
     tiny_tasks = ("T1", "T6")
 
+    def sign_of_sibling(self, files: Sequence[Path]) -> str:
+        """A label file's name that only BP4D has: of its people alone, and T2 to T5, which it codes."""
+        if super().sign_of_sibling(files):
+            return ""
+        tasks = ("T2", "T3", "T4", "T5")
+        return next((path.name for path in files if path.stem.partition("_")[2] in tasks), "")
 
-def _points(root: Path, name: str) -> dict[int, np.ndarray]:
+
+def _points(root: Path, name: str, problems: list[str]) -> dict[int, np.ndarray]:
     """The points of a recording; frames where the tracker failed have none."""
     folder = first_folder(root, POINTS)
     path = folder / f"{name}.mat" if folder else None
     if path is None or not path.is_file():
-        return read_landmarks(root, name)
-    variables = load_mat(path)
-    if "fit" not in variables:
-        raise ValueError(f"{path} has no variable `fit`, but {[v for v in variables if v[0] != '_']}.")
+        return read_landmarks(root, name, problems)
+    fits = load_mat(path, "fit", problems)
     found = {}
-    for position, fit in enumerate(np.atleast_1d(variables["fit"]), start=1):
+    for position, fit in enumerate(() if fits is None else np.atleast_1d(fits), start=1):
         points = np.asarray(getattr(fit, "pred", ()), np.float64)
         if points.shape == (49, 2) and np.isfinite(points).all():
             found[int(getattr(fit, "frame", position))] = points - 1

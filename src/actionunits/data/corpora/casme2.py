@@ -79,7 +79,7 @@ CASME2/
                 frames=np.array([frame]),
                 codes=codes[None],
                 pictures=next((pictures for pictures in candidates if pictures), {}),
-                landmarks=lambda name=f"{subject}_{clip}": read_landmarks(root, name),  # type: ignore[misc]
+                landmarks=lambda problems, name=f"{subject}_{clip}": read_landmarks(root, name, problems),  # type: ignore[misc]
                 source=f"{sheet}, row {number}",
             )
 

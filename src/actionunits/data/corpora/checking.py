@@ -22,7 +22,7 @@ SHOWN = 3  # examples of a problem
 
 
 def check_frames(corpus: AUCorpus, root: Path, folds_file: str | Path | None = None) -> CheckReport:
-    """Count subjects, recordings, frames, pictures and landmarks; open one picture of each recording."""
+    """Count subjects, recordings, frames, pictures and landmarks; open three pictures of each recording."""
     lists: dict[str, set | None] = {"all": None}
     lists |= {
         name: corpus.listed_frames(root, name) for name in corpus.frame_lists if _has_list(corpus, root, name)
@@ -42,13 +42,15 @@ def check_frames(corpus: AUCorpus, root: Path, folds_file: str | Path | None = N
         for name, counter in listed.items():
             counter[recording.subject] += len(corpus.chosen(recording, occurrence, lists[name]))
         frames = recording.frames[corpus.chosen(recording, occurrence, None)].tolist()
-        points = recording.landmarks()
+        points = recording.landmarks(broken)
         pictured = [frame for frame in frames if frame in recording.pictures]
         found["recordings"] += 1
         found["labelled frames"] += len(frames)
         found["frames with a picture"] += len(pictured)
         found["frames with landmarks"] += sum(frame in points for frame in pictured)
-        broken += try_picture(recording, pictured, points)
+        broken += try_pictures(recording, pictured, points)
+        if not len(recording.frames):
+            broken.append(f"{recording.source} labels no frame")
         splits.add(recording.split)
     subjects = sorted(subject for subject, count in listed["all"].items() if count)
     report = CheckReport(corpus.name, str(root))
@@ -107,20 +109,23 @@ def shortfalls(found: dict[str, int]) -> list[str]:
     return problems
 
 
-def try_picture(recording: Recording, frames: Sequence[int], points: dict[int, np.ndarray]) -> list[str]:
-    """Open the middle picture of a recording and see whether its landmarks lie in it."""
-    if not frames:
-        return []
-    frame = frames[len(frames) // 2]
-    path = recording.pictures[frame]
+def try_pictures(recording: Recording, frames: Sequence[int], points: dict[int, np.ndarray]) -> list[str]:
+    """Open the first, middle and last picture of a recording; what is wrong with them or their landmarks."""
+    chosen = sorted({frames[0], frames[len(frames) // 2], frames[-1]}) if frames else []
+    found = (try_picture(recording.pictures[frame], points.get(frame)) for frame in chosen)
+    return [problem for problem in found if problem]
+
+
+def try_picture(path: Path, points: np.ndarray | None = None) -> str:
+    """What is wrong with a picture, or with landmarks (L, 2) that should lie in it; "" if nothing is."""
     try:
         with Image.open(path) as picture:
             picture.load()
-            if frame in points:
-                check_inside(points[frame], *picture.size)
+            if points is not None:
+                check_inside(points, *picture.size)
     except (OSError, SyntaxError, ValueError) as error:
-        return [f"{path}: {error}"]
-    return []
+        return f"{path}: {error}"
+    return ""
 
 
 def first_of(problems: list[str]) -> list[str]:

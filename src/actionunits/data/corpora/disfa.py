@@ -11,7 +11,7 @@ import numpy as np
 from actionunits.action_units import CORPUS_AUS
 from actionunits.data.corpora import tiny
 from actionunits.data.corpora.base import AUCorpus, Published, Recording
-from actionunits.data.corpora.reading import index_pictures, load_mat, read_landmarks
+from actionunits.data.corpora.reading import index_pictures, load_mat, naming, read_landmarks
 from actionunits.landmarks import reduce_landmarks
 
 CODED = (1, 2, 4, 5, 6, 9, 12, 15, 17, 20, 25, 26)
@@ -89,7 +89,7 @@ DISFA/
                 frames=frames,
                 codes=codes,
                 pictures=next((pictures for pictures in candidates if pictures), {}),
-                landmarks=lambda subject=subject: _points(root, subject),  # type: ignore[misc]
+                landmarks=lambda problems, subject=subject: _points(root, subject, problems),  # type: ignore[misc]
                 source=str(folder),
             )
 
@@ -121,7 +121,10 @@ def _intensities(folder: Path, aus: Sequence[int]) -> tuple[np.ndarray, np.ndarr
         path = folder / f"{folder.name}_au{au}.txt"
         if not path.is_file():
             raise ValueError(f"{path} is missing; DISFA codes the action units {list(CODED)}.")
-        table = np.loadtxt(path, delimiter=",", dtype=np.int64, ndmin=2)
+        if not path.stat().st_size:
+            raise ValueError(f"{path} is empty; copy it again.")
+        with naming(path):
+            table = np.loadtxt(path, delimiter=",", dtype=np.int64, ndmin=2)
         if columns and not np.array_equal(table[:, 0], frames):
             raise ValueError(f"{path} labels other frames than the files before it; copy it again.")
         frames = table[:, 0]
@@ -129,7 +132,7 @@ def _intensities(folder: Path, aus: Sequence[int]) -> tuple[np.ndarray, np.ndarr
     return frames, np.stack(columns, axis=1)
 
 
-def _points(root: Path, subject: str) -> dict[int, np.ndarray]:
+def _points(root: Path, subject: str, problems: list[str]) -> dict[int, np.ndarray]:
     """Frame to 66 points; numbers that begin at 0 are shifted by one."""
     files = {
         int(match[1]): path
@@ -137,10 +140,11 @@ def _points(root: Path, subject: str) -> dict[int, np.ndarray]:
         if (match := _POINT_FILE.fullmatch(path.name))
     }
     if not files:
-        return read_landmarks(root, subject)
+        return read_landmarks(root, subject, problems)
     shift = 1 if 0 in files else 0
+    loaded = {frame: load_mat(path, "pts", problems) for frame, path in files.items()}
     points = {
-        frame + shift: np.asarray(load_mat(path)["pts"], np.float64) - 1 for frame, path in files.items()
+        frame + shift: np.asarray(pts, np.float64) - 1 for frame, pts in loaded.items() if pts is not None
     }
     for (person, frame), substitute in MISSING_POINTS.items():
         if person == subject and frame not in points and substitute in points:

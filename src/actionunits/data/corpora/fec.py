@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 
 from actionunits.data.corpora import tiny
 from actionunits.data.corpora.base import CheckReport, Corpus, Published, Selection
-from actionunits.data.corpora.checking import compare, judge_rows
+from actionunits.data.corpora.checking import compare, first_of, judge_rows, try_picture
+from actionunits.data.corpora.reading import naming
 
 FILES = {
     "train": "faceexp-comparison-data-train-public.csv",
@@ -22,6 +23,7 @@ FILES = {
 }
 FOLDERS = (".", "FEC_dataset")
 PICTURES = "images"
+OPENED = 100  # pictures that the check opens
 TYPES = ("ONE_CLASS_TRIPLET", "TWO_CLASS_TRIPLET", "THREE_CLASS_TRIPLET")
 
 
@@ -92,7 +94,7 @@ FEC/
                     yield triplet
 
     def check(self, root: Path, folds_file: str | Path | None = None) -> CheckReport:
-        """Count triplets and those with all pictures."""
+        """Count triplets and those with all pictures; open some hundred pictures."""
         root = Path(root)
         self.recognize(root)
         report, found = CheckReport(self.name, str(root)), Counter[str]()
@@ -103,6 +105,9 @@ FEC/
                 found.update(
                     {f"triplets, {triplet['split']}": 1, "triplets with three pictures": int(complete)}
                 )
+        step = max(1, len(present) // OPENED)
+        opened = [try_picture(root / PICTURES / name) for name in sorted(present)[::step]]
+        report.problems += first_of([problem for problem in opened if problem])
         triplets = sum(count for name, count in found.items() if name.startswith("triplets, "))
         report.found = {**found, "pictures": len(present), "usable": found["triplets with three pictures"]}
         if missing := triplets - found["triplets with three pictures"]:
@@ -133,7 +138,7 @@ def read_triplets(path: Path, pictures: Path) -> Iterator[dict[str, Any]]:
         ValueError: A row has no form of a triplet.
     """
     split = "train" if "train" in path.name else "test"
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with naming(path), path.open(newline="", encoding="utf-8-sig") as file:
         for number, row in enumerate(csv.reader(file), start=1):
             try:
                 votes = [int(cell) for cell in row[17::2] if cell.strip()]

@@ -67,7 +67,9 @@ DIR/
                     frames=np.array([frame]),
                     codes=np.array([[float(cell) if cell else UNKNOWN for cell in cells]]),
                     pictures={frame: picture} if picture.is_file() else {},
-                    landmarks=lambda frame=frame, points=points: {} if points is None else {frame: points},  # type: ignore[misc]
+                    landmarks=lambda problems, frame=frame, points=points: (
+                        {} if points is None else {frame: points}
+                    ),  # type: ignore[misc]
                     split=row.get("split") or "",
                     source=f"{root / TABLE}, row {number}",
                 )

@@ -81,7 +81,7 @@ GFT/
                 frames=frames,
                 codes=codes,
                 pictures=next((pictures for pictures in candidates if pictures), {}),
-                landmarks=lambda subject=subject: read_landmarks(root, subject),  # type: ignore[misc]
+                landmarks=lambda problems, subject=subject: read_landmarks(root, subject, problems),  # type: ignore[misc]
                 split=split,
                 source=str(path),
             )

@@ -10,13 +10,14 @@ from typing import Any
 
 from actionunits.data.corpora import tiny
 from actionunits.data.corpora.base import CheckReport, Corpus, Published, Selection
-from actionunits.data.corpora.checking import compare, first_of, judge_rows
-from actionunits.data.corpora.reading import first_folder
+from actionunits.data.corpora.checking import compare, first_of, judge_rows, try_picture
+from actionunits.data.corpora.reading import first_folder, naming
 
 LIST = "MS-Celeb-1M_clean_list.txt"
 TABLE = "FaceImageCroppedWithAlignment.tsv"
 PICTURES = ("FaceImageCroppedWithAlignment", "images", ".")
 LOOKED_FOR = 1000  # pictures whose files the check looks for, evenly over the list
+OPENED = 100  # of them
 
 
 class MsCeleb(Corpus):
@@ -73,7 +74,7 @@ MS-Celeb-1M/
             }
 
     def check(self, root: Path, folds_file: str | Path | None = None) -> CheckReport:
-        """Count the list's people and pictures, and look for a thousand of its files."""
+        """Count the list's people and pictures, look for a thousand of its files and open a hundred."""
         root = Path(root)
         self.recognize(root)
         people, pictures = set(), 0
@@ -92,7 +93,8 @@ MS-Celeb-1M/
             "files found": len(sample) - len(missing),
             "usable": len(sample) - len(missing),
         }
-        report.problems = first_of(missing)
+        broken = [try_picture(path) for path in sample[:: max(1, len(sample) // OPENED)] if path.is_file()]
+        report.problems = first_of(missing) + first_of([problem for problem in broken if problem])
         if missing and (root / TABLE).is_file():
             report.problems.append(
                 f"{TABLE} is there: `actionunits corpus extract ms_celeb {root}` writes its pictures"
@@ -115,7 +117,7 @@ MS-Celeb-1M/
 
 def read_list(path: Path) -> Iterator[tuple[str, int]]:
     """(path of the picture, number of the person) of every line."""
-    with path.open(encoding="utf-8") as file:
+    with naming(path), path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             name, _, label = line.strip().rpartition(" ")
             if not name:

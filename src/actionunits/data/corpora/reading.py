@@ -6,6 +6,7 @@ import csv
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -32,7 +33,7 @@ def read_au_table(path: Path, aus: Sequence[int], frame_column: bool = True) -> 
     Raises:
         ValueError: A column is missing or a cell is no whole number; the message names the file.
     """
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with naming(path), path.open(newline="", encoding="utf-8-sig") as file:
         rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
     if not rows:
         return np.empty(0, np.int64), np.empty((0, len(aus)), np.int64)
@@ -84,31 +85,54 @@ def first_folder(root: Path, candidates: Sequence[str]) -> Path | None:
     return next((root / name for name in candidates if (root / name).is_dir()), None)
 
 
-def read_landmarks(root: Path, sequence: str) -> dict[int, np.ndarray]:
+def read_landmarks(root: Path, sequence: str, problems: list[str]) -> dict[int, np.ndarray]:
     """Points from `landmarks/SEQUENCE.csv`: a header, then frame, x0, y0, x1, y1, ... of every frame.
 
     This is the package's own form, for corpora that come without points: pixels of the picture, counted from
-    the centre of the upper left pixel, in any order that `actionunits.landmarks.SCHEMES` knows.
+    the centre of the upper left pixel, in any order that `actionunits.landmarks.SCHEMES` knows. A file that
+    is something else has no points; what is wrong with it goes into `problems`.
     """
     path = root / "landmarks" / f"{sequence}.csv"
     if not path.is_file():
         return {}
-    table = np.loadtxt(path, delimiter=",", skiprows=1, ndmin=2)
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            table = np.array([[float(cell) for cell in row] for row in list(csv.reader(file))[1:]], ndmin=2)
+    except (ValueError, csv.Error) as error:
+        problems.append(f"{path} is no table of points: {error}")
+        return {}
     if table.shape[1] // 2 not in _SIZES or table.shape[1] % 2 == 0:
-        raise ValueError(
-            f"{path} has {table.shape[1]} columns; frame and x, y of {sorted(_SIZES)} points are known."
+        problems.append(
+            f"{path} has {table.shape[1]} columns; frame and x, y of {sorted(_SIZES)} points are known"
         )
+        return {}
     return {int(row[0]): row[1:].reshape(-1, 2) for row in table}
 
 
-def load_mat(path: Path) -> dict[str, Any]:
-    """The variables of a MATLAB file."""
+def load_mat(path: Path, variable: str, problems: list[str]) -> Any:
+    """A variable of a MATLAB file; None where the file is broken, which goes into `problems`."""
     from scipy.io import loadmat  # a dependency of scikit-image
 
     try:
-        return loadmat(str(path), squeeze_me=True, struct_as_record=False)
-    except NotImplementedError as error:  # version 7.3 is HDF5
-        raise ValueError(f"{path} is a MATLAB file of version 7.3; save it with -v7.") from error
+        variables = loadmat(str(path), squeeze_me=True, struct_as_record=False)
+    except NotImplementedError:  # version 7.3 is HDF5
+        problems.append(f"{path} is a MATLAB file of version 7.3; save it with -v7")
+    except Exception as error:  # SciPy's reader fails on a broken file in whatever way
+        problems.append(f"{path} is no MATLAB file that SciPy can read: {error}")
+    else:
+        if variable in variables:
+            return variables[variable]
+        problems.append(f"{path} has no variable `{variable}`, but {[v for v in variables if v[0] != '_']}")
+    return None
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file where its bytes are no text, which Python's own message does not."""
+    try:
+        yield
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no text file: {error}; copy it again.") from error
 
 
 def read_frame_list(path: Path) -> Iterator[tuple[str, str, int]]:
