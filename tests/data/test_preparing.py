@@ -7,13 +7,15 @@ import subprocess
 import sys
 import time
 
+import datasets
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
 
 from actionunits.alignment import level_eyes
 from actionunits.data.corpora import CORPORA
-from actionunits.data.preparing import open_prepared, prepare_corpus, read_manifest
+from actionunits.data.preparing import is_prepared, open_prepared, prepare_corpus, read_manifest
 
 
 @pytest.fixture
@@ -47,6 +49,23 @@ def test_faces_lie_where_the_alignment_puts_them(prepare, disc):
         expected = np.asarray(alignment.warp(photo), float)
     got = faces.pictures[1][20:-20, 20:-20].astype(float)
     assert np.abs(got - expected).mean() < 2  # JPEG
+
+
+def test_it_is_read_from_an_object_store_as_from_a_folder(prepare, tmp_path, monkeypatch):
+    """fsspec's memory stands for the store."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    here = prepare()
+    store = fsspec.filesystem("memory")
+    for file in (tmp_path / "out").glob("*.*"):
+        store.pipe(f"/bucket/bp4d/{file.name}", file.read_bytes())
+    try:
+        there = open_prepared("memory://bucket/bp4d")
+        assert is_prepared("memory://bucket/bp4d") and not is_prepared("memory://bucket")
+        np.testing.assert_array_equal(here.faces.pictures[[0, 7, 30]], there.faces.pictures[[0, 7, 30]])
+        np.testing.assert_array_equal(here.faces.occurrence, there.faces.occurrence)
+        assert list(here.faces.people) == list(there.faces.people)
+    finally:
+        store.rm("/bucket", recursive=True)
 
 
 def test_the_collator_takes_prepared_faces(prepare):

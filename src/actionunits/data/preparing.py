@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 from tqdm import tqdm
 
@@ -31,6 +33,7 @@ from actionunits.data.aligned_faces import AlignedFaces, check_people_apart
 from actionunits.data.corpora import get_corpus, load_corpus
 from actionunits.data.corpora.base import AUCorpus
 from actionunits.data.protocols import refine, split_rows
+from actionunits.data.synthetic import read_manifest
 from actionunits.landmarks import check_inside, check_landmarks, get_scheme, reduce_landmarks
 from actionunits.pictures import load_picture
 
@@ -204,13 +207,16 @@ def prepare_corpus(
 def open_prepared(folder: str | Path) -> PreparedCorpus:
     """A corpus that `prepare_corpus` wrote.
 
+    Args:
+        folder: Its folder, or the URL of an object store that fsspec knows (s3://bucket/prepared), where its
+            files were copied to; they are fetched into the cache of `datasets`.
+
     Raises:
         FileNotFoundError: There is none, or its preparation was interrupted.
         ValueError: No face is in it.
     """
     import datasets
 
-    folder = Path(folder)
     manifest = read_manifest(folder)
     if "faces" not in manifest:
         raise FileNotFoundError(
@@ -221,18 +227,14 @@ def open_prepared(folder: str | Path) -> PreparedCorpus:
         raise ValueError(
             f"{folder} holds no face: all {manifest['rows']} frames were left out; the first: {first}"
         )
-    files = [str(path) for path in sorted(folder.glob("faces-*-of-*.parquet"))]
-    rows = datasets.Dataset.from_parquet(files, cache_dir=str(folder / "cache"))
+    system, path = url_to_fs(str(folder))
+    files = [system.unstrip_protocol(file) for file in sorted(system.glob(f"{path}/faces-*-of-*.parquet"))]
+    cache = {"cache_dir": str(Path(path) / "cache")} if isinstance(system, LocalFileSystem) else {}
+    rows = datasets.Dataset.from_parquet(files, **cache)
     columns = {name: np.asarray(rows[name][:]) for name in ("split", "sequence", "frame")}
     return PreparedCorpus(
         _as_faces(rows, manifest), columns["split"], columns["sequence"], columns["frame"], manifest
     )
-
-
-def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """What a preparation says of itself; empty where there is none."""
-    path = Path(folder) / "manifest.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def is_prepared(folder: str | Path) -> bool:
