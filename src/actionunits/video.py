@@ -48,6 +48,7 @@ ROTATIONS = {
 ENCODERS = {"libx264": {"crf": "20"}, "mpeg4": {"b": "8000000"}}
 """Of these the first that PyAV was built with writes the annotated video, with these options."""
 
+_TOLD_GAP = 1  # between the last frame's time and a promised end from which on a file is cut off [s]
 _TICKS = 1000  # of the clock of written videos, per second
 
 
@@ -118,8 +119,12 @@ class VideoReader:
         """Yield what is decoded, and what cannot be, as they come."""
         packets = 0
         start = Fraction(container.start_time or 0, self._av.time_base)
+        end: Fraction = Fraction(0)  # of pictures and sound [s]
         try:
-            for packet in container.demux(stream):
+            for packet in container.demux(stream, *container.streams.audio):
+                end = max(end, _time(packet, start) or end)
+                if packet.stream.index != stream.index:
+                    continue
                 packets += packet.size > 0  # the last one is empty, it flushes the decoder
                 try:
                     frames = packet.decode()
@@ -137,6 +142,8 @@ class VideoReader:
             missing = _promised(container, stream) - packets
             if missing > 0:
                 yield None, None, f"the file is cut off here, {missing} frames before its end"
+            elif (lost := _promised_end(container) - end) > _TOLD_GAP:
+                yield None, None, f"the file is cut off here, {float(lost):.1f} s before its end"
 
     @contextmanager
     def _open(self) -> Iterator[tuple[Any, Any]]:
@@ -322,6 +329,12 @@ def _upright(frame: Any) -> Image.Image:
 def _promised(container: Any, stream: Any) -> int:
     """Number of frames that the index at an MP4's head lists; 0 where there is no such list."""
     return stream.frames if "mp4" in container.format.name else 0
+
+
+def _promised_end(container: Any) -> Fraction:
+    """Time at which the head of a Matroska or WebM file says it ends [s]; 0 where there is no such head."""
+    is_told = "matroska" in container.format.name and container.duration is not None
+    return Fraction(container.duration, 1_000_000) if is_told else Fraction(0)
 
 
 def _count(container: Any, stream: Any) -> int | None:

@@ -98,7 +98,7 @@ def test_sizes_of_the_paper():
     assert encoder(picture).embeddings.shape == (1, 16)
     assert output.au_attentions.shape == (1, 12, 256, 256)
     assert embeddings.shape == (1, 12, 256)
-    assert parameters(encoder) == 22_592_784 + 32  # and the normalisation of the embedding
+    assert parameters(encoder) == 22_592_784
     assert parameters(encoder.trunk) == parameters(model.trunk) == 9_613_312
     assert parameters(model.classifiers) == 12 * 2_136_577
     assert parameters(model.feature_extractor) == 3_521_351
@@ -245,6 +245,19 @@ def test_the_encoder_is_saved_and_loaded(encoder, encoder_folder):
     torch.testing.assert_close(embeddings, encoder(pictures).embeddings)
     torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(2))
     assert [len(state) for state in loaded(pictures, output_hidden_states=True).hidden_states] == [2] * 4
+
+
+def test_embeddings_cannot_collapse_onto_one_point(encoder):
+    """Trained to do nothing but draw together, those of a batch stay around the origin."""
+    pictures = torch.randn(8, 3, 48, 48)
+    optimizer = torch.optim.SGD(encoder.train().parameters(), lr=1.0)
+    for _ in range(20):
+        loss = torch.pdist(encoder(pictures).embeddings).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
+        optimizer.step()
+    assert torch.pdist(encoder(pictures).embeddings).mean() > 0.5
 
 
 def test_triplet_loss_by_hand():

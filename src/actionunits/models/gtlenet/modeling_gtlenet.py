@@ -255,8 +255,9 @@ class GlobalExpressionEncoder(PreTrainedModel):
         )
         self.dropout = nn.Dropout(config.dropout)
         self.embedding = nn.Linear(channels, config.embedding_size)
-        # As InceptionResnetV1's own last layer has one; without it triplets soon collapse onto one point.
-        self.norm = nn.BatchNorm1d(config.embedding_size)
+        # As InceptionResnetV1's own last layer has one; without it triplets soon collapse onto one point. It
+        # learns no shift, which would let them collapse all the same.
+        self.norm = nn.BatchNorm1d(config.embedding_size, affine=False)
         self.post_init()
 
     @torch.no_grad()
