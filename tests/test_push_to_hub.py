@@ -120,7 +120,7 @@ def test_private_models_need_a_token(hub, pushed, monkeypatch):
     hub.repos[pushed].private = True
     assert AutoModel.from_pretrained(pushed, force_download=True) is not None
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    with pytest.raises(OSError, match="lab/escda"):
+    with pytest.raises(OSError, match="lab/escda|download failed"):  # as the Hub's library is new or old
         AutoModel.from_pretrained(pushed, force_download=True)
 
 

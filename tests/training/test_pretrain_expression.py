@@ -105,7 +105,7 @@ def test_a_finished_run_is_left_alone_and_another_is_refused(run, script, monkey
 def test_it_learns_which_faces_are_alike(run, script, monkeypatch):
     """A few triplets again and again, as they are: their loss must fall."""
     monkeypatch.setattr(script, "AUGMENTATION", script.NO_AUGMENTATION)
-    options = ("--triplets", "6", "--steps", "30", "--batch", "6", "--lr", "5e-3", "--validate-every", "5")
+    options = ("--triplets", "6", "--steps", "80", "--batch", "6", "--lr", "5e-3", "--validate-every", "5")
     losses = [e["training_loss"] for e in events(run("run", *options), "validation")]
     assert losses[-1] < 0.5 * losses[0]
 
