@@ -124,6 +124,8 @@ class Recipe:
         weight_decay: AdamW's, for matrices and kernels only (not for norms, biases and scalars).
         clip_norm: Largest norm of the gradient.
         precision: "fp32" or "bf16" (autocast).
+        save_dtype: How the result's parameters are stored, "float32" or "float16"; it is measured as it is
+            stored, and computes with float32 either way (`actionunits.half_precision`).
         epoch_selection: "last", "best-validation" by `selection_metric`, or "best-test": on the test fold, as
             the papers choose, which flatters; every report names the rule.
         selection_metric: Mean figure of the split that selects: "f1" (at 0.5), "auc" or "correlation".
@@ -160,6 +162,7 @@ class Recipe:
     weight_decay: float = 0.05
     clip_norm: float = 3.0
     precision: Literal["fp32", "bf16"] = "fp32"
+    save_dtype: Literal["float32", "float16"] = "float32"
     epoch_selection: Literal["last", "best-validation", "best-test"] = "last"
     selection_metric: Literal["f1", "auc", "correlation"] = "f1"
     max_false_alarms: float = 0.1

@@ -12,6 +12,7 @@ The same command again continues an interrupted run where its last checkpoint li
         prepared/       pictures decoded and aligned once
         NETWORK/        checkpoints/, best/ and the trained network's model/, for each network of the recipe
         model/          the result: weights, image processor, thresholds, metrics.json, run.json, README.md
+        members/NAME/   the same for each network of an ensemble alone
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import json
 import logging
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -38,6 +39,7 @@ from actionunits.data import AlignedFaces, check_people_apart, prepare_synthetic
 from actionunits.data.preparing import is_prepared, open_prepared
 from actionunits.data.synthetic import available_splits, read_manifest
 from actionunits.evaluation import evaluation_report, mean_over_folds, predict_scores, write_report
+from actionunits.half_precision import round_parameters, save_in_half
 from actionunits.image_processing_au import AUImageProcessor
 from actionunits.metrics import calibrate_thresholds
 from actionunits.model_card import write_card
@@ -162,17 +164,42 @@ def finish(
     accelerator: Accelerator,
     log: RunLog,
 ) -> None:
-    """Assemble the result, calibrate its thresholds, measure it, and write it with its card."""
-    model = assemble(output, recipe).to(accelerator.device).eval()
+    """Assemble the result, measure it, and write it with its card; of an ensemble each network, too."""
+    networks = {name: AutoModel.from_pretrained(output / name / "model") for name in recipe.networks}
+    results = {"": next(iter(networks.values()))}
+    if len(networks) > 1:
+        ensemble = EscdaForAUDetection.from_networks(
+            networks["lsc"], networks["gda"], ensemble=recipe.ensemble
+        )
+        results = {**networks, "": ensemble}
     processor = build_processor(recipe, manifest.get("alignment", "level_eyes"))
+    for member, model in results.items():
+        if recipe.save_dtype == "float16":
+            round_parameters(model)
+        metrics = measure(model.to(accelerator.device).eval(), processor, recipe, splits)
+        if not accelerator.is_main_process:
+            continue
+        run = describe_run(recipe, splits, manifest, model, accelerator, log, member)
+        folder = output / "members" / member if member else output / "model"
+        write_model(folder, model, processor, metrics, run)
+    if not accelerator.is_main_process:
+        return
+    for report in metrics.values():
+        write_report(output, report)
+    log.write("finished", metrics={split: report["calibrated"]["mean"] for split, report in metrics.items()})
+    print(f"wrote {output / 'model'}")
+
+
+def measure(
+    model: nn.Module, processor: AUImageProcessor, recipe: Recipe, splits: dict[str, AlignedFaces]
+) -> dict[str, Any]:
+    """Calibrate the thresholds of a model, and report on all splits that it was not trained on."""
     calibration = "validation" if {"validation", "test"} <= set(splits) else "train"
     measured = [split for split in splits if split != "train"]
     scores = {  # every process does its share
         split: predict_scores(model, processor, splits[split], recipe.eval_batch_size)
         for split in dict.fromkeys([calibration, *measured])
     }
-    if not accelerator.is_main_process:
-        return
     known = splits[calibration].occurrence
     model.config.au_thresholds = calibrate_thresholds(scores[calibration], known, recipe.max_false_alarms)
     about = {
@@ -180,39 +207,28 @@ def finish(
         "epoch_selection": recipe.epoch_selection,
         "paper": {} if recipe.crossing else asdict(recipe.paper),  # the row is of another corpus
     }
-    metrics = {
+    return {
         split: evaluation_report(scores[split], splits[split], model.config.au_thresholds, split, about)
         for split in measured
     }
-    run = describe_run(recipe, splits, manifest, model, accelerator, log)
-    write_model(output / "model", model, processor, metrics, run)
-    for report in metrics.values():
-        write_report(output, report)
-    log.write("finished", metrics={split: report["calibrated"]["mean"] for split, report in metrics.items()})
-    print(f"wrote {output / 'model'}")
 
 
 def write_model(
     folder: Path, model: nn.Module, processor: AUImageProcessor, metrics: dict[str, Any], run: dict[str, Any]
 ) -> None:
     """Write the result's folder under a temporary name, then move it to its place."""
-    partial = folder.with_name("model.partial")
+    partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
+    save: Callable[[nn.Module, Path], None] = type(model).save_pretrained
+    if run["recipe"]["save_dtype"] == "float16":
+        save = save_in_half
+    save(model, partial)
     processor.save_pretrained(partial)
     (partial / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     (partial / "run.json").write_text(json.dumps(run, indent=1) + "\n")
     if metrics:  # who trained on everybody has no figures for a card
         write_card(partial, TEMPLATE)
     replace_folder(partial, folder)
-
-
-def assemble(output: Path, recipe: Recipe) -> nn.Module:
-    """The only network, or the ensemble of both."""
-    networks = {name: AutoModel.from_pretrained(output / name / "model") for name in recipe.networks}
-    if len(networks) == 1:
-        return next(iter(networks.values()))
-    return EscdaForAUDetection.from_networks(networks["lsc"], networks["gda"], ensemble=recipe.ensemble)
 
 
 def build_processor(recipe: Recipe, alignment: str = "level_eyes") -> AUImageProcessor:
@@ -237,11 +253,20 @@ def describe_run(
     model: nn.Module,
     accelerator: Accelerator,
     log: RunLog,
+    member: str = "",
 ) -> dict[str, Any]:
-    """Where the weights come from, for `run.json` and the card."""
+    """Where the weights come from, for `run.json` and the card.
+
+    An encoder that a network began with is named without its place, and no longer by the configuration.
+    """
     packages = ("actionunits", "torch", "transformers", "accelerate", "datasets", "numpy")
+    described = recipe.to_dict()
+    encoder = take_out_encoder(model, described)
     return {
-        "recipe": recipe.to_dict(),
+        "name": recipe.name if not member else name_of_member(recipe.name, member),
+        "member": member,
+        "recipe": described,
+        "encoder": encoder,
         "corpus": {
             "manifest": manifest,
             "splits": {
@@ -257,6 +282,25 @@ def describe_run(
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "finished": datetime.now(timezone.utc).date().isoformat(),
     }
+
+
+def name_of_member(name: str, member: str) -> str:
+    """What the card calls one network of an ensemble: "lsc-bp4d" of "escda-bp4d"."""
+    return name.replace("escda", member, 1) if "escda" in name else f"{name}-{member}"
+
+
+def take_out_encoder(model: nn.Module, recipe: dict[str, Any]) -> dict[str, Any]:
+    """The figures of the local encoder that a network began with; neither model nor recipe keep its place."""
+    name = getattr(model.config, "encoder_name_or_path", None)
+    if name is None or not (folder := Path(name)).is_dir():
+        return {}
+    model.config.encoder_name_or_path = None
+    short = "/".join(folder.parts[-2:])
+    for network in recipe["networks"].values():
+        if network["config"].get("encoder_name_or_path") == name:
+            network["config"]["encoder_name_or_path"] = short
+    figures = folder / "metrics.json"
+    return {"name": short, **(json.loads(figures.read_text()) if figures.is_file() else {})}
 
 
 def write_atomically(path: Path, text: str) -> None:

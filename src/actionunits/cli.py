@@ -1,7 +1,7 @@
 """The command `actionunits`.
 
-    actionunits detect PHOTO... | --sample [--output DIR] [--json] [--csv] [--maps] [--model FOLDER]
-    actionunits video VIDEO... [--csv] [--parquet] [--overlay] [--timeline] [--output DIR] [--model FOLDER]
+    actionunits detect PHOTO... | --sample [--output DIR] [--json] [--csv] [--maps] [--model NAME]
+    actionunits video VIDEO... [--csv] [--parquet] [--overlay] [--timeline] [--output DIR] [--model NAME]
     actionunits corpus list | layout | check | extract | prepare ...
     actionunits export FOLDER --onnx | --code
 

@@ -15,7 +15,11 @@ from actionunits.cli_export import BACKENDS, with_backend
 
 def add_model_options(command: argparse.ArgumentParser) -> None:
     """Add `--model`, `--threshold`, `--device` and `--backend`."""
-    command.add_argument("--model", metavar="FOLDER", help="another model, a folder or a name on the Hub")
+    command.add_argument(
+        "--model",
+        metavar="NAME",
+        help=f"a folder, a name on the Hub, or another of the package's models: {', '.join(checkpoints.names())}",
+    )
     command.add_argument("--threshold", type=_probability, metavar="P", help="score from which one is active")
     command.add_argument("--device", help="cpu, cuda:0, mps, ...; by default a GPU if there is one")
     command.add_argument(
@@ -28,13 +32,19 @@ def load_pipeline(args: argparse.Namespace) -> Any:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model = with_backend(args.model or str(checkpoints.path("default")), args.backend)
+        model = with_backend(find_model(args.model or "default"), args.backend)
         detect = pipeline("au-detection", model=model, device=args.device)  # type: ignore[call-overload]
         if args.output is not None:
             args.output.mkdir(parents=True, exist_ok=True)
     except (ImportError, OSError, ValueError, RuntimeError) as error:
         args.usage_error(str(error))
     return detect
+
+
+def find_model(name: str) -> str:
+    """Return what the pipeline takes for `--model`: the folder, where the name is one of the package's."""
+    is_here = name in checkpoints.names() and not Path(name).is_dir()
+    return str(checkpoints.path(name)) if is_here else name
 
 
 def stems(files: Iterable[str]) -> Iterator[str]:

@@ -1,0 +1,47 @@
+"""Weights in half the space: parameters are stored as float16 and computed with as float32.
+
+    round_parameters(model)        # to what float16 holds; what is measured after that is what is saved
+    save_in_half(model, "folder")  # config.json still says float32, so that loading gives float32 again
+
+What is no parameter keeps its type: statistics of batch normalisation and prototypes are few, and a variance
+may be smaller than float16 resolves.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+
+@torch.no_grad()
+def round_parameters(model: Any) -> None:
+    """Round the parameters of a model, in place, to numbers that float16 holds.
+
+    Raises:
+        ValueError: One is too large for float16; the message names it.
+    """
+    for name, parameter in model.named_parameters():
+        rounded = parameter.to(torch.float16).to(parameter.dtype)
+        if not rounded.isfinite().all():
+            largest = parameter.abs().max().item()
+            raise ValueError(f"{name} reaches {largest:.3g}, but float16 ends at 65504; save it as float32.")
+        parameter.copy_(rounded)
+
+
+def save_in_half(model: Any, folder: str | os.PathLike) -> None:
+    """Save a model with its parameters as float16, rounded if they are not yet.
+
+    `from_pretrained(folder)` computes with float32, as the configuration says; `dtype=` chooses another type.
+    """
+    round_parameters(model)
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    weights = {
+        name: value.to(torch.float16) if name in parameters else value
+        for name, value in model.state_dict().items()
+    }
+    model.save_pretrained(folder, state_dict=weights)
+
+
+__all__ = ["round_parameters", "save_in_half"]

@@ -1,0 +1,76 @@
+"""The weights in the package: what is there is named, loads in float32, is small, and could be published."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from actionunits import checkpoints, cli_common
+
+ROOT = Path(__file__).parents[1]
+LARGEST, ALTOGETHER = 16e6, 48e6  # bytes
+NAMES = checkpoints.names()
+
+
+def size(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def hub_upload():
+    spec = importlib.util.spec_from_file_location("hub_upload", ROOT / "hub_upload.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_pipelines_model_comes_first_and_landmarks_are_none_of_them():
+    assert NAMES[0] == "default" and NAMES[1:] == sorted(NAMES[1:])
+    assert checkpoints.LANDMARKS not in NAMES
+    assert checkpoints.path(checkpoints.LANDMARKS).is_dir()
+
+
+def test_an_unknown_name_is_answered_with_those_that_there_are():
+    with pytest.raises(FileNotFoundError, match=r"No weights 'nobody' .*'default'.*'face_landmarks'"):
+        checkpoints.path("nobody")
+
+
+def test_the_package_stays_small():
+    assert all(size(folder) <= LARGEST for folder in checkpoints.FOLDER.iterdir() if folder.is_dir())
+    assert size(checkpoints.FOLDER) <= ALTOGETHER
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_one_loads_and_computes_in_float32(name):
+    model, info = AutoModel.from_pretrained(checkpoints.path(name), output_loading_info=True)
+    assert not any(info.values())
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert AutoImageProcessor.from_pretrained(checkpoints.path(name)).aus == model.config.aus
+    run = json.loads((checkpoints.path(name) / "run.json").read_text())
+    assert run["model_type"] == model.config.model_type
+    assert run["parameters"] == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_one_could_be_published(name, hub_upload, capsys, monkeypatch):
+    monkeypatch.setattr("socket.socket.connect", None)
+    code = hub_upload.main([str(checkpoints.path(name)), "--repo", "lab/name", "--dry-run"])
+    said = "".join(capsys.readouterr())
+    assert code == 0, said
+    assert "model: ok" in said and "nothing was sent" in said
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_command_knows_it_by_name(name):
+    assert cli_common.find_model(name) == str(checkpoints.path(name))
+
+
+def test_the_command_prefers_a_folder_and_leaves_other_names_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli_common.find_model("lab/default") == "lab/default"
+    (tmp_path / "default").mkdir()
+    assert cli_common.find_model("default") == "default"
