@@ -18,7 +18,7 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model",
         metavar="NAME",
-        help=f"a folder, a name on the Hub, or another of the package's models: {', '.join(checkpoints.names())}",
+        help=f"a folder, a name on the Hub, or one of the package's: {', '.join(checkpoints.names())}",
     )
     command.add_argument("--threshold", type=_probability, metavar="P", help="score from which one is active")
     command.add_argument("--device", help="cpu, cuda:0, mps, ...; by default a GPU if there is one")

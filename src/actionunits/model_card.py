@@ -100,15 +100,17 @@ def make_card(model: Path, template: Path) -> ModelCard:
     report = metrics["test" if "test" in metrics else "validation"]
     terms = training_terms(run)
     return ModelCard.from_template(
-        _card_data(recipe["name"], run, report),
+        _card_data(card_name(run), run, report),
         template_str=template.read_text(encoding="utf-8"),
-        name=recipe["name"],
+        name=card_name(run),
         method=METHODS[config["model_type"]],
         paper=PAPERS[config["model_type"]],
         placeholder=PLACEHOLDER,
         action_units=[{"label": label, "name": _au_name(label)} for label in labels],
         run=run,
+        config=config,
         recipe=recipe,
+        is_compact=any(network.get("preset") == "compact" for network in recipe["networks"].values()),
         terms=terms,
         is_free=all(corpus.is_free for corpus in terms),
         sources=manifest.get("sources") or SOURCES,
@@ -122,6 +124,11 @@ def make_card(model: Path, template: Path) -> ModelCard:
         weak=weak_aus(report),
         weights=weights_hashes(model),
     )
+
+
+def card_name(run: Mapping[str, Any]) -> str:
+    """What the card of a run's result is called: as its recipe, but for one network of an ensemble."""
+    return run.get("name") or run["recipe"]["name"]
 
 
 @dataclass(frozen=True)

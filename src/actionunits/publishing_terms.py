@@ -44,6 +44,8 @@ TERMS = {
     "casme2": DataTerms("CASME II", "Chinese Academy of Sciences", f"{_AGREEMENT}."),
 }
 """By the names of `actionunits.action_units.CORPUS_AUS`."""
+OPEN_TRIPLETS = "synthetic corpus"
+"""What the figures of an expression encoder call triplets of the synthetic corpus."""
 
 
 def training_terms(run: Mapping[str, Any] | None) -> list[DataTerms]:
@@ -64,7 +66,10 @@ def training_corpora(run: Mapping[str, Any]) -> list[str]:
     """Return the names of the corpora that a run was trained on, as keys of `TERMS`."""
     corpus = run.get("corpus") or {}
     named = corpus.get("name") or run.get("recipe", {}).get("corpus")
-    if named:
-        return [named] if isinstance(named, str) else list(named)
-    is_rendered = "generator" in (corpus.get("manifest") or {})
-    return ["synthetic" if is_rendered else "unnamed corpus"]
+    if not named:
+        named = "synthetic" if "generator" in (corpus.get("manifest") or {}) else "unnamed corpus"
+    corpora = [named] if isinstance(named, str) else list(named)
+    encoder = run.get("encoder") or {}
+    if encoder and encoder.get("triplets") != OPEN_TRIPLETS:
+        corpora.append(encoder.get("triplets") or f"what {encoder['name']} was trained on")
+    return corpora

@@ -1,7 +1,7 @@
 """The small weights that lie in the package; each folder is a transformers checkpoint.
 
-names()             # action unit models: ["default", ...]
-    path("default")     # the folder of one, for AutoModel.from_pretrained and its like
+path("default")  # the folder of one, for AutoModel.from_pretrained and its like
+names()          # of all action unit models, ["default", ...]
 """
 
 from pathlib import Path

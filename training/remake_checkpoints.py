@@ -1,0 +1,217 @@
+"""Remake everything that comes with the package: corpus, landmark network, all weights, figures and cards.
+
+    python training/remake_checkpoints.py --head ICT-FaceKit/FaceXModel --photos FACES --output runs/package
+    python training/remake_checkpoints.py ... --only lac gtlenet      # these, and what they need
+    python training/remake_checkpoints.py ... --install               # then puts the results into the package
+
+Runs the scripts of this folder one after the other and stops at the first that fails. The same command goes
+on there: finished steps, and what only they need, are skipped; rendering and training resume. A step is
+finished where OUTPUT/STEP.done lies, or its result from another machine. `--dry-run` only prints. The recipes
+are for a GPU; on a CPU say `--set precision=fp32 --set workers=0 --set batch_size=64`, and have patience.
+
+`--install` copies each result to `src/actionunits/checkpoints/NAME` and its card to `model_cards/`: what is
+there already gives way. Results above 16 MB are refused: this command makes them, the package does not carry
+them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from actionunits import checkpoints
+from actionunits.model_card import card_name, write_card
+from network_training import replace_folder
+
+HERE = Path(__file__).parent
+CARDS = HERE.parent / "model_cards"
+LARGEST = 16_000_000  # bytes of a folder in the package
+FILES = ("config.json", "preprocessor_config.json", "model.safetensors", "metrics.json", "run.json")
+BEST = "escda"
+"""The result that the pipeline loads: its folder in the package is `default`."""
+RESULTS = {
+    "default" if name == BEST else name: folder
+    for name, folder in {
+        "escda": "escda/model",
+        "lsc": "escda/members/lsc",
+        "gda": "escda/members/gda",
+        "ac2d": "ac2d/model",
+        "auformer": "auformer/model",
+        "lac": "lac/model",
+        "gtlenet": "gtlenet/model",
+        checkpoints.LANDMARKS: "landmarks",
+    }.items()
+}
+"""Folder in the package -> folder of the result in OUTPUT."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A script of this folder with its options.
+
+    Attributes:
+        script: Its name.
+        options: Of its command line.
+        needs: Steps whose results it reads.
+        result: What it writes last and whole, relative to OUTPUT.
+    """
+
+    script: str
+    options: Sequence[str | Path]
+    needs: Sequence[str] = ()
+    result: str = ""
+
+    @property
+    def command(self) -> list[str]:
+        """What is run."""
+        return [sys.executable, str(HERE / f"{self.script}.py"), *map(str, self.options)]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run, or print, every step whose result is missing, and install the results if asked."""
+    args = parse_arguments(arguments)
+    steps = make_steps(args.head, args.photos, args.output, args.set)
+    for name in missing(steps, [step_of(name) for name in args.only], args.output):
+        print(shlex.join(steps[name].command), flush=True)
+        if not args.dry_run:
+            subprocess.run(steps[name].command, check=True)
+            (args.output / f"{name}.done").touch()
+    if args.install and not args.dry_run:
+        install(args.output, args.only)
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--head", type=Path, required=True, help="folder of the ICT-FaceKit head model")
+    parser.add_argument("--photos", type=Path, required=True, help="folder of the photographs and people.csv")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=list(RESULTS),
+        default=list(RESULTS),
+        metavar="NAME",
+        help=", ".join(RESULTS),
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipes")
+    parser.add_argument("--install", action="store_true", help="put the results into the package")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands only")
+    return parser.parse_args(arguments)
+
+
+def make_steps(head: Path, photos: Path, output: Path, changes: Sequence[str] = ()) -> dict[str, Step]:
+    """All steps by name, in order."""
+    corpus, cache = output / "corpus", output / "prepared"
+    overrides = [word for change in changes for word in ("--set", change)]
+
+    def train(name: str, *more: str, needs: Sequence[str] = ("corpus",)) -> Step:
+        recipe = HERE / "recipes" / f"{name}-synthetic-compact.yaml"
+        places = ["--data", corpus, "--cache", cache, "--output", output / name]
+        return Step(
+            "train", ["--recipe", recipe, *places, *more, *overrides], needs, f"{name}/model/metrics.json"
+        )
+
+    encoder = f"networks.gtlenet.config.encoder_name_or_path={output / 'expression' / 'model'}"
+    expression = [
+        "--synthetic",
+        corpus,
+        "--preset",
+        "compact",
+        "--cache",
+        cache,
+        "--output",
+        output / "expression",
+    ]
+    report = output / "real_photos.json"
+    return {
+        "corpus": Step("synthesize", ["--head", head, "--photos", photos, "--output", corpus]),
+        "landmarks": Step(
+            "train_landmarks",
+            ["--data", corpus, "--photos", photos, "--output", output / "landmarks"],
+            ["corpus"],
+        ),
+        "expression": Step("pretrain_expression", expression, ["corpus"], "expression/model/metrics.json"),
+        "escda": train("escda"),
+        "ac2d": train("ac2d"),
+        "auformer": train("auformer"),
+        "lac": train("lac"),
+        "gtlenet": train("gtlenet", "--set", encoder, needs=["corpus", "expression"]),
+        "real_photos": Step(
+            "check_real_photos",
+            ["--photos", photos, "--model", output / "escda" / "model", "--output", report],
+            ["escda"],
+        ),
+    }
+
+
+def step_of(name: str) -> str:
+    """The step that makes a folder of the package; the default is looked at on real photographs, too."""
+    return "real_photos" if name == "default" else RESULTS[name].partition("/")[0]
+
+
+def missing(steps: Mapping[str, Step], wanted: Sequence[str], output: Path) -> list[str]:
+    """The steps to run, in order: those wanted that have no result, and those they need that have none."""
+    waiting, found = list(wanted), set()
+    while waiting:
+        name = waiting.pop()
+        result = output / steps[name].result
+        if not (output / f"{name}.done").is_file() and not result.is_file():
+            found.add(name)
+            waiting += steps[name].needs
+    return [name for name in steps if name in found]
+
+
+def install(
+    output: Path, names: Sequence[str], package: Path = checkpoints.FOLDER, cards: Path = CARDS
+) -> None:
+    """Copy results into the package, with cards by the present template, and the cards into `model_cards`.
+
+    Raises:
+        ValueError: A result is too large for the package; nothing was copied then.
+    """
+    files = {name: model_files(output / RESULTS[name]) for name in names}
+    sizes = {name: sum(path.stat().st_size for path in files[name]) for name in names}
+    if large := {name: f"{size / 1e6:.1f} MB" for name, size in sizes.items() if size > LARGEST}:
+        raise ValueError(f"Too large for the package: {large}; leave them out with --only.")
+    for name in names:
+        partial = package / f"{name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for path in files[name]:
+            shutil.copyfile(path, partial / path.name)
+        template = "template_landmarks.md" if name == checkpoints.LANDMARKS else "template.md"
+        write_card(partial, CARDS / template)
+        shutil.copyfile(partial / "README.md", cards / f"{card_of(partial)}.md")
+        replace_folder(partial, package / name)
+        print(f"installed {package / name}, {sizes[name] / 1e6:.1f} MB")
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a result that belong into the package; its card is written anew.
+
+    Raises:
+        FileNotFoundError: There is no such result.
+    """
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} is not there yet; run this command without --install first.")
+    return [path for path in sorted(folder.iterdir()) if path.name in FILES]
+
+
+def card_of(folder: Path) -> str:
+    """Name of a folder's card in `model_cards`."""
+    run = folder / "run.json"
+    return card_name(json.loads(run.read_text(encoding="utf-8"))) if run.is_file() else "face-landmarks"
+
+
+if __name__ == "__main__":
+    main()
