@@ -1,5 +1,7 @@
 """The batch-wise warp against Pillow and hand-made cases; that pictures and points move together."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from PIL import Image
 
 from actionunits.alignment import Alignment
 from actionunits.data.augmentation import (
+    COARSER,
     FILL,
     NO_AUGMENTATION,
     Augmentation,
@@ -187,7 +190,8 @@ def test_erasing_hides_a_rectangle():
 
 
 def test_the_generator_decides_everything():
-    strong = Augmentation(rotation=3, scale=0.1, translation=2, blur=0.5, erase=0.5)
+    light = {"gamma": 0.3, "tint": 0.2, "gray": 0.3, "coarse": 0.5, "noise": 8}
+    strong = Augmentation(rotation=3, scale=0.1, translation=2, blur=0.5, erase=0.5, **light)
     pictures = smooth_pictures(4, 50, 50)
 
     def draw(seed):
@@ -199,11 +203,57 @@ def test_the_generator_decides_everything():
     assert not torch.equal(draw(0), draw(1))
 
 
+def test_gamma_is_a_power_and_tint_a_factor_of_each_channel():
+    flat = torch.full((300, 3, 4, 4), 64.0)
+    power = torch.log(jitter(flat, replace(STILL, gamma=0.5), seeded()) / 255) / np.log(64 / 255)
+    torch.testing.assert_close(power, power[:, :1, :1, :1].expand_as(power))
+    assert np.exp(-0.5) <= power.min() < 0.65 and 1.55 < power.max() <= np.exp(0.5) + 1e-4
+    factors = jitter(flat, replace(STILL, tint=0.25), seeded())[:, :, 0, 0] / 64
+    assert 0.75 <= factors.min() < 0.77 and 1.23 < factors.max() <= 1.25
+    assert np.abs(np.corrcoef(factors.T.numpy()) - np.eye(3)).max() < 0.2  # channels draw for themselves
+
+
+def test_gray_keeps_the_gray_level_of_some_pictures_and_leaves_the_others():
+    colors = 255 * torch.rand(200, 3, 4, 4, generator=seeded(1))
+    drawn = jitter(colors, replace(STILL, gray=0.4), seeded())
+    turned = (drawn == drawn[:, :1]).flatten(1).all(1)
+    assert 50 < turned.sum() < 110
+    assert torch.equal(drawn[~turned], colors[~turned])
+    expected = 0.299 * colors[:, 0] + 0.587 * colors[:, 1] + 0.114 * colors[:, 2]
+    torch.testing.assert_close(drawn[turned][:, 2], expected[turned])
+
+
+def test_coarse_pictures_are_means_of_their_pixels():
+    size = 40
+    pictures = 255 * torch.rand(100, 3, size, size, generator=seeded(1))
+    drawn = jitter(pictures, replace(STILL, coarse=1), seeded())
+    assert (drawn.std((1, 2, 3)) < 0.8 * pictures.std((1, 2, 3))).all()
+    exact = {}  # where no pixel straddles two means, Pillow agrees with PyTorch
+    for factor in {0.25, 0.5} & set(COARSER):
+        small = (round(size * factor),) * 2
+        for before, after in zip(pictures[:, 0].numpy(), drawn[:, 0].numpy(), strict=True):
+            coarse = Image.fromarray(before).resize(small, Image.Resampling.BOX)
+            expected = np.asarray(coarse.resize((size, size), Image.Resampling.BILINEAR))
+            exact[factor] = exact.get(factor, 0) + (np.abs(after - expected).max() < 0.1)
+    assert len(exact) == 2 and all(12 < count < 40 for count in exact.values())
+    some = (jitter(pictures, replace(STILL, coarse=0.5), seeded()) != pictures).flatten(1).any(1).sum()
+    assert 35 < some < 65
+
+
+def test_noise_has_the_strength_that_each_picture_draws():
+    flat = torch.full((400, 3, 16, 16), 128.0)
+    noisy = jitter(flat, replace(STILL, noise=10), seeded()) - flat
+    strengths = noisy.std((1, 2, 3))
+    assert strengths.max() < 10.8 and strengths.min() < 0.2
+    assert abs(strengths.mean() - 5) < 0.5 and noisy.mean().abs() < 0.1
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: Augmentation(mirror=1.5), r"mirror=1.5 must lie in \[0, 1.0\]"),
         (lambda: Augmentation(rotation=-1), "rotation=-1"),
+        (lambda: Augmentation(gray=1.1), r"gray=1.1 must lie in \[0, 1.0\]"),
         (lambda: InputGeometry(aligned_size=100, crop_size=176), "crop of 176 does not fit into 100"),
     ],
 )

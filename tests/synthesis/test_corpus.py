@@ -33,9 +33,11 @@ def test_people_of_the_splits_are_apart():
 
 
 def test_shards_cover_every_picture_once():
-    shards = CorpusPlan(pictures=(7, 2, 1), shard_size=3).shards()
-    covered = {split: [i for s, _, _, r in shards if s == split for i in r] for split in SPLITS}
+    files = CorpusPlan(pictures=(7, 2, 1), shard_size=3).files()
+    covered = {split: [i for _, s, r in files if s == split for i in r] for split in SPLITS}
     assert covered == {"train": list(range(7)), "validation": [0, 1], "test": [0]}
+    names = [name for name, split, _ in files if split == "train"]
+    assert names == [f"train-0000{i}-of-00003.parquet" for i in range(3)]
 
 
 def test_the_corpus_is_what_the_manifest_says(corpus):

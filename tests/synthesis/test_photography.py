@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from actionunits.synthesis.make_up import BEARD, LIPS, PAINTS, make_up
-from actionunits.synthesis.photography import FILL, cast_shadow, cut_tightly
+from actionunits.synthesis.make_up import BEARD, LIPS, MOUSTACHE, PAINTS, make_up
+from actionunits.synthesis.photography import FILL, cast_shadow, cut_tightly, occlude
 
 from .conftest import mean_face
 
@@ -21,7 +21,7 @@ def many(function, picture, count=400):
 
 def test_about_a_third_of_the_faces_are_painted_and_colours_stay_colours():
     painted, share = many(lambda picture, rng: make_up(picture, POINTS, rng), GRAY)
-    assert 0.25 < share < 0.4
+    assert 0.28 < share < 0.45
     assert all(r.min() >= 0 and r.max() <= 1 for r in painted)
     assert np.array_equal(GRAY, np.full_like(GRAY, 0.5))  # the input is not painted on
 
@@ -32,7 +32,9 @@ def test_paint_goes_where_its_points_are():
     assert {i for p in PAINTS if p.line for area in p.areas for i in area} <= set(range(17, 27)) | set(
         range(36, 48)
     )
-    assert {i for area in BEARD.areas for i in area} & set(range(36, 48)) == set()
+    for hair in (BEARD, MOUSTACHE):
+        assert {i for area in hair.areas for i in area} & set(range(17, 31)) == set()
+        assert {i for area in hair.areas for i in area} & set(range(36, 48)) == set()
     painted, _ = many(lambda picture, rng: make_up(picture, POINTS, rng), GRAY)
     touched = np.mean([np.abs(r - 0.5).sum(-1) > 0.01 for r in painted], 0)
     x, y = np.round(POINTS[36:40].mean(0)).astype(int)
@@ -53,3 +55,15 @@ def test_tight_cut_keeps_the_face_and_fills_around_it():
     for cut in framed:
         assert set(np.unique(cut)) <= {0, FILL, 200}
         assert (cut[low[1] : high[1], low[0] : high[0]] == 200).all()
+
+
+def test_what_hides_the_face_is_now_and_then_a_cap_above_the_brows_or_a_hand_below_them():
+    hidden, share = many(lambda picture, rng: occlude(picture, POINTS, rng), GRAY, count=800)
+    assert 0.2 < share < 0.35
+    assert all(np.isfinite(r).all() and r.min() >= 0 and r.max() <= 1 for r in hidden)
+    changed = np.array([np.abs(r - 0.5).sum(-1) > 0.02 for r in hidden])
+    capped = changed[:, 1, :].all(1)  # only a cap covers the whole of the upper rim
+    assert 0.1 < capped.mean() < 0.35  # 6 of about 27 that are hidden at all
+    nose, chin = np.round(POINTS[[30, 8]]).astype(int)
+    only_cap = capped & ~changed[:, chin[1], chin[0]] & ~changed[:, nose[1], nose[0]]
+    assert only_cap.sum() > 0.7 * capped.sum()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from actionunits.landmarks import SCHEMES
-from actionunits.synthesis.head_model import EYE
+from actionunits.synthesis.head_model import EYE, LANDMARK_VERTICES
 from actionunits.synthesis.person import TEMPLATE_POINTS, Person, read_people, read_template
 from actionunits.synthesis.renderer import highlight, render, shading
 from actionunits.synthesis.sampling import Light, neutral_scene
@@ -85,6 +85,18 @@ def test_action_units_and_wrinkles_change_the_face_and_not_the_wall(head, person
     assert difference[:4, :4].max() == 0
     at_rest = draw(head, person, expression=np.zeros(len(head.expression_names), np.float32))
     assert at_rest.lip_gap == 0
+
+
+def test_lips_that_cover_each_other_are_not_apart(head, person):
+    """The lower lip moved up or down by hand: the gap has a sign, so a raised chin does not part the lips."""
+    gaps = []
+    for drop in (0.4, 0.0, -0.4):
+        shapes = np.zeros((1, *head.vertices.shape), np.float32)
+        shapes[0, LANDMARK_VERTICES[66], 1] = -1.0
+        moved = dataclasses.replace(head, expression_shapes=shapes, expression_names=("lowerLipDown",))
+        scene = dataclasses.replace(neutral_scene(head, {}, size=96), expression=np.array([drop], np.float32))
+        gaps.append(render(moved, scene, person, person, WALL).lip_gap)
+    np.testing.assert_allclose(gaps, [0.4, 0.0, -0.4], atol=1e-5)
 
 
 def test_a_turned_head_turns(head, person):

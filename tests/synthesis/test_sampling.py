@@ -4,10 +4,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from actionunits.synthesis.head_model import AU_SHAPES
 from actionunits.synthesis.sampling import (
     EXCLUSIVE,
     FULL_LIP_GAP,
     OCCURRENCE_FROM,
+    OWN_WAY,
+    RESTING_FOLDS,
     SYNTHETIC_AUS,
     label_intensities,
     label_occurrence,
@@ -68,4 +71,29 @@ def test_wrinkles_grow_with_intensity_and_only_of_posed_action_units(head):
 def test_poses_reach_profile_like_views_but_stay_mostly_frontal(head):
     rng = np.random.default_rng(2)
     yaw = np.abs([sample_scene(head, rng).yaw for _ in range(300)])
-    assert yaw.max() <= 0.8 and np.median(yaw) < 0.3 and (yaw > 0.5).any()
+    assert 0.8 < yaw.max() <= 1.0 and np.median(yaw) < 0.3 and 0.03 < (yaw > 0.6).mean() < 0.2
+
+
+def test_faces_move_in_their_own_way_and_fold_at_rest(head):
+    rng = np.random.default_rng(4)
+    scenes = [sample_scene(head, rng) for _ in range(400)]
+    folded = [s.wrinkles.max() for s in scenes if not s.action_units]
+    assert 0.15 < np.mean(np.array(folded) > 0) < 0.55 and max(folded) <= RESTING_FOLDS
+    jaw, open_jaw = head.expression_index("jawOpen")[0], max(OWN_WAY) * AU_SHAPES[26]["jawOpen"]
+    factors = [
+        s.expression[jaw] / (AU_SHAPES[26]["jawOpen"] * s.action_units[26])
+        for s in scenes
+        if s.action_units.get(26, 0) > 0.3 and s.expression[jaw] <= open_jaw * s.action_units[26]
+    ]
+    assert min(OWN_WAY) - 1e-4 <= min(factors) < 0.9 and max(factors) > 1.1
+
+
+def test_the_lower_lip_follows_a_lifted_upper_lip_in_half_of_the_closed_mouths(head):
+    lower = head.expression_index("mouthLowerDown")
+    rng = np.random.default_rng(5)
+    scenes = [sample_scene(head, rng) for _ in range(1200)]
+    lifted = [s for s in scenes if max(s.action_units.get(9, 0), s.action_units.get(10, 0)) > 0.1]
+    shut, open_ = ([s for s in lifted if bool(s.action_units.keys() & {25, 26}) is o] for o in (False, True))
+    follows = [(s.expression[lower] < -0.02).all() for s in shut]
+    assert len(shut) > 50 and 0.35 < np.mean(follows) < 0.65
+    assert not any((s.expression[lower] < 0).any() for s in open_)

@@ -17,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+COARSER = (0.25, 0.35, 0.5, 0.7)  # as news pictures and video come
+GRAY = (0.299, 0.587, 0.114)  # share of red, green and blue in the grey level (ITU-R BT.601)
+SHARES = ("mirror", "brightness", "contrast", "blur", "erase", "tint", "gray", "coarse")  # lie in [0, 1]
 FILL = 128.0  # grey level of what lies outside of the picture, as in the papers' alignment
 
 
@@ -35,6 +38,11 @@ class Augmentation:
         landmark_noise: Standard deviation of each landmark in pixels of the aligned face.
         blur: Probability of a Gaussian blur with a sigma of 0.3 to 1.5 input pixels.
         erase: Probability that a rectangle of 5 to 20 % of the input turns grey.
+        gamma: Brightness in [0, 1] is raised to a power drawn from exp(-g) to exp(g).
+        tint: Factor of each channel drawn from 1 - t to 1 + t.
+        gray: Probability of a picture without colour.
+        coarse: Probability that the picture is drawn again from fewer pixels, `COARSER` times its size.
+        noise: Greatest standard deviation of the noise of a pixel, in grey levels; a picture draws a share.
     """
 
     random_crop: bool = True
@@ -47,11 +55,16 @@ class Augmentation:
     landmark_noise: float = 0.0
     blur: float = 0.0
     erase: float = 0.0
+    gamma: float = 0.0
+    tint: float = 0.0
+    gray: float = 0.0
+    coarse: float = 0.0
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse numbers outside of their range."""
         for name, value in asdict(self).items():
-            limit = 1.0 if name in ("mirror", "brightness", "contrast", "blur", "erase") else float("inf")
+            limit = 1.0 if name in SHARES else float("inf")
             if not 0 <= value <= limit:
                 raise ValueError(f"augmentation {name}={value} must lie in [0, {limit}].")
 
@@ -140,16 +153,29 @@ def warp(pictures: Tensor, matrices: Tensor, size: int) -> Tensor:
 
 
 def jitter(pixels: Tensor, augmentation: Augmentation, generator: Generator | None = None) -> Tensor:
-    """Vary brightness, contrast, sharpness and visibility of each picture of (B, 3, S, S) in [0, 255]."""
+    """Vary light, colour, sharpness and visibility of each picture of (B, 3, S, S) in [0, 255]."""
+    if augmentation.gamma:
+        power = torch.exp(
+            augmentation.gamma * (2 * torch.rand(len(pixels), 1, 1, 1, generator=generator) - 1)
+        )
+        pixels = 255 * (pixels / 255).clamp(0, 1) ** power.to(pixels.device)
+    if augmentation.tint:
+        pixels = (pixels * _factors(pixels, augmentation.tint, generator, channels=3)).clamp(0, 255)
     if augmentation.brightness:
         pixels = (pixels * _factors(pixels, augmentation.brightness, generator)).clamp(0, 255)
     if augmentation.contrast:
-        grey = pixels.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
-        mean = (pixels * grey).sum(1, keepdim=True).mean((2, 3), keepdim=True)
+        mean = _gray(pixels).mean((2, 3), keepdim=True)
         factors = _factors(pixels, augmentation.contrast, generator)
         pixels = (factors * pixels + (1 - factors) * mean).clamp(0, 255)
+    if augmentation.gray:
+        chosen = torch.rand(len(pixels), 1, 1, 1, generator=generator) < augmentation.gray
+        pixels = torch.where(chosen.to(pixels.device), _gray(pixels), pixels)
     if augmentation.blur:
         pixels = _blur_some(pixels, augmentation.blur, generator)
+    if augmentation.coarse:
+        pixels = _coarsen_some(pixels, augmentation.coarse, generator)
+    if augmentation.noise:
+        pixels = _add_noise(pixels, augmentation.noise, generator)
     if augmentation.erase:
         pixels = _erase_some(pixels, augmentation.erase, generator)
     return pixels
@@ -190,9 +216,36 @@ def _alignment_noise(
     return matrix
 
 
-def _factors(pixels: Tensor, strength: float, generator: Generator | None) -> Tensor:
-    drawn = 1 + strength * (2 * torch.rand(len(pixels), 1, 1, 1, generator=generator) - 1)
+def _factors(pixels: Tensor, strength: float, generator: Generator | None, channels: int = 1) -> Tensor:
+    drawn = 1 + strength * (2 * torch.rand(len(pixels), channels, 1, 1, generator=generator) - 1)
     return drawn.to(pixels.device)
+
+
+def _gray(pixels: Tensor) -> Tensor:
+    """Grey level (B, 1, S, S)."""
+    return (pixels * pixels.new_tensor(GRAY).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
+def _coarsen_some(pixels: Tensor, probability: float, generator: Generator | None) -> Tensor:
+    size, draw = pixels.shape[-1], torch.rand(len(pixels), 2, generator=generator)
+    kind = (draw[:, 1] * len(COARSER)).long().masked_fill(draw[:, 0] >= probability, -1)
+    for number, factor in enumerate(COARSER):
+        chosen = (kind == number).nonzero().flatten().to(pixels.device)
+        if len(chosen):
+            small = F.interpolate(pixels[chosen], size=max(1, round(size * factor)), mode="area")
+            large = F.interpolate(small, size=(size, size), mode="bilinear", align_corners=False)
+            pixels = pixels.index_copy(0, chosen, large)
+    return pixels
+
+
+def _add_noise(pixels: Tensor, greatest: float, generator: Generator | None) -> Tensor:
+    strength = greatest * torch.rand(len(pixels), 1, 1, 1, generator=generator)
+    seed = int(torch.randint(2**62, (), generator=generator))
+    own = torch.Generator(pixels.device).manual_seed(
+        seed
+    )  # millions of numbers are drawn where they are used
+    noise = torch.randn(pixels.shape, generator=own, device=pixels.device)
+    return (pixels + strength.to(pixels.device) * noise).clamp(0, 255)
 
 
 def _blur_some(pixels: Tensor, probability: float, generator: Generator | None) -> Tensor:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pickle
+import tempfile
 import zlib
 from dataclasses import asdict, dataclass
 from multiprocessing.pool import ThreadPool
@@ -54,13 +56,17 @@ class CorpusPlan:
     size: int = 160
     shard_size: int = 2_000
 
-    def shards(self) -> list[tuple[str, int, int, range]]:
-        """(split, number of the shard, number of shards, indices of its pictures) of every file."""
+    def files(self) -> list[tuple[str, str, range]]:
+        """Name, split and indices of the pictures of every Parquet file."""
         files = []
         for split, count in zip(SPLITS, self.pictures, strict=True):
             starts = range(0, count, self.shard_size)
             files += [
-                (split, i, len(starts), range(s, min(s + self.shard_size, count)))
+                (
+                    f"{split}-{i:05d}-of-{len(starts):05d}.parquet",
+                    split,
+                    range(s, min(s + self.shard_size, count)),
+                )
                 for i, s in enumerate(starts)
             ]
         return files
@@ -110,15 +116,22 @@ def write_corpus(
     processes = processes or os.cpu_count() or 1
     # A forked copy of OpenCV's threads would wait for each other for ever; one process needs no copy.
     make_pool = multiprocessing.get_context("spawn").Pool if processes > 1 else ThreadPool
-    with make_pool(processes, _start, (head_folder, {**people, **models}, splits, plan)) as pool:
-        for split, number, shards, indices in plan.shards():
-            path = output / f"{split}-{number:05d}-of-{shards:05d}.parquet"
-            if path.is_file():
-                continue
+    missing = [(output / name, s, r) for name, s, r in plan.files() if not (output / name).is_file()]
+    needs_sheet = not (output / "contact_sheet.png").is_file()
+    needed = {name for _, split, _ in missing for name in splits[split]} | (
+        set(models) if needs_sheet else set()
+    )
+    with (
+        tempfile.TemporaryDirectory() as fitted,
+        make_pool(processes, _start, (head_folder, {**people, **models}, splits, plan, Path(fitted))) as pool,
+    ):
+        fitting = pool.imap_unordered(_fit, sorted(needed))
+        list(tqdm(fitting, "fitting heads", len(needed), unit="person", disable=not needed))
+        for path, split, indices in missing:
             jobs = pool.imap(_draw, [(split, i) for i in indices], chunksize=16)
             rows = list(tqdm(jobs, path.name, len(indices), unit="picture", smoothing=0.02))
             _write_shard(path, rows)
-        if not (output / "contact_sheet.png").is_file():
+        if needs_sheet:
             _save(pool.apply(_contact_sheet, (sorted(models),)), output / "contact_sheet.png")
 
 
@@ -137,7 +150,7 @@ def _claim(path: Path, manifest: dict) -> None:
     temporary.replace(path)
 
 
-_worker: dict = {}  # what a worker process holds: head, people by name, names by split, plan
+_worker: dict = {}  # what a worker process holds: head, rows and people by name, names by split, plan, folder
 
 
 def _averaged_faces(folder: Path) -> list[dict]:
@@ -145,22 +158,29 @@ def _averaged_faces(folder: Path) -> list[dict]:
     return read_people(folder, ("composite",)) if (folder / "composite").is_dir() else []
 
 
-def _start(head_folder: Path, rows: dict[str, dict], splits: dict[str, list[str]], plan: CorpusPlan) -> None:
+def _start(
+    head_folder: Path, rows: dict[str, dict], splits: dict[str, list[str]], plan: CorpusPlan, fitted: Path
+) -> None:
     cv2.setNumThreads(1)
-    _worker.update(
-        head=HeadModel.load(head_folder),
-        rows=rows,
-        splits=splits,
-        plan=plan,
-        people={},
-    )
+    head = HeadModel.load(head_folder)
+    _worker.update(head=head, rows=rows, splits=splits, plan=plan, fitted=fitted, people={})
+
+
+def _fit(name: str) -> None:
+    """Fit the head to a photograph, once for all workers."""
+    person = Person.of_photograph(_worker["head"], **_worker["rows"][name])
+    _fitted(name).write_bytes(pickle.dumps(person))
 
 
 def _person(name: str) -> Person:
-    """Fit a person the first time that a worker meets them."""
+    """A fitted person, read the first time that a worker meets them."""
     if name not in _worker["people"]:
-        _worker["people"][name] = Person.of_photograph(_worker["head"], **_worker["rows"][name])
+        _worker["people"][name] = pickle.loads(_fitted(name).read_bytes())
     return _worker["people"][name]
+
+
+def _fitted(name: str) -> Path:
+    return _worker["fitted"] / f"{name.replace('/', '-')}.pickle"
 
 
 def _draw(job: tuple[str, int]) -> dict:

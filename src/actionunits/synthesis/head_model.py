@@ -12,24 +12,25 @@ from pathlib import Path
 import numpy as np
 
 # Action unit -> blendshape -> gain at intensity 1. A name without suffix stands for its _L and _R halves too.
+# Some shapes move what their action unit leaves alone, mostly the lips; small gains of others take it back.
 AU_SHAPES: dict[int, dict[str, float]] = {
-    1: {"browInnerUp": 1.1},
-    2: {"browOuterUp": 1.0},
-    4: {"browDown": 1.6},
-    5: {"eyeWide": 1.8},
-    6: {"cheekSquint": 1.2, "cheekRaiser": 1.0, "eyeSquint": 0.4},
-    7: {"eyeSquint": 1.6, "eyeBlink": 0.25},
-    9: {"noseSneer": 0.95},
+    1: {"browInnerUp": 1.4},
+    2: {"browOuterUp": 1.25},
+    4: {"browDown": 1.7},
+    5: {"eyeWide": 2.0},
+    6: {"cheekSquint": 1.2, "cheekRaiser": 1.0, "eyeSquint": 0.35, "mouthUpperUp": -0.15},
+    7: {"eyeSquint": 1.75, "eyeBlink": 0.25},
+    9: {"noseSneer": 1.1, "browDown": 0.3, "mouthUpperUp": -0.35},
     10: {"mouthUpperUp": 1.0},
-    12: {"mouthSmile": 1.0},
-    14: {"mouthDimple": 1.2},
-    15: {"mouthFrown": 1.1},
-    17: {"mouthShrugLower": 1.0, "mouthShrugUpper": 0.25},
+    12: {"mouthSmile": 1.05},
+    14: {"mouthDimple": 1.3, "mouthFrown": 0.35, "mouthPress": 0.4},
+    15: {"mouthFrown": 1.4},
+    17: {"mouthShrugLower": 1.0, "mouthShrugUpper": 0.45},
     20: {"mouthStretch": 1.2},
-    23: {"mouthRollLower": 0.6, "mouthRollUpper": 0.6},
-    24: {"mouthPress": 1.6, "mouthRollLower": 0.2, "mouthRollUpper": 0.25},
-    25: {"mouthLowerDown": 0.8},
-    26: {"jawOpen": 0.45},
+    23: {"mouthRollLower": 0.55, "mouthRollUpper": 0.5, "mouthPress": 0.25, "mouthPucker": 0.12},
+    24: {"mouthPress": 1.4, "mouthRollLower": 0.35, "mouthRollUpper": 0.4, "mouthShrugUpper": 0.3},
+    25: {"mouthLowerDown": 0.9},
+    26: {"jawOpen": 0.55},
 }
 
 # Surfaces that are drawn; lashes, tear film and the iris behind the cornea are not.

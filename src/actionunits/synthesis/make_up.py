@@ -27,6 +27,7 @@ class Paint:
         line: greatest thickness of a line in distances of the inner eye corners, 0 for polygons.
         soft: sigma of the blur of its edge in the same unit.
         lift: moves the points up by so many of the same unit.
+        grain: how unevenly it covers, 0 to 1: hairs instead of paint.
     """
 
     chance: float
@@ -36,6 +37,7 @@ class Paint:
     line: float = 0.0
     soft: float = 0.03
     lift: float = 0.0
+    grain: float = 0.0
 
 
 DARK: tuple[Color, Color] = ((0.005, 0.005, 0.005), (0.05, 0.03, 0.02))
@@ -49,17 +51,15 @@ PAINTS = (
     Paint(0.5, LIPS, ((0.25, 0.0, 0.02), (0.6, 0.15, 0.15)), 0.7),
     Paint(0.3, ((1, 3, 48, 31), (15, 13, 54, 35)), ((0.5, 0.15, 0.12), (0.7, 0.35, 0.3)), 0.3, soft=0.25),
 )
-BEARD = Paint(
-    1.0,
-    ((2, 4, 6, 8, 10, 12, 14, 54, 55, 57, 59, 48), (48, 31, 33, 35, 54, 52, 51, 50)),
-    DARK,
-    0.6,
-    soft=0.10,
-)
+HAIR: tuple[Color, Color] = ((0.005, 0.005, 0.005), (0.45, 0.42, 0.38))  # from black to grey
+JAW = (2, 4, 6, 8, 10, 12, 14, 54, 55, 57, 59, 48)
+UPPER_LIP = (48, 31, 33, 35, 54, 52, 51, 50)
+BEARD = Paint(1.0, (JAW, UPPER_LIP), HAIR, 0.75, soft=0.10, grain=0.6)
+MOUSTACHE = Paint(1.0, (UPPER_LIP,), HAIR, 0.95, soft=0.06, grain=0.6)
 
 
 def make_up(image: Any, landmarks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A quarter of the faces wear some paint, a tenth the shade of a beard.
+    """A quarter of the faces wear some paint, a tenth a beard or its shade, a few a moustache.
 
     Args:
         image: (S, S, 3) linear light.
@@ -73,6 +73,8 @@ def make_up(image: Any, landmarks: np.ndarray, rng: np.random.Generator) -> np.n
                 image = _put_on(image, paint, landmarks, rng)
     elif kind < 0.35:
         image = _put_on(image, BEARD, landmarks, rng)
+    elif kind < 0.38:
+        image = _put_on(image, MOUSTACHE, landmarks, rng)
     return image
 
 
@@ -88,6 +90,9 @@ def _put_on(image: Any, paint: Paint, landmarks: np.ndarray, rng: np.random.Gene
         else:
             cv2.fillPoly(mask, corners, 1.0, cv2.LINE_AA, 4)
     mask = cv2.GaussianBlur(mask, (0, 0), max(paint.soft * unit, 0.3)) * rng.uniform(0.15, paint.most)
+    if paint.grain:
+        hairs = rng.random((image.shape[0], image.shape[1])).astype(np.float32)
+        mask *= 1 - paint.grain * cv2.GaussianBlur(hairs, (0, 0), 0.5)
     low, high = np.array(paint.colors, np.float32)
     color = low + rng.random() * (high - low)
     return image * (1 - mask[..., None]) + color * mask[..., None]

@@ -30,11 +30,15 @@ def random_background(rng: np.random.Generator, size: int = 64) -> np.ndarray:
 
 
 def occlude(image: Any, landmarks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Now and then: glasses, or something of one colour before a part of the face."""
+    """Now and then: glasses, a cap or fringe, fingers, or something of one colour before part of a face."""
     image = image.copy()
     if rng.random() < 0.12:
         image = _glasses(image, landmarks, rng)
-    if rng.random() < 0.10:
+    if rng.random() < 0.06:
+        image = _cap(image, landmarks, rng)
+    if rng.random() < 0.05:
+        image = _fingers(image, landmarks, rng)
+    if rng.random() < 0.08:
         low, high = landmarks.min(0), landmarks.max(0)
         middle = rng.uniform(low, high)
         axes = rng.uniform(0.06, 0.22, 2) * (high - low)
@@ -76,7 +80,7 @@ def take_photograph(image: Any, rng: np.random.Generator) -> np.ndarray:
     size = image.shape[0]
     picture = np.clip(image * rng.uniform(0.75, 1.4), 0, 1) ** (0.5 * rng.uniform(0.8, 1.25))
     picture = picture * rng.uniform(0.85, 1.1) + rng.normal(0, 0.03)
-    if rng.random() < 0.2:
+    if rng.random() < 0.27:
         picture = np.repeat(picture @ np.array([[0.30], [0.59], [0.11]], np.float32), 3, -1)
     elif rng.random() < 0.4:
         gray = picture.mean(-1, keepdims=True)
@@ -84,8 +88,10 @@ def take_photograph(image: Any, rng: np.random.Generator) -> np.ndarray:
     picture = picture.astype(np.float32)
     if rng.random() < 0.3:
         picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.3, 1.6))
+    if rng.random() < 0.08:
+        picture = _shaken(picture, rng)
     if rng.random() < 0.35:
-        small = round(size * rng.uniform(0.28, 0.9))
+        small = round(size * rng.uniform(0.24, 0.9))
         picture = cv2.resize(picture, (small, small), interpolation=cv2.INTER_AREA)
         picture = cv2.resize(picture, (size, size), interpolation=cv2.INTER_LINEAR)
     picture = picture + rng.normal(0, rng.uniform(0, 0.03), picture.shape)
@@ -98,6 +104,57 @@ def to_jpeg(picture: np.ndarray, rng: np.random.Generator) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
+
+
+def _shaken(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Blur along a line of 2 to 7 pixels: the camera or the face moved."""
+    length, angle = rng.uniform(1, 3.5), rng.uniform(0, np.pi)
+    kernel = np.zeros((9, 9), np.float32)
+    reach = length * np.array([np.cos(angle), np.sin(angle)])
+    ends = [np.round((4 + sign * reach) * 16).astype(int).tolist() for sign in (-1, 1)]
+    cv2.line(kernel, ends[0], ends[1], 1.0, 1, cv2.LINE_AA, 4)
+    return cv2.filter2D(picture, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REPLICATE)
+
+
+def _cap(image: Any, landmarks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A hat's brim or a fringe of hair: all above a line somewhere between hairline and brows."""
+    up = landmarks[27] - landmarks[33]
+    across = (landmarks[16] - landmarks[0]) * rng.uniform(0.6, 0.9)
+    middle = landmarks[27] + up * rng.uniform(0.45, 1.0)
+    bow = up * rng.uniform(-0.15, 0.3)
+    edge = [middle - across, middle - across / 3 + bow, middle + across / 3 + bow, middle + across]
+    corners = np.array([*edge, edge[-1] + 3 * up, edge[0] + 3 * up])
+    cover = np.zeros(image.shape[:2], np.float32)
+    cv2.fillPoly(cover, [np.round(corners * 16).astype(np.int32)], 1.0, cv2.LINE_AA, 4)
+    color = rng.random(3).astype(np.float32) ** 3 * rng.uniform(0.05, 0.8)
+    shade = cv2.GaussianBlur(cover, (0, 0), 0.06 * float(np.linalg.norm(across)))
+    image = image * (1 - 0.5 * shade * rng.random())[..., None]  # the brim's shadow
+    return (image * (1 - cover[..., None]) + color * cover[..., None]).astype(np.float32)
+
+
+def _fingers(image: Any, landmarks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Two to four fingers of the face's own colour before the lower part of the face."""
+    scale = float(np.linalg.norm(landmarks[45] - landmarks[36]))
+    x, y = np.clip(landmarks[30], 0, image.shape[0] - 1).astype(int)
+    skin = image[y, x] * rng.uniform(0.7, 1.1)
+    tip = landmarks[rng.integers(17)] * 0.4 + landmarks[rng.integers(48, 60)] * 0.6
+    angle = rng.uniform(0, 2 * np.pi)
+    along = np.array([np.cos(angle), np.sin(angle)])
+    beside = np.array([-along[1], along[0]])
+    width = rng.uniform(0.14, 0.22) * scale
+    for k in range(int(rng.integers(2, 5))):
+        start = tip + k * beside * 1.15 * width + along * rng.uniform(0, 0.4) * width
+        middle = start + along * rng.uniform(0.5, 0.9) * scale
+        box = (tuple(middle.tolist()), (2 * float(np.linalg.norm(middle - start)), width * 1.1))
+        for factor, share in (
+            (0.7, 1.0),
+            (0.85, 0.85),
+            (1.0, 0.6),
+        ):  # dark at the rim, light along the middle
+            size = (box[1][0] * (0.9 + 0.1 * share), box[1][1] * share)
+            color = tuple((skin * factor).tolist())
+            cv2.ellipse(image, (box[0], size, float(np.degrees(angle))), color, -1, cv2.LINE_AA)
+    return image
 
 
 def _glasses(image: Any, landmarks: np.ndarray, rng: np.random.Generator) -> np.ndarray:

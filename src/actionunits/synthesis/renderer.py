@@ -36,7 +36,8 @@ class Render:
     Attributes:
         image: (S, S, 3) float32 linear light 0..1.
         landmarks: (68, 2) float32 iBUG points in pixels.
-        lip_gap: opening of the inner lips (points 62, 66) beyond the neutral face's, in model units (cm).
+        lip_gap: how much higher the upper inner lip (point 62) lies above the lower one (66) than at rest,
+            along the head's vertical, in model units (cm); below 0 where one lip covers the other.
     """
 
     image: np.ndarray
@@ -96,7 +97,7 @@ def _complexion(color: np.ndarray, scene: Scene) -> np.ndarray:
 
 
 def _lip_gap(vertices: np.ndarray) -> float:
-    return float(np.linalg.norm(vertices[LANDMARK_VERTICES[62]] - vertices[LANDMARK_VERTICES[66]]))
+    return float(vertices[LANDMARK_VERTICES[62], 1] - vertices[LANDMARK_VERTICES[66], 1])
 
 
 def _frame(camera: Camera, vertices: np.ndarray, scene: Scene, size: int) -> Camera:

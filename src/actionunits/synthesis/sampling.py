@@ -39,6 +39,7 @@ EXCLUSIVE: tuple[tuple[int, int], ...] = (
 # Movements beside the labelled ones, so that they are not mistaken for them: shape, chance, greatest weight.
 UNLABELLED: tuple[tuple[str, float, float], ...] = (
     *(("jawLeft", 0.04, 0.5), ("jawRight", 0.04, 0.5), ("mouthLeft", 0.04, 0.5), ("mouthRight", 0.04, 0.5)),
+    ("jawOpen", 0.2, 0.08),
     *(
         ("mouthPucker", 0.05, 0.8),
         ("mouthFunnel", 0.03, 0.5),
@@ -55,6 +56,9 @@ RESTING_FACE: tuple[tuple[str, float], ...] = (
     *(("mouthPucker", 0.06), ("mouthStretch", 0.05), ("mouthDimple", 0.06)),
     *(("mouthRollLower", 0.06), ("mouthRollUpper", 0.06)),
 )
+# Faces make the same action unit in their own way: each shape's gain is multiplied by a factor in this range.
+OWN_WAY = (0.75, 1.3)
+RESTING_FOLDS = 0.45  # greatest strength of the folds that a face has at rest, whatever it does
 RELAXED_LID = 0.1  # weight of eyeBlink: the head model's own eyes are open a little too wide
 FULL_LIP_GAP = 1.1  # opening in model units (cm) that counts as AU 25 at intensity 1
 
@@ -115,10 +119,10 @@ class Scene:
 
 
 def sample_scene(head: HeadModel, rng: np.random.Generator, size: int = 160) -> Scene:
-    """Draw a scene: intensities, one-sidedness, gaze, pose to about 45 degrees, light, framing."""
+    """Draw a scene: intensities, one-sidedness, gaze, pose to about 57 degrees, light, framing."""
     action_units = sample_action_units(rng)
-    yaw = float(rng.normal(0, 0.2) if rng.random() < 0.8 else rng.uniform(-0.8, 0.8))
-    pitch, roll = float(np.clip(rng.normal(0, 0.14), -0.45, 0.45)), float(rng.normal(0, 0.1))
+    yaw = float(np.clip(rng.normal(0, 0.22) if rng.random() < 0.75 else rng.uniform(-1.0, 1.0), -1.0, 1.0))
+    pitch, roll = float(np.clip(rng.normal(0, 0.16), -0.5, 0.5)), float(rng.normal(0, 0.1))
     gaze = _sample_gaze(rng, yaw, pitch)
     return Scene(
         action_units=action_units,
@@ -169,12 +173,12 @@ def neutral_scene(head: HeadModel, action_units: dict[int, float], size: int = 1
 
 
 def sample_action_units(rng: np.random.Generator) -> dict[int, float]:
-    """Intensities 0..1 by FACS number: neutral (15 %), a prototype and maybe one more (50 %), a mixture."""
+    """Intensities 0..1 by FACS number: neutral (17 %), a prototype and maybe one more (53 %), a mixture."""
     chosen: set[int] = set()
     kind = rng.random()
-    if kind < 0.15:
+    if kind < 0.17:
         return {}
-    if kind < 0.65:
+    if kind < 0.7:
         chosen |= set(PROTOTYPES[rng.integers(len(PROTOTYPES))])
         if rng.random() < 0.4:
             chosen.add(int(rng.choice(SYNTHETIC_AUS)))
@@ -183,7 +187,7 @@ def sample_action_units(rng: np.random.Generator) -> dict[int, float]:
     for pair in EXCLUSIVE:
         if chosen.issuperset(pair):
             chosen.discard(pair[int(rng.random() < 0.5)])
-    level = rng.uniform(0.3, 1.0)  # the AUs of one face rise together, roughly
+    level = rng.uniform(0.3, 1.1)  # the AUs of one face rise together, roughly
     return {au: float(np.clip(level + rng.normal(0, 0.2), 0.12, 1.0)) for au in sorted(chosen)}
 
 
@@ -217,12 +221,18 @@ def _sample_expression(head: HeadModel, action_units, gaze, rng: np.random.Gener
     """Shape weights (E,): the AUs, in a fifth of the faces clearly one-sided, and what no label sees."""
     left, right = np.clip(rng.normal(1, 0.1 if rng.random() < 0.8 else 0.35, 2), 0.25, 1.4)
     weights = head.expression_weights(_posed(action_units), float(left), float(right))
+    weights *= _own_way(head, rng)
     closed = rng.uniform(0, 2.5 * RELAXED_LID) if rng.random() < 0.85 else rng.uniform(0.3, 1.0)
     look = {"eyeLookUp": max(gaze[1], 0) / 0.5, "eyeLookDown": max(-gaze[1], 0) / 0.5}
     extra = {"eyeBlink": 0.0 if 5 in action_units else closed, **look}
     extra |= {shape: rng.normal(0, spread) for shape, spread in RESTING_FACE}
     if action_units.keys() >= {12, 25} and 10 not in action_units:
         extra["mouthUpperUp"] += rng.uniform(0, 0.4)  # a toothy smile lifts the lip without AU 10
+    lifted = max(action_units.get(9, 0.0), action_units.get(10, 0.0))
+    if lifted and not action_units.keys() & {25, 26} and rng.random() < 0.5:
+        extra["mouthLowerDown"] = (
+            -rng.uniform(0.3, 1.0) * lifted
+        )  # the lower lip follows, and the mouth stays shut
     for shape, chance, most in UNLABELLED:
         if rng.random() < chance:
             extra[shape] = rng.uniform(0, most)
@@ -231,12 +241,20 @@ def _sample_expression(head: HeadModel, action_units, gaze, rng: np.random.Gener
     return weights
 
 
+def _own_way(head: HeadModel, rng: np.random.Generator) -> np.ndarray:
+    """Factors (E,) of the shapes' gains, the same for a shape's left and right half."""
+    names = [name.removesuffix("_L").removesuffix("_R") for name in head.expression_names]
+    factors = {name: rng.uniform(*OWN_WAY) for name in sorted(set(names))}
+    return np.array([factors[name] for name in names], np.float32)
+
+
 def _sample_wrinkles(action_units: dict[int, float], rng: np.random.Generator) -> np.ndarray:
-    """Young skin hardly folds, old skin deeply; and each fold for itself."""
+    """Young skin hardly folds, old skin deeply, a third of it also at rest; and each fold for itself."""
     depth = float(rng.uniform(0.0, 1.3))
-    return _wrinkle_strengths(action_units, depth) * rng.uniform(0.5, 1.3, len(WRINKLED_AUS)).astype(
-        np.float32
-    )
+    moved = _wrinkle_strengths(action_units, depth) * rng.uniform(0.5, 1.3, len(WRINKLED_AUS))
+    at_rest = rng.uniform(0, RESTING_FOLDS) if rng.random() < 0.35 else 0.0
+    folds = np.maximum(moved, at_rest * rng.uniform(0, 1, len(WRINKLED_AUS)))
+    return folds.astype(np.float32)
 
 
 def _wrinkle_strengths(action_units: dict[int, float], depth: float) -> np.ndarray:
@@ -272,11 +290,11 @@ def _sample_light(rng: np.random.Generator) -> Light:
 
 
 def _sample_skin(rng: np.random.Generator) -> tuple[float, float, float, float]:
-    """In four of ten faces another complexion than the photograph's, mostly darker."""
-    if rng.random() < 0.6:
+    """In half of the faces another complexion than the photograph's, mostly darker."""
+    if rng.random() < 0.5:
         return 1.0, 1.0, 1.0, 1.0
     red, blue = rng.normal(1, 0.05, 2)
-    return float(rng.uniform(0.85, 1.7)), float(red), 1.0, float(blue)
+    return float(rng.uniform(0.8, 1.8)), float(red), 1.0, float(blue)
 
 
 def _plain(value):
