@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather, send_to_device, set_seed
 from safetensors.torch import load_file
 from torch import nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModel
 
@@ -52,7 +52,10 @@ class NetworkTraining:
         self.accelerator, self.log = accelerator, log
         self.train_faces = splits["train"]
         self.watched_faces = splits.get(watched_split(recipe, list(splits)))
-        self.examples = training_examples(self.train_faces, recipe)
+        faces: Any = self.train_faces
+        self.examples = training_examples(
+            FacesOnDevice(faces, accelerator.device) if recipe.preload else faces, self.train_faces, recipe
+        )
         self.position = Position()
         self.steps_per_epoch = steps_per_epoch(len(self.examples), recipe, accelerator.num_processes)
         self.epochs = recipe.networks[name].epochs or recipe.epochs
@@ -148,8 +151,8 @@ class NetworkTraining:
             self.examples,
             batch_sampler=sampler,
             collate_fn=stack_samples,
-            num_workers=recipe.workers,
-            pin_memory=accelerator.device.type == "cuda",
+            num_workers=0 if recipe.preload else recipe.workers,
+            pin_memory=accelerator.device.type == "cuda" and not recipe.preload,
             generator=seeded_generator(recipe.seed, epoch),  # not dropout's, which a checkpoint restores
         )
         collate: Any = collator(recipe, training=True, scheme=self.train_faces.scheme)
@@ -393,14 +396,32 @@ def start_from(model: nn.Module, folder: Path) -> None:
     model.load_state_dict(shared, strict=False)
 
 
-def training_examples(faces: AlignedFaces, recipe: Recipe) -> AlignedFaces | ClipDataset:
-    """What an epoch goes through: the pictures, or clips of them."""
+def training_examples(pictures: Any, faces: AlignedFaces, recipe: Recipe) -> Any:
+    """What an epoch goes through: the pictures (of these faces, wherever they lie), or clips of them."""
     clips = recipe.clips
     if clips.length == 1:
-        return faces
+        return pictures
     return ClipDataset(
-        faces, sequence_names(faces), faces.people, clips.length, clips.subsequences, recipe.seed
+        pictures, sequence_names(faces), faces.people, clips.length, clips.subsequences, recipe.seed
     )
+
+
+class FacesOnDevice(Dataset):
+    """Faces whose pictures lie in the memory of a device, where to fetch a batch is to index."""
+
+    def __init__(self, faces: AlignedFaces, device: torch.device, piece: int = 1024):
+        parts = [
+            {name: values.to(device) for name, values in faces.__getitems__(rows).items()}
+            for rows in np.split(np.arange(len(faces)), range(piece, len(faces), piece))
+        ]
+        self.tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def __len__(self) -> int:
+        return len(self.tensors["pictures"])
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """A whole batch, stacked, as `AlignedFaces` gives it."""
+        return {name: values[torch.as_tensor(indices)] for name, values in self.tensors.items()}
 
 
 def sequence_names(faces: AlignedFaces) -> np.ndarray:

@@ -135,6 +135,8 @@ class Recipe:
         log_every: Optimiser steps between lines of the log.
         checkpoint_every: Optimiser steps between checkpoints; epochs end with one, too.
         workers: Processes that read pictures; 0 reads in the training process.
+        preload: Keep all training pictures in the memory of the device (77 kB each at 160 pixels); `workers`
+            then have nothing to do.
         ensemble: How `lsc` and `gda` become one answer: "average" (ESCDA) or "voting", the maximum (ESCDA-V).
         paper: The figures that the paper reports for this recipe.
         split: Who trains and who tests, for corpora that come by `actionunits corpus prepare`.
@@ -171,6 +173,7 @@ class Recipe:
     log_every: int = 50
     checkpoint_every: int = 500
     workers: int = 0
+    preload: bool = False
     ensemble: Literal["average", "voting"] = "average"
     paper: PaperFigures = PaperFigures()
     split: SplitRecipe = SplitRecipe()

@@ -117,6 +117,13 @@ def test_seed_decides_the_weights(run):
     assert weights(first) == weights(same) != weights(other)
 
 
+def test_pictures_in_the_memory_of_the_device_train_the_same_weights(run, monkeypatch):
+    streamed = run("streamed", networks=GDA, epochs=1)
+    monkeypatch.setattr(network_training.AlignedFaces, "__getitem__", None)
+    held = run("held", networks=GDA, epochs=1, preload=True, workers=7)
+    assert weights(held) == weights(streamed)
+
+
 def test_best_validation_epoch_is_kept(run, monkeypatch):
     """Validation is made to be best after the second of three epochs."""
     figures = iter([0.2, 0.9, 0.5])
