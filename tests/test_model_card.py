@@ -8,7 +8,16 @@ import pytest
 from huggingface_hub import ModelCard
 
 from actionunits import checkpoints
-from actionunits.model_card import SECTIONS, group_gaps, main, make_card, weak_aus, weights_hashes, write_card
+from actionunits.model_card import (
+    SECTIONS,
+    card_name,
+    group_gaps,
+    main,
+    make_card,
+    weak_aus,
+    weights_hashes,
+    write_card,
+)
 from actionunits.publishing_terms import training_terms
 from toy_run import AUS, write_toy_run
 
@@ -167,22 +176,96 @@ def test_weights_are_hashed(model):
     assert f"| model.safetensors | SHA-256 `{digest}` |" in str(make_card(model, TEMPLATE))
 
 
-@pytest.mark.parametrize(
-    ("folder", "template"), [("default", "template.md"), ("face_landmarks", "template_landmarks.md")]
-)
-def test_committed_cards_are_those_of_the_committed_weights(folder, template):
+def test_half_precision_is_said(model):
+    assert "float16" not in str(make_card(model, TEMPLATE))
+    change(model, "run.json", lambda run: run["recipe"].update(save_dtype="float16"))
+    text = str(make_card(model, TEMPLATE))
+    assert "| precision | parameters are stored as float16, statistics as float32;" in text
+
+
+def test_a_member_of_an_ensemble_has_its_own_name(model):
+    change(model, "run.json", lambda run: run.update(name="lsc-toy", member="lsc"))
+    card = make_card(model, TEMPLATE)
+    text = str(card)
+    assert "\n# lsc-toy\n" in text and "Recipe `toy-model`:" in text
+    assert "These weights are the LSC of the ensemble alone, with thresholds of its own." in text
+    assert card.data.model_name == "lsc-toy"
+
+
+def test_mixed_precision_and_single_epochs_are_worded(model):
+    values = {"precision": "bf16", "warmup_epochs": 1, "schedule": "inverse-square-root"}
+    change(model, "run.json", lambda run: run["recipe"].update(values))
+    change(model, "run.json", lambda run: run["recipe"]["networks"]["lsc"].update(epochs=1))
+    text = str(make_card(model, TEMPLATE))
+    assert "LSC for 1 epoch from" in text and "mixed precision (bf16)" in text
+    assert "1 epoch of warm-up and a fall by the inverse square root of the steps" in text
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_stand_in_for_the_pretrained_transformer_is_said(model, frozen):
+    backbone = {"num_hidden_layers": 6, "hidden_size": 128}
+    values = {"model_type": "au-auformer", "freeze_backbone": frozen, "backbone_config": backbone}
+    change(model, "config.json", lambda config: config.update(values))
+    text = str(make_card(model, TEMPLATE))
+    said = "**a small vision transformer of 6 blocks and 128 channels, trained from random weights along with"
+    assert (said in text) is not frozen
+
+
+@pytest.mark.parametrize("length", [None, 1, 16])
+def test_clips_of_one_frame_are_said(model, length):
+    change(model, "config.json", lambda config: config.update(model_type="au-lac"))
+    if length is not None:
+        change(model, "run.json", lambda run: run["recipe"].update(clips={"length": length}))
+    assert ("**each picture was a clip of one frame**" in str(make_card(model, TEMPLATE))) is (length != 16)
+
+
+def test_pretraining_of_the_encoder_is_said(model):
+    change(model, "config.json", lambda config: config.update(model_type="au-gtlenet", pretraining="none"))
+    assert "Its encoder was not pretrained" in str(make_card(model, TEMPLATE))
+    figures = {
+        "name": "expression/model",
+        "steps": 6000,
+        "validation_triplets": 2000,
+        "triplet_accuracy": 0.876,
+    }
+    encoder = {**figures, "triplets": "synthetic corpus"}
+    change(model, "run.json", lambda run: run.update(encoder=encoder))
+    text = str(make_card(model, TEMPLATE))
+    assert "6,000 steps on triplets of the synthetic corpus. Of 2,000 triplets of other people" in text
+    assert "nearest to each other in 88 %" in text
+
+
+@pytest.mark.parametrize("encoder", [{"name": "a/b"}, {"name": "a/b", "triplets": "fec.csv"}])
+def test_an_encoder_of_other_pictures_brings_their_terms(model, encoder):
+    change(model, "run.json", lambda run: run.update(encoder=encoder))
+    terms = training_terms(json.loads((model / "run.json").read_text()))
+    assert [corpus.is_free for corpus in terms] == [True, False]
+    assert make_card(model, TEMPLATE).data.license == "other"
+
+
+@pytest.mark.parametrize("name", [*checkpoints.names(), checkpoints.LANDMARKS])
+def test_committed_cards_are_those_of_the_committed_weights(name):
     """The card beside the packaged weights, and its copy in model_cards/, follow from the files there."""
-    folder = checkpoints.FOLDER / folder
-    if not (folder / "metrics.json").is_file():
-        pytest.skip("the package holds no trained weights")
+    folder = checkpoints.path(name)
+    template = "template_landmarks.md" if name == checkpoints.LANDMARKS else "template.md"
     card = str(make_card(folder, CARDS / template)).rstrip() + "\n"
-    run = folder / "run.json"
-    name = json.loads(run.read_text())["recipe"]["name"] if run.is_file() else "face-landmarks"
     assert (folder / "README.md").read_text() == card
-    assert (CARDS / f"{name}.md").read_text() == card
+    assert (CARDS / f"{published_name(name)}.md").read_text() == card
 
 
 def test_every_published_card_is_regenerated_here():
-    published = {path.name for path in CARDS.glob("*.md") if not path.name.startswith("template")}
-    name = json.loads((checkpoints.FOLDER / "default" / "run.json").read_text())["recipe"]["name"]
-    assert published == {f"{name}.md", "face-landmarks.md"}
+    published = {path.stem for path in CARDS.glob("*.md") if not path.name.startswith("template")}
+    names = [*checkpoints.names(), checkpoints.LANDMARKS]
+    assert published == {published_name(name) for name in names}
+    assert len(published) == len(names), "two checkpoints share a card"
+
+
+def published_name(name):
+    run = checkpoints.path(name) / "run.json"
+    return card_name(json.loads(run.read_text())) if run.is_file() else "face-landmarks"
+
+
+def change(folder, file, change_values):
+    values = json.loads((folder / file).read_text())
+    change_values(values)
+    (folder / file).write_text(json.dumps(values))

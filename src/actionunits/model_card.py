@@ -30,7 +30,7 @@ METHODS = {
     "au-lsc": "LSC, the local network of ESCDA: attention branches, each masked around an AU's place",
     "au-gda": "GDA, the global network of ESCDA: attention along the rows and the columns of the face",
     "au-ac2d": "AC2D: a transformer branch for each AU, its attention held to the AU's place, deconfounded",
-    "au-auformer": "AUFormer: a frozen vision transformer with a small expert for each AU in every block",
+    "au-auformer": "AUFormer: a vision transformer with a small expert for each AU in every block",
     "au-lac": "LAC, lock and check: regions of interest that are found first and checked against each other",
     "au-gtlenet": "GTLE-Net: an embedding of the whole expression, and from it a local one for each AU",
 }
