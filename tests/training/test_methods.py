@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from actionunits.callbacks import EndOfEpochCallback
 from actionunits.data import AUCollator, Augmentation, InputGeometry, prepare_synthetic
 from actionunits.models.ac2d import configuration_ac2d as ac2d
 from actionunits.models.auformer import configuration_auformer as auformer
-from recipe import load_recipe, load_variants
+from network_training import network_config
+from recipe import NetworkRecipe, load_recipe, load_variants
 
 TINY_VIT = {
     "hidden_size": 16,
@@ -73,7 +75,7 @@ def test_recipes_train(path, train, corpus, cache, beginnings, tmp_path):
     ((name, network),) = recipe["networks"].items()
     recipe["networks"] = {name: tiny_network(network, beginnings)}
     recipe["geometry"]["input_size"] = 48
-    recipe |= {"batch_size": 8, "epochs": 1, "warmup_epochs": 0.5}
+    recipe |= {"batch_size": 8, "epochs": 1, "warmup_epochs": 0.5, "workers": 0}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     folders = {"data": corpus, "cache": cache, "output": tmp_path / "run", "recipe": tmp_path / "recipe.yaml"}
     train.main([f"--{option}={value}" for option, value in folders.items()])
@@ -181,6 +183,51 @@ def test_the_trainer_trains(model_type, corpus, cache, tmp_path):
 def test_fast_and_plain_are_the_same_network(method):
     variants = (False, True) if benchmark.METHODS[method].has_plain else (False,)
     assert len({benchmark.count(method, plain)[0] for plain in variants}) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model_type": "au-foo"}, r"'au-foo' is unknown; known: \['au-ac2d'"),
+        ({"model_type": "au-lac", "preset": "tiny"}, "LacConfig has no preset 'tiny'"),
+        (
+            {"model_type": "au-lac", "config": {"localisation_weight": 0}},
+            r"unknown keys \['localisation_weight'\]; those of LacConfig: .*'localization_weight'",
+        ),
+    ],
+)
+def test_networks_that_do_not_exist_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        network_config(NetworkRecipe(**values))
+
+
+@pytest.mark.parametrize("path", (ROOT / "training" / "recipes").glob("*.yaml"), ids=lambda path: path.stem)
+def test_recipes_name_values_that_there_are(path):
+    for variant in ["", *load_variants(path)]:
+        for network in load_recipe(path, variant=variant).networks.values():
+            without_weights = {key: network.config[key] for key in network.config if "name_or_path" not in key}
+            preset = "" if network.preset.startswith("from_") else network.preset
+            network_config(replace(network, config=without_weights, preset=preset), **without_weights)
+
+
+@pytest.mark.parametrize(("method", "trained_on"), [("gda", [8]), ("gtlenet", [1, 8])])
+def test_rows_of_the_benchmark_by_default(method, trained_on, monkeypatch):
+    measured = dict.fromkeys(("seconds", "cpu_seconds", "megabytes"), 1.0)
+    monkeypatch.setattr(benchmark, "measure_apart", lambda *args: measured)
+    monkeypatch.setattr(benchmark, "count", lambda *args: (10**6, 1e9))
+    names = [row[0] for row in benchmark.figures(benchmark.parse_arguments([]), method)]
+    assert [f"training step, batch {batch}" in names for batch in (1, 8)] == [b in trained_on for b in (1, 8)]
+    assert {"forward, batch 1", "forward, batch 8"} < set(names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["gda", "lsc"])
+def test_least_training_batch(method):
+    training = benchmark.METHODS[method]
+    model = training.build(False)
+    assert model(**training.inputs(training.least_training_batch)).loss.isfinite()
+    with pytest.raises(ValueError, match="more than 1 value"):
+        model(**training.inputs(1))
 
 
 def test_memory_of_a_run_is_its_peak():

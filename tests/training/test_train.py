@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from tiny_run import RECIPE, ROOT, TINY, TINY_AC2D
 from transformers import AutoModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -69,6 +70,46 @@ def test_a_run_ends_in_a_model_folder_that_loads_and_says_what_it_is(run, evalua
     assert described["corpus"]["splits"]["train"] == {"pictures": 24, "people": 3, "skipped": 0}
     assert "BP4D" in (folder / "README.md").read_text()
     assert not list(output.rglob("*.partial"))
+
+
+def test_half_precision_is_rounded_before_it_is_measured(run, train, evaluate, corpus, tmp_path):
+    """Measured again, the stored weights give the figures beside them; the trained ones are kept whole."""
+    folder = run(networks=GDA, epochs=1, save_dtype="float16") / "model"
+    trained = AutoModel.from_pretrained(folder.parent / "gda" / "model")
+    stored = load_file(folder / "model.safetensors")
+    assert {stored[name].dtype for name, _ in trained.named_parameters()} == {torch.float16}
+    model = AutoModel.from_pretrained(folder)
+    assert model.dtype == torch.float32 and trained.dtype == torch.float32
+    pairs = zip(model.parameters(), trained.parameters(), strict=True)
+    assert all(torch.equal(a, b.half().float()) for a, b in pairs)
+    assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), trained.parameters(), strict=True))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    options = {"model": folder, "data": corpus, "split": "test", "output": tmp_path / "e"}
+    evaluate.main([f"--{name}={value}" for name, value in options.items()])
+    again = json.loads((tmp_path / "e" / "metrics-test.json").read_text())
+    assert again["calibrated"] == metrics["test"]["calibrated"]
+    assert "stored as float16" in (folder / "README.md").read_text()
+
+
+def test_members_of_an_ensemble_are_measured_alone(run, evaluate, corpus, tmp_path):
+    output = run("escda", epochs=1, save_dtype="float16")
+    thresholds = {}
+    for name in ("lsc", "gda"):
+        folder = output / "members" / name
+        model = AutoModel.from_pretrained(folder)
+        whole = getattr(AutoModel.from_pretrained(output / "model"), name).state_dict()
+        assert all(torch.equal(value, whole[key]) for key, value in model.state_dict().items())
+        described = json.loads((folder / "run.json").read_text())
+        assert (described["name"], described["member"]) == (f"tiny-{name}", name)
+        assert described["model_type"] == f"au-{name}" == model.config.model_type
+        assert f"# tiny-{name}" in (folder / "README.md").read_text()
+        options = {"model": folder, "data": corpus, "split": "test", "output": tmp_path / name}
+        evaluate.main([f"--{key}={value}" for key, value in options.items()])
+        again = json.loads((tmp_path / name / "metrics-test.json").read_text())
+        metrics = json.loads((folder / "metrics.json").read_text())
+        assert again["calibrated"] == metrics["test"]["calibrated"]
+        thresholds[name] = model.config.au_thresholds
+    assert thresholds["lsc"] != thresholds["gda"]
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(run, train, monkeypatch):

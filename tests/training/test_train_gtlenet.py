@@ -49,6 +49,27 @@ def test_a_run_starts_from_its_encoder_and_ends_in_a_model(run, encoder_folder):
     assert all(math.isfinite(event["loss"]) for event in events if event["event"] == "step")
 
 
+def test_a_result_knows_its_encoder_but_not_where_it_lay(run, encoder_folder):
+    figures = {
+        "steps": 6,
+        "triplet_accuracy": 0.75,
+        "validation_triplets": 40,
+        "triplets": "synthetic corpus",
+    }
+    (encoder_folder / "metrics.json").write_text(json.dumps(figures))
+    start = {"encoder_name_or_path": str(encoder_folder), "pretraining": "expression"}
+    networks = {"gtlenet": {"model_type": "au-gtlenet", "config": {**TINY, **start}}}
+    folder = run(networks=networks, epochs=1) / "model"
+    name = "/".join(encoder_folder.parts[-2:])
+    described = json.loads((folder / "run.json").read_text())
+    assert described["encoder"] == {"name": name, **figures}
+    assert described["recipe"]["networks"]["gtlenet"]["config"]["encoder_name_or_path"] == name
+    for file in ("run.json", "config.json", "README.md"):
+        assert str(encoder_folder) not in (folder / file).read_text()
+    assert AutoModel.from_pretrained(folder).config.pretraining == "expression"
+    assert "nearest to each other in 75 %" in (folder / "README.md").read_text()
+
+
 def test_the_learning_rate_falls_with_the_root_of_the_steps():
     factor = network_training.SCHEDULES["inverse-square-root"](warmup_steps=4, total_steps=100)
     np.testing.assert_allclose([factor(step) for step in range(4)], [0.2, 0.4, 0.6, 0.8])
