@@ -1,4 +1,4 @@
-"""The recipes of the package's weights: alike but for what a method needs, and small enough for the package."""
+"""The recipes of the weights in the package: alike but for what a method needs, and small enough."""
 
 import pytest
 import torch
