@@ -3,6 +3,7 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -127,8 +128,13 @@ def test_threshold(detect, photo_path):
         (["x.png", "--maps"], "--output"),
         (["x.png", "--json", "--csv"], "--output"),
         (["x.png", "--threshold", "7"], "0..1"),
-        (["x.png", "--threshold", "high"], "threshold"),
-        (["--sample", "--model", "no/such/folder/here"], "no/such/folder/here"),
+        (["x.png", "--threshold", "high"], "high is no number in 0..1"),
+        (["--sample", "--model", "no/such/folder/here"], "no/such/folder/here is no folder"),
+        (["--sample", "--model", "/nowhere"], "/nowhere is no folder, and no name on the Hub"),
+        (["--sample", "--model", __file__], "is no folder"),
+        (["--sample", "--model", str(Path(__file__).parent)], "no config.json"),
+        (["--sample", "--device", "tpu"], "--device tpu cannot be used, here is cpu"),
+        (["--sample", "--device", "cuda:99"], "--device cuda:99 cannot be used"),
     ],
 )
 def test_wrong_usage(detect, args, message, monkeypatch):

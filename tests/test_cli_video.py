@@ -148,7 +148,7 @@ def test_without_pyav_the_extra_is_named(video, clip, monkeypatch):
     [
         ([], "VIDEO"),
         (["x.mp4", "--detect-every", "0"], "from 1 on"),
-        (["x.mp4", "--batch-size", "many"], "--batch-size"),
+        (["x.mp4", "--batch-size", "many"], "--batch-size: many is not a whole number from 1 on"),
         (["x.mp4", "--form", "wide"], "wide"),
         (["x.mp4", "--threshold", "7"], "0..1"),
     ],

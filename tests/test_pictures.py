@@ -75,6 +75,7 @@ def test_sixteen_bits_keep_their_range(photo):
         (None, TypeError, "NoneType; give a path"),
         (7, TypeError, "int"),
         ("nowhere.jpg", FileNotFoundError, "'nowhere.jpg'"),
+        (".", FileNotFoundError, "a folder, not a picture; name the files in it"),
         (b"no picture at all", PictureError, "no picture that Pillow can read"),
         (np.zeros((40, 40, 2), np.uint8), PictureError, r"\(40, 40, 2\)"),
         (np.zeros((2, 40, 40, 3), np.uint8), PictureError, "as a list"),

@@ -1,11 +1,13 @@
 """What several of the commands share: the options of the model, and names for the files they write."""
 
 import argparse
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import pipeline
 from transformers.utils import logging
 
@@ -32,6 +34,7 @@ def load_pipeline(args: argparse.Namespace) -> Any:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
+        check_device(args.device)
         model = with_backend(find_model(args.model or "default"), args.backend)
         detect = pipeline("au-detection", model=model, device=args.device)  # type: ignore[call-overload]
         if args.output is not None:
@@ -42,9 +45,38 @@ def load_pipeline(args: argparse.Namespace) -> Any:
 
 
 def find_model(name: str) -> str:
-    """Return what the pipeline takes for `--model`: the folder, where the name is one of the package's."""
-    is_here = name in checkpoints.names() and not Path(name).is_dir()
-    return str(checkpoints.path(name)) if is_here else name
+    """Return what the pipeline takes for `--model`: the folder, where the name is one of the package's.
+
+    Raises:
+        ValueError: The name can only be that of a folder, but there is none, or no model in it.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"--model {name} holds no model: there is no config.json in it.")
+        return name
+    if name in checkpoints.names():
+        return str(checkpoints.path(name))
+    if folder.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith((".", os.sep)):
+        raise ValueError(
+            f"--model {name} is no folder, and no name on the Hub (org/name) either; "
+            f"those of the package are {', '.join(checkpoints.names())}."
+        )
+    return name
+
+
+def check_device(device: str | None) -> None:
+    """Put nothing on a device, to see whether it is there.
+
+    Raises:
+        ValueError: It is not; the message says which ones are.
+    """
+    try:
+        torch.empty(0, device=device or "cpu")
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # builds without it assert
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        found = "cpu" if accelerator is None else f"cpu and {accelerator.type}"
+        raise ValueError(f"--device {device} cannot be used, here is {found}.") from error
 
 
 def stems(files: Iterable[str]) -> Iterator[str]:
@@ -57,7 +89,10 @@ def stems(files: Iterable[str]) -> Iterator[str]:
 
 
 def _probability(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
     if not 0.0 <= value <= 1.0:
-        raise argparse.ArgumentTypeError(f"{text} does not lie in 0..1")
+        raise argparse.ArgumentTypeError(f"{text} is no number in 0..1")
     return value

@@ -1,6 +1,7 @@
 """The command `actionunits video`: tables, an annotated video and a time line of videos of any length."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -145,7 +146,6 @@ def _summary(name: str, timeline: Timeline) -> str:
 
 
 def _from_one(text: str) -> int:
-    value = int(text)
-    if value < 1:
+    if not re.fullmatch("0*[1-9][0-9]*", text):
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
-    return value
+    return int(text)

@@ -83,6 +83,8 @@ def _open(source: Any) -> tuple[str, Image.Image]:
             raise PictureError(f"{name} could not be fetched: {error}") from error
     if isinstance(source, str | os.PathLike):
         path = Path(source)
+        if path.is_dir():
+            raise FileNotFoundError(f"{path} is a folder, not a picture; name the files in it.")
         if not path.is_file():
             raise FileNotFoundError(f"There is no picture file {str(path)!r}.")
         return str(path), _from_bytes(str(path), path.read_bytes())
