@@ -284,6 +284,7 @@ def test_stream_of_the_default_length_gives_maps_and_takes_vectors():
     streams = [model.stream(), model.stream()]
     torch.testing.assert_close(streams[0].advance(vectors[:7]), output.logits)
     torch.testing.assert_close(streams[1].advance(vectors[7:]), model.stream()(-video).logits)
+    assert model.stream()(video[:0]).logits.shape == (0, 4)  # a portion may be empty
 
 
 def test_stream_keeps_no_more_than_it_needs():
@@ -419,6 +420,7 @@ def test_every_config_value_makes_another_model(values):
         ({"activation_weight": -1}, "activation_weight=-1 must not be negative"),
         ({"difficulty_share": 1.5}, "difficulty_share=1.5"),
         ({"spatial": "both"}, "spatial"),
+        ({"backbone_config": {"hidden_sizes": [8, 16], "depths": [1]}}, r"depths=\[1\] need as many stages"),
     ],
 )
 def test_impossible_configurations_are_refused(values, message):

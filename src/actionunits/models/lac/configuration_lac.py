@@ -182,6 +182,12 @@ class LacConfig(AUConfig):
         for name in ("hidden_size", "num_graph_layers", "clip_length", "num_subsequences", "roi_cells"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        backbone: Any = self.backbone_config
+        stages, depths = backbone.hidden_sizes, backbone.depths
+        if not len(stages) == len(depths) > 0:
+            raise ValueError(
+                f"The backbone's hidden_sizes={stages} and depths={depths} need as many stages, one at least."
+            )
         if not 0 < self.roi_ratio <= 1:
             raise ValueError(f"roi_ratio={self.roi_ratio} must lie in (0, 1]: a part of the input's width.")
 

@@ -80,7 +80,7 @@ class LacStream:
 
         So that a batch of pictures may hold the faces of several streams.
         """
-        logits = []
+        logits = [vectors.new_zeros(0, vectors.shape[1])]
         while len(vectors):
             if self._position == self.clip_length:
                 self._begin_clip()
