@@ -9,7 +9,8 @@ It prints a table a method: parameters, multiply-adds, and for each batch size t
 forward pass and of a training step (forward and backward). Ratios are fast over plain, both measured in the
 same run; they tell more than the times where other programs keep the machine busy, and so does the CPU time
 of all threads. The plain implementations are the references of the tests, or the same network with its
-attention written out; a method without one has no ratios.
+attention written out; a method without one has no ratios. Batches of LAC are of clips of 16 frames. What
+normalises pooled features over the batch cannot train on one picture, so its rows begin with two.
 
 Each figure comes from a process of its own: it builds model and inputs, runs once to warm up, runs for the
 memory, then for the times, of which the shortest counts. Memory is what a run needs beyond what is there
@@ -55,11 +56,13 @@ class Method:
         build: Makes the fast model, or given true the plain one, on the device that is the default.
         inputs: Makes a training batch of so many pictures: keywords of the model, `labels` among them.
         has_plain: Whether there is a plain model.
+        least_training_batch: Smallest batch that it can be trained on.
     """
 
     build: Callable[[bool], nn.Module]
     inputs: Callable[[int], dict[str, Tensor]]
     has_plain: bool = True
+    least_training_batch: int = 1
 
 
 def faces(size: int) -> Callable[[int], dict[str, Tensor]]:
@@ -145,8 +148,8 @@ def lac_head(plain: bool) -> nn.Module:
 
 
 METHODS = {
-    "gda": Method(lambda plain: actionunits.GdaForAUDetection(actionunits.GdaConfig()), faces(112), False),
-    "lsc": Method(written_out(actionunits.LscConfig), faces(112)),
+    "gda": Method(lambda plain: actionunits.GdaForAUDetection(actionunits.GdaConfig()), faces(112), False, 2),
+    "lsc": Method(written_out(actionunits.LscConfig), faces(112), least_training_batch=2),
     "ac2d": Method(ac2d, faces(176)),
     "auformer": Method(auformer, faces(224)),
     "auformer-experts": Method(auformer_experts, faces(224)),
@@ -197,7 +200,13 @@ def figures(args: argparse.Namespace, method: str) -> Iterator[tuple[str, str, f
     """Yield name, unit, fast value and plain value (if any) of each row."""
     variants = VARIANTS if METHODS[method].has_plain else VARIANTS[:1]
     sizes = [count(method, variant == "plain") for variant in variants]
-    runs = [(mode, batch, variant) for mode in MODES for batch in args.batches for variant in variants]
+    rows = [
+        (mode, batch)
+        for mode in MODES
+        for batch in args.batches
+        if mode == "forward" or batch >= METHODS[method].least_training_batch
+    ]
+    runs = [(*row, variant) for row in rows for variant in variants]
     with tqdm(runs, desc=method, unit="run", leave=False, disable=None) as bar:
         results = {run: measure_apart(args, method, *run) for run in bar}
 
@@ -205,17 +214,17 @@ def figures(args: argparse.Namespace, method: str) -> Iterator[tuple[str, str, f
         return name, unit, values[0], values[1] if len(values) > 1 else None
 
     yield row("parameters", "M", [size[0] / 1e6 for size in sizes])
-    yield row("multiply-adds a picture (matrices, convolutions)", "G", [size[1] / 1e9 for size in sizes])
-    for mode, what in MODES.items():
-        for batch in args.batches:
-            found = [results[mode, batch, variant] for variant in variants]
-            yield row(f"{what}, batch {batch}", "ms", [1e3 * f["seconds"] for f in found])
-            yield row(f"{what}, batch {batch}, CPU time", "ms", [1e3 * f["cpu_seconds"] for f in found])
-            yield row(f"{what}, batch {batch}, peak memory", "MB", [f["megabytes"] for f in found])
+    yield row("multiply-adds, batch 1 (matrices, convolutions)", "G", [size[1] / 1e9 for size in sizes])
+    for mode, batch in rows:
+        what = f"{MODES[mode]}, batch {batch}"
+        found = [results[mode, batch, variant] for variant in variants]
+        yield row(what, "ms", [1e3 * f["seconds"] for f in found])
+        yield row(f"{what}, CPU time", "ms", [1e3 * f["cpu_seconds"] for f in found])
+        yield row(f"{what}, peak memory", "MB", [f["megabytes"] for f in found])
 
 
 def count(method: str, plain: bool) -> tuple[int, float]:
-    """Return parameters and multiply-adds of one picture."""
+    """Return parameters, and multiply-adds of one picture or clip."""
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model, inputs = METHODS[method].build(plain).eval(), METHODS[method].inputs(1)
         model(pixel_values=inputs["pixel_values"], au_centers=inputs["au_centers"])

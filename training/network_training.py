@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModel
+from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig
 
 import actionunits  # noqa: F401  (registers the models)
 from actionunits.data import NO_AUGMENTATION, AlignedFaces, AUCollator
@@ -370,9 +370,28 @@ def build_network(network: NetworkRecipe, recipe: Recipe, faces: AlignedFaces) -
         settings["au_occurrence_rates"] = np.clip(faces.occurrence_rates(), margin, 1 - margin).tolist()
     if network.pretrained:
         return AutoModel.from_pretrained(network.pretrained, **settings, dtype=torch.float32)
-    config_class = type(AutoConfig.for_model(network.model_type))
-    make = getattr(config_class, network.preset) if network.preset else config_class
-    return AutoModel.from_config(make(image_size=recipe.geometry.input_size, **settings))
+    return AutoModel.from_config(network_config(network, image_size=recipe.geometry.input_size, **settings))
+
+
+def network_config(network: NetworkRecipe, **settings: Any) -> Any:
+    """The configuration of a new network: that of its preset, with other values.
+
+    Raises:
+        ValueError: There is no such type, preset or value. Transformers would keep a value of a wrong name
+            and build the network without it.
+    """
+    types = sorted(name for name in CONFIG_MAPPING if name.startswith("au-"))  # type: ignore[attr-defined]
+    if network.model_type not in types:
+        raise ValueError(f"model_type {network.model_type!r} is unknown; known: {types}.")
+    config_class = CONFIG_MAPPING[network.model_type]
+    known, common = ({field.name for field in fields(each)} for each in (config_class, PreTrainedConfig))
+    if strange := sorted(set(network.config) - known):
+        own = sorted(known - common)
+        raise ValueError(f"config has unknown keys {strange}; those of {config_class.__name__}: {own}.")
+    make = getattr(config_class, network.preset, None) if network.preset else config_class
+    if make is None:
+        raise ValueError(f"{config_class.__name__} has no preset {network.preset!r}, such as 'compact'.")
+    return make(**settings)
 
 
 def start_from(model: nn.Module, folder: Path) -> None:
