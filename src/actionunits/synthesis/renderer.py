@@ -66,8 +66,8 @@ def render(head: HeadModel, scene: Scene, person: Person, other: Person, backgro
 
     canvas = cv2.resize(background, (size, size), interpolation=cv2.INTER_LINEAR).astype(np.float32)
     canvas = _hair(canvas, person, points, scene)
-    surface, color = _head(head, scene, person, other, vertices, points, camera.rotation, size)
-    canvas = np.where((surface >= 0)[..., None], color, canvas)
+    box, surface, color = _head(head, scene, person, other, vertices, points, camera.rotation, size)
+    canvas[box] = np.where((surface >= 0)[..., None], color, canvas[box])
     image = cv2.resize(canvas, (scene.size, scene.size), interpolation=cv2.INTER_AREA)
     landmarks = (points[LANDMARK_VERTICES, :2] + 0.5) * (scene.size / size) - 0.5
     return Render(image, landmarks.astype(np.float32), _lip_gap(vertices) - _lip_gap(neutral))
@@ -114,22 +114,24 @@ def _hair(canvas: np.ndarray, person: Person, points: np.ndarray, scene: Scene) 
     front = np.flatnonzero(person.normals[:, 2] > 0.3)[::20]
     source = np.c_[person.texture[front], np.ones(len(front))]
     affine = np.linalg.lstsq(source, points[front, :2].astype(np.float64), rcond=None)[0].T
-    layer = np.dstack([person.photo, person.silhouette])
-    layer = cv2.warpAffine(
-        layer, affine, canvas.shape[1::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    photo, silhouette = (
+        cv2.warpAffine(layer, affine, canvas.shape[1::-1], borderMode=cv2.BORDER_REPLICATE)
+        for layer in (person.photo, person.silhouette)
     )
     facing = np.clip((0.75 - abs(scene.yaw)) / 0.15, 0, 1)  # a plane seen from the side is no hair
-    alpha = layer[..., 3:].astype(np.float32) / 255 * facing
+    alpha = silhouette[..., None].astype(np.float32) / 255 * facing
     upright = np.zeros((1, 1, 3), np.float32)
     upright[..., 1:] = (0.3, 0.95)
     light = shading(upright, scene.light) / shading(upright, PHOTO_LIGHT)
-    return canvas * (1 - alpha) + _complexion(to_linear(layer[..., :3]), scene) * light * alpha
+    return canvas * (1 - alpha) + _complexion(to_linear(photo), scene) * light * alpha
 
 
-def _head(head, scene, person, other, vertices, points, rotation, size) -> tuple[np.ndarray, np.ndarray]:
-    """Surface code (size, size), -1 outside, and linear colour (size, size, 3) of the head."""
+def _head(head, scene, person, other, vertices, points, rotation, size):
+    """Where the head is in the picture (rows, columns); there: surface code, -1 outside, and linear colour."""
     normals = vertex_normals(vertices.astype(np.float32), head.triangles) @ rotation.T.astype(np.float32)
-    triangle_at, depth, weights = rasterize(points, head.triangles, size, size)
+    drawn = rasterize(points, head.triangles, size, size)
+    box = _box(drawn[0] >= 0)
+    triangle_at, depth, weights = (np.ascontiguousarray(part[box]) for part in drawn)
     columns = [
         normals,
         person.normals,
@@ -154,13 +156,21 @@ def _head(head, scene, person, other, vertices, points, rotation, size) -> tuple
     color = albedo * ratio + scene.shine * highlight(normal, scene.light, sharpness=12)
 
     eye = surface == EYE
-    eyes = _eyes(pixels[..., 14:17], normal, light, scene) * _lid_shadow(eye, points)
-    color = np.where(eye[..., None], eyes, color)
+    if eye.any():
+        at = _box(eye)
+        eyes = _eyes(pixels[at][..., 14:17], normal[at], light[at], scene) * _lid_shadow(eye, points)[at]
+        color[at] = np.where(eye[at][..., None], eyes, color[at])
     behind_lips = np.clip((depth - points[LANDMARK_VERTICES[51], 2]) / 3.0, 0, 1)[..., None]
     for code, paint in ((GUMS, GUM_COLOR), (TEETH, TEETH_COLOR * scene.teeth)):
         inside = paint * light * (1 - 0.65 * np.minimum(behind_lips, 1.0))
         color = np.where((surface == code)[..., None], inside, color)
-    return surface, color.astype(np.float32)
+    return box, surface, color.astype(np.float32)
+
+
+def _box(mask: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns that hold all that is true in (H, W); everything if nothing is."""
+    found = [np.flatnonzero(mask.any(axis)) for axis in (1, 0)]
+    return tuple(slice(f[0], f[-1] + 1) if len(f) else slice(None) for f in found)  # type: ignore[return-value]
 
 
 def _photograph(person: Person, at: np.ndarray, facing: np.ndarray, wrinkles: np.ndarray):
@@ -215,4 +225,4 @@ def _lid_shadow(eye: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / (np.linalg.norm(vectors, axis=-1, keepdims=True) + 1e-6)
+    return vectors / (np.sqrt(np.einsum("...i,...i", vectors, vectors))[..., None] + 1e-6)
