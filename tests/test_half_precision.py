@@ -10,6 +10,7 @@ from transformers import AutoModel, pipeline
 
 from actionunits import AUImageProcessor
 from actionunits.half_precision import round_parameters, save_in_half
+from actionunits.onnx_model import OnnxAUModel, export_onnx, largest_difference
 from tiny_models import TINY_MODELS
 
 TOLERANCE = 2e-3  # of probabilities
@@ -83,6 +84,13 @@ def test_heads_are_chosen_by_name(saved):
     assert {p.dtype for p in fewer.parameters()} == {torch.float32}
     kept = {name: p for name, p in fewer.state_dict().items() if "AU12" in name}
     assert kept and all(torch.equal(p, model.state_dict()[name]) for name, p in kept.items())
+
+
+def test_the_onnx_file_answers_as_the_stored_weights_do(tmp_path):
+    model = TINY_MODELS["gda"]().eval()
+    save_in_half(model, tmp_path)
+    exported = OnnxAUModel(export_onnx(tmp_path), model.config)
+    assert largest_difference(exported, model) < 1e-4
 
 
 def test_saving_again_is_an_ordinary_save(saved, tmp_path):
