@@ -4,10 +4,10 @@
 
 Renderings are not photographs, so a threshold that is right for them may report action units on real faces
 that do nothing. The photographs of which the renderings are made (see synthesize.py) are neutral: of those of
-the training and validation people, too, no more than `max_false_alarms` of the recipe may be reported, through
-the whole path of a picture: detector, alignment, network. Thresholds are raised where it takes that, never
-lowered. Those of the test people are left to check_real_photos.py. Weights stay as they are; `config.json`,
-`metrics.json`, `run.json` and the card are written anew.
+the training and validation people, too, no more than `max_false_alarms` of the recipe may be reported,
+through the whole path of a picture: detector, alignment, network. Thresholds are raised where it takes that,
+never lowered. Those of the test people are left to check_real_photos.py. Weights stay as they are;
+`config.json`, `metrics.json`, `run.json` and the card are written anew.
 """
 
 from __future__ import annotations
@@ -80,9 +80,8 @@ def calibrate(folder: Path, faces: dict[str, AlignedFaces], photographs: list[Pa
     for name, content in (("config", config), ("run", run), ("metrics", reports)):
         write_json(folder / f"{name}.json", content, indent=2 if name == "config" else 1)
     write_card(folder, TEMPLATE)
-    print(
-        f"{folder}: {len(neutral)} photographs raised the thresholds of {run['neutral_photographs']['raised']}"
-    )
+    raised = ", ".join(run["neutral_photographs"]["raised"]) or "no action unit"
+    print(f"{folder}: {len(neutral)} photographs raised the thresholds of {raised}")
 
 
 def neutral_photographs(folder: Path) -> list[Path]:
@@ -100,7 +99,7 @@ def photograph_scores(folder: Path, photographs: list[Path]) -> np.ndarray:
 
 
 def lowest_thresholds(scores: np.ndarray, max_false_alarms: float) -> np.ndarray:
-    """The lowest thresholds (m,) at which at most so large a share of the scores (F, m) of neutral faces fires.
+    """The lowest thresholds (m,) at which at most that share of the scores (F, m) of neutral faces fires.
 
     A score fires that is not below the threshold, so each lies half way to the next score above, or to 1.
     """

@@ -1,4 +1,4 @@
-"""Thresholds from renderings and neutral photographs: the rule against counting, and what of a folder changes."""
+"""Thresholds from renderings and neutral photographs: the rule against counting, and what changes."""
 
 import json
 
