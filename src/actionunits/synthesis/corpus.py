@@ -234,7 +234,7 @@ def _contact_sheet(names: list[str], columns: int = 6, size: int = 160) -> Image
     """Every AU at three intensities, on two mixtures of the named faces."""
     head = _worker["head"]
     pairs = [(names[(7 * k) % len(names)], names[(7 * k + 3) % len(names)]) for k in range(2)]
-    wall = np.full((8, 8, 3), 0.12, np.float32)
+    wall = np.full((8, 8, 3), 0.6, np.float32)  # about as bright as the walls of the averaged photographs
     rows: list[dict[int, float]] = [{}, *({au: 1.0} for au in SYNTHETIC_AUS)]
     rows += [{6: 1.0, 12: 1.0, 25: 0.8}, {1: 1.0, 2: 1.0, 5: 1.0, 26: 1.0}]
     tiles = []

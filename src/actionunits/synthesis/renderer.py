@@ -127,7 +127,7 @@ def _hair(canvas: np.ndarray, person: Person, points: np.ndarray, scene: Scene) 
 
 
 def _head(head, scene, person, other, vertices, points, rotation, size):
-    """Rows and columns of the picture that hold the head; there surface code, -1 outside, and linear colour."""
+    """Rows and columns of the picture that hold the head; there surface code, -1 outside, and colour."""
     normals = vertex_normals(vertices.astype(np.float32), head.triangles) @ rotation.T.astype(np.float32)
     drawn = rasterize(points, head.triangles, size, size)
     box = _box(drawn[0] >= 0)
