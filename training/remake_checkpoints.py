@@ -11,7 +11,8 @@ are for a GPU; on a CPU say `--set precision=fp32 --set preload=false --set batc
 
 `--install` copies each result to `src/actionunits/checkpoints/NAME` and its card to `model_cards/`: what is
 there already gives way. Results above 16 MB are refused: this command makes them, the package does not carry
-them.
+them. Thresholds are chosen with the package's face detector: put a new one there first, by
+`--only face_landmarks --install`.
 """
 
 from __future__ import annotations
@@ -62,18 +63,25 @@ class Step:
         script: Its name.
         options: Of its command line.
         needs: Steps whose results it reads.
-        result: What it writes last and whole, relative to OUTPUT.
+        result: JSON file that it writes last and whole, relative to OUTPUT, and ...
+        key: ... what stands in it then, if the file is there before.
     """
 
     script: str
     options: Sequence[str | Path]
     needs: Sequence[str] = ()
     result: str = ""
+    key: str = ""
 
     @property
     def command(self) -> list[str]:
         """What is run."""
         return [sys.executable, str(HERE / f"{self.script}.py"), *map(str, self.options)]
+
+    def has_result(self, output: Path) -> bool:
+        """Whether its result is there."""
+        file = output / self.result
+        return file.is_file() and (not self.key or self.key in json.loads(file.read_text(encoding="utf-8")))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -125,8 +133,7 @@ def make_steps(head: Path, photos: Path, output: Path, changes: Sequence[str] = 
 
     encoder = f"networks.gtlenet.config.encoder_name_or_path={output / 'expression' / 'model'}"
     expression = ["--synthetic", corpus, "--cache", cache, "--output", output / "expression", *ENCODER]
-    report = output / "real_photos.json"
-    return {
+    steps = {
         "corpus": Step("synthesize", ["--head", head, "--photos", photos, "--output", corpus]),
         "landmarks": Step(
             "train_landmarks",
@@ -139,17 +146,39 @@ def make_steps(head: Path, photos: Path, output: Path, changes: Sequence[str] = 
         "auformer": train("auformer"),
         "lac": train("lac"),
         "gtlenet": train("gtlenet", "--set", encoder, needs=["corpus", "expression"]),
-        "real_photos": Step(
-            "check_real_photos",
-            ["--photos", photos, "--model", output / "escda" / "model", "--output", report],
-            ["escda"],
-        ),
     }
+    for name in ("escda", "ac2d", "auformer", "lac", "gtlenet"):
+        models = sorted(
+            folder for folder in RESULTS.values() if folder.startswith(f"{name}/")
+        )  # members first
+        options = [
+            *(output / model for model in models),
+            "--data",
+            corpus,
+            "--photos",
+            photos,
+            "--cache",
+            cache,
+        ]
+        result = f"{models[-1]}/run.json"
+        steps[thresholds_of(name)] = Step(
+            "calibrate", options, ["corpus", name], result, "neutral_photographs"
+        )
+    report = output / "real_photos.json"
+    options = ["--photos", photos, "--model", output / RESULTS["default"], "--output", report]
+    return {**steps, "real_photos": Step("check_real_photos", options, [thresholds_of(BEST)], report.name)}
+
+
+def thresholds_of(name: str) -> str:
+    """The step that chooses the thresholds of a training's results."""
+    return f"{name}_thresholds"
 
 
 def step_of(name: str) -> str:
-    """The step that makes a folder of the package; the default is looked at on real photographs, too."""
-    return "real_photos" if name == "default" else RESULTS[name].partition("/")[0]
+    """The last step for a folder of the package; the default is looked at on real photographs, too."""
+    if name == "default":
+        return "real_photos"
+    return "landmarks" if name == checkpoints.LANDMARKS else thresholds_of(RESULTS[name].partition("/")[0])
 
 
 def missing(steps: Mapping[str, Step], wanted: Sequence[str], output: Path) -> list[str]:
@@ -157,8 +186,7 @@ def missing(steps: Mapping[str, Step], wanted: Sequence[str], output: Path) -> l
     waiting, found = list(wanted), set()
     while waiting:
         name = waiting.pop()
-        result = output / steps[name].result
-        if not (output / f"{name}.done").is_file() and not result.is_file():
+        if not (output / f"{name}.done").is_file() and not steps[name].has_result(output):
             found.add(name)
             waiting += steps[name].needs
     return [name for name in steps if name in found]

@@ -27,7 +27,10 @@ def command(remake, tmp_path, monkeypatch):
 
         def fake_run(words, check):
             assert check
-            ran.append(f"{Path(words[1]).stem} {Path(words[words.index('--output') + 1]).name}")
+            is_calibration = "--output" not in words  # names the models themselves, their trainings' last
+            place = Path(words[words.index("--data") - 1]).parent if is_calibration else None
+            place = place or Path(words[words.index("--output") + 1])
+            ran.append(f"{Path(words[1]).stem} {place.name}")
             if ran[-1].endswith(failing or "never"):
                 raise RuntimeError("stopped")
 
@@ -68,12 +71,15 @@ def test_all_steps_run_in_order_and_finished_ones_do_not_again(command):
     assert [step for step in everything if step.startswith("train ")] == [
         f"train {name}" for name in ("escda", "ac2d", "auformer", "lac", "gtlenet")
     ]
+    assert [step for step in everything if step.startswith("calibrate ")] == [
+        f"calibrate {name}" for name in ("escda", "ac2d", "auformer", "lac", "gtlenet")
+    ]
     assert everything[-1] == "check_real_photos real_photos.json"
     assert command() == []
 
 
 def test_a_failure_stops_and_the_same_command_goes_on_there(command, tmp_path):
-    assert command(failing="ac2d")[-2:] == ["train ac2d", "stopped"]
+    assert command(failing="train ac2d")[-2:] == ["train ac2d", "stopped"]
     assert (tmp_path / "escda.done").is_file() and not (tmp_path / "ac2d.done").exists()
     assert command()[0] == "train ac2d"
 
@@ -83,14 +89,20 @@ def test_only_what_is_asked_for_and_what_it_needs(command):
         "synthesize corpus",
         "pretrain_expression expression",
         "train gtlenet",
+        "calibrate gtlenet",
     ]
-    assert command("--only", "lsc") == ["train escda"]
+    assert command("--only", "lsc") == ["train escda", "calibrate escda"]
 
 
 def test_results_of_another_machine_need_no_corpus(command, tmp_path):
     result = tmp_path / "lac" / "model" / "metrics.json"
     result.parent.mkdir(parents=True)
     result.write_text("{}")
+    run = result.with_name("run.json")
+    run.write_text("{}")
+    assert command("--only", "lac") == ["synthesize corpus", "calibrate lac"]
+    (tmp_path / "lac_thresholds.done").unlink()
+    run.write_text('{"neutral_photographs": {}}')
     assert command("--only", "lac") == []
 
 
