@@ -301,7 +301,8 @@ def resident_megabytes(which: str) -> float:
 def print_onnx(args: argparse.Namespace, method: str) -> None:
     """Print a table of forward passes by ONNX Runtime and by PyTorch, both in this process, in fp32."""
     torch.set_num_threads(args.threads)
-    model = METHODS[method].build(False).eval()
+    torch.manual_seed(0)
+    model = settled(METHODS[method].build(False), METHODS[method].inputs(2))
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         onnx_model = OnnxAUModel(export_onnx(folder), model.config, args.threads)
@@ -315,6 +316,20 @@ def print_onnx(args: argparse.Namespace, method: str) -> None:
         print(
             f"| forward, batch {batch} | {fast:,.4g} ms | {plain:,.4g} ms | {fast / plain:.2f} |", flush=True
         )
+
+
+@torch.no_grad()
+def settled(model: nn.Module, inputs: dict[str, Tensor]) -> nn.Module:
+    """Return a new model with the batch statistics of its inputs, in evaluation mode.
+
+    Without them the logits of random weights are so large, and rounded so coarsely, that exports seem wrong.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None  # the mean over batches
+    model.train()(**{name: value for name, value in inputs.items() if name != "labels"})
+    return model.eval()
 
 
 if __name__ == "__main__":

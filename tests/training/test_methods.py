@@ -234,6 +234,15 @@ def test_least_training_batch(method):
         model(**training.inputs(1))
 
 
+def test_settled_models_have_the_statistics_of_their_inputs():
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(1))
+    model.forward = lambda pixel_values: model[0](pixel_values)
+    values = torch.tensor([[100.0], [300.0]])
+    benchmark.settled(model, {"pixel_values": values, "labels": values})
+    torch.testing.assert_close(model(values), torch.tensor([[-1.0], [1.0]]) * 0.5**0.5)
+    assert not model.training
+
+
 def test_memory_of_a_run_is_its_peak():
     def run():
         torch.ones(25_000_000).sum()  # 100 MB for a while
