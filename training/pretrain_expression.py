@@ -5,8 +5,11 @@ r"""Train GTLE-Net's expression encoder on triplets of faces: the two that look 
     python training/pretrain_expression.py --fec-table FEC/faceexp-comparison-data-train-public.csv \
         --fec-photographs FEC/images --init encoders/vggface2 --output runs/expression
 
-The second takes the photographs that have been downloaded, and says how many triplets lack theirs. The loss
-is GTLE-Net's Eq. 1. The same command again continues an interrupted run, to the bit. It writes
+The first compares the pictures of a step by their action units, which gives thousands of triplets, and has a
+linear layer, thrown away in the end, read these action units: from random weights triplets alone are slow to
+begin. Accuracy is measured on people who are not in training. The second takes the photographs that have been
+downloaded, and says how many triplets lack theirs. The loss of triplets is GTLE-Net's Eq. 1. The same command
+again continues an interrupted run, to the bit. It writes
 
     RUN/settings.json   the command line as it was used
         log.jsonl       one line an event: triplets, losses, accuracy on triplets that were held out
@@ -23,25 +26,40 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from actionunits import AUImageProcessor, FaceDetector, GlobalExpressionEncoder, GlobalExpressionEncoderConfig
-from actionunits.data import NO_AUGMENTATION, Augmentation, InputGeometry, prepare_synthetic
+from actionunits.data import (
+    NO_AUGMENTATION,
+    AlignedFaces,
+    Augmentation,
+    InputGeometry,
+    check_people_apart,
+    prepare_synthetic,
+)
 from actionunits.data.augmentation import compose, jitter, sample_placement, warp
-from actionunits.data.triplets import ExpressionTriplets, prepare_fec, read_fec, triplets_by_distance
+from actionunits.data.triplets import ComparableFaces, ExpressionTriplets, prepare_fec, read_fec
 from actionunits.models.gtlenet.modeling_gtlenet import triplet_loss
 from network_training import RunLog, WarmupCosine, parameter_groups, replace_folder, seeded_generator
 
-AUGMENTATION = Augmentation(brightness=0.3, contrast=0.3)
+# Faces stay where their alignment puts them, but for its errors: random crops keep an encoder from learning
+# anything in a short run.
+AUGMENTATION = Augmentation(
+    random_crop=False, brightness=0.3, contrast=0.3, rotation=2.0, scale=0.03, translation=2.0
+)
+FULL_INTENSITY = 0.5  # of an action unit, from which on it is to be read for sure
+TRIPLETS_RISE = (0.4, 0.7)  # between these shares of a run the weight of the triplets rises from 0 to 1
 HELD_OUT_SHARE = 0.05  # of FEC's triplets, where no file for validation is given
-SAID_ANEW = ("output", "cache")  # what another command may change about the same run
+SAID_ANEW = ("output", "cache", "workers")  # what another command may change about the same run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -70,21 +88,28 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--preset", default="", choices=["", "compact"], help="size of a new encoder; the paper's if left out"
     )
+    add("--image-size", type=int, default=0, help="height and width of a new encoder's input")
     add("--init", default="", help="encoder to start from, such as one of convert_facenet_to_hf")
-    add("--triplets", type=int, default=100_000, help="drawn from the synthetic corpus")
+    add("--triplets", type=int, default=4096, help="made of a step's pictures of the synthetic corpus")
     add("--min-contrast", type=float, default=1.3, help="of their distances, see triplets_by_distance")
+    add("--au-weight", type=float, default=3.0, help="of the loss of reading action units; 0: triplets alone")
     add("--steps", type=int, default=20_000)
-    add("--batch", type=int, default=30, help="triplets of a step")
-    add("--lr", type=float, default=5e-4)
+    add("--batch", type=int, default=30, help="triplets of a step, or a third of its pictures (synthetic)")
+    add("--lr", type=float, help="default: 3e-3 for the synthetic corpus, 5e-4 for FEC")
     add("--weight-decay", type=float, default=1e-4)
     add("--validation-triplets", type=int, default=2000)
     add("--validate-every", type=int, default=1000, help="steps; the run is saved then, too")
+    add("--no-augmentation", action="store_true", help="for short runs")
+    add("--precision", default="fp32", choices=["fp32", "bf16"])
+    add("--workers", type=int, default=0, help="processes that fetch batches ahead")
     add("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
     if (args.synthetic is None) == (args.fec_table is None):
         parser.error("give --synthetic, or --fec-table with --fec-photographs")
     if args.fec_table is not None and args.fec_photographs is None:
         parser.error("--fec-table needs --fec-photographs, the folder where they have been downloaded to")
+    if args.lr is None:
+        args.lr = 5e-4 if args.synthetic is None else 3e-3
     return args
 
 
@@ -111,29 +136,36 @@ def open_run(args: argparse.Namespace) -> bool:
     return not (args.output / "model" / "config.json").is_file()
 
 
-def read_triplets(args: argparse.Namespace, log: RunLog) -> tuple[ExpressionTriplets, ExpressionTriplets]:
-    """Triplets to train with, and others to check with."""
+Examples = ExpressionTriplets | ComparableFaces
+
+
+def read_triplets(args: argparse.Namespace, log: RunLog) -> tuple[Examples, ExpressionTriplets]:
+    """What to train with, and triplets to check with."""
     cache = args.cache or args.output / "prepared"
     if args.synthetic is not None:
-        count = {"train": args.triplets, "validation": args.validation_triplets}
-        train, validation = (synthetic_triplets(args, split, count[split], cache) for split in count)
+        return synthetic_triplets(args, cache, log)
+    train = fec_triplets(args.fec_table, args.fec_photographs, cache / "fec", log)
+    if args.fec_validation_table is not None:
+        validation = fec_triplets(
+            args.fec_validation_table, args.fec_photographs, cache / "fec-validation", log
+        )
     else:
-        train = fec_triplets(args.fec_table, args.fec_photographs, cache / "fec", log)
-        if args.fec_validation_table is not None:
-            validation = fec_triplets(
-                args.fec_validation_table, args.fec_photographs, cache / "fec-validation", log
-            )
-        else:
-            train, validation = hold_out(train, args.seed)
+        train, validation = hold_out(train, args.seed)
     log.write("triplets", train=len(train), validation=len(validation))
     return train, validation
 
 
-def synthetic_triplets(args: argparse.Namespace, split: str, count: int, cache: Path) -> ExpressionTriplets:
-    """Triplets of a split by the distances of its AU vectors."""
-    faces = prepare_synthetic(args.synthetic, split, cache)
-    triplets = triplets_by_distance(faces.intensities, count, args.seed, args.min_contrast)
-    return ExpressionTriplets(faces, triplets, np.full(count, 0.2, np.float32))
+def synthetic_triplets(
+    args: argparse.Namespace, cache: Path, log: RunLog
+) -> tuple[ComparableFaces, ExpressionTriplets]:
+    """The corpus' training faces, and triplets of its validation people."""
+    train, validation = (
+        ComparableFaces(prepare_synthetic(args.synthetic, split, cache), args.triplets, args.min_contrast)
+        for split in ("train", "validation")
+    )
+    check_people_apart(train=train.faces, validation=validation.faces)
+    log.write("faces", train=len(train), validation=len(validation))
+    return train, validation.triplets(args.validation_triplets, args.seed)
 
 
 def fec_triplets(table: Path, photographs: Path, cache: Path, log: RunLog) -> ExpressionTriplets:
@@ -163,6 +195,18 @@ def hold_out(triplets: ExpressionTriplets, seed: int) -> tuple[ExpressionTriplet
     return parts[0], parts[1]
 
 
+@dataclass
+class Steps(Dataset):
+    """The batch of every step, which seed and step alone decide."""
+
+    examples: Examples
+    batch: int
+    seed: int
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        return self.examples.draw(self.batch, np.random.default_rng([self.seed, step]))
+
+
 class Training:
     """The run, from wherever its checkpoint stands to its folder `model`.
 
@@ -170,11 +214,7 @@ class Training:
     """
 
     def __init__(
-        self,
-        args: argparse.Namespace,
-        train: ExpressionTriplets,
-        validation: ExpressionTriplets,
-        log: RunLog,
+        self, args: argparse.Namespace, train: Examples, validation: ExpressionTriplets, log: RunLog
     ):
         self.args, self.train, self.validation, self.log = args, train, validation, log
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -182,7 +222,12 @@ class Training:
         model = build_encoder(args)
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-arg]
         self.geometry = InputGeometry(input_size=model.config.image_size)
-        groups = parameter_groups(self.model, args.weight_decay)
+        self.augmentation = NO_AUGMENTATION if args.no_augmentation else AUGMENTATION
+        aus = len(train.faces.aus) if isinstance(train, ComparableFaces) and args.au_weight else 0
+        self.au_reader = nn.Linear(model.embedding.in_features, aus).to(self.device) if aus else None
+        modules = nn.ModuleList([self.model, *([self.au_reader] if aus else [])])
+        self.parameters = list(modules.parameters())
+        groups = parameter_groups(modules, args.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=args.lr)
         self.factor = WarmupCosine(min(500, args.steps / 10), args.steps)
         self.step, self.metrics = 0, {}
@@ -193,8 +238,8 @@ class Training:
         losses: list[Tensor] = []
         total = self.args.steps
         with tqdm(total=total, initial=self.step, desc="triplets", unit="step", disable=None) as bar:
-            while self.step < total:
-                losses.append(self._train_step())
+            for batch in self._batches():
+                losses.append(self._train_step(batch))
                 bar.update()
                 if self.step % self.args.validate_every == 0 or self.step == total:
                     self._validate(losses, bar)
@@ -202,48 +247,62 @@ class Training:
                     losses = []
         self._save_model()
 
-    def _train_step(self) -> Tensor:
-        chosen = torch.randint(len(self.train), (self.args.batch,), generator=self._generator(0))
-        batch = self.train.__getitems__(chosen.tolist())
+    def _batches(self) -> DataLoader:
+        """What is left of the steps."""
+        return DataLoader(
+            Steps(self.train, self.args.batch, self.args.seed),
+            batch_size=None,
+            sampler=range(self.step, self.args.steps),
+            num_workers=self.args.workers,
+            pin_memory=self.device.type == "cuda",
+            generator=self._generator(0),
+        )
+
+    def _train_step(self, batch: dict[str, Tensor]) -> Tensor:
+        batch = {name: values.to(self.device, non_blocking=True) for name, values in batch.items()}
         torch.manual_seed(int(self._generator(1).initial_seed()))  # dropout
         for group in self.optimizer.param_groups:
             group["lr"] = self.args.lr * self.factor(self.step)
-        embeddings = self._embed(self.model.train(), batch, AUGMENTATION, self._generator(2))
-        loss = triplet_loss(*embeddings.unbind(1), batch["margins"].to(self.device))
+        self.model.train()
+        pictures, alignments = batch["pictures"], batch["alignments"]
+        embeddings, features = self._embed(pictures, alignments, self.augmentation, self._generator(2))
+        loss = triplet_loss(*embeddings[batch["triplets"]].unbind(1), batch["margins"])
+        if self.au_reader is not None:
+            share = float(np.interp(self.step / self.args.steps, TRIPLETS_RISE, (0, 1)))
+            targets = (batch["intensities"] / FULL_INTENSITY).clamp(0, 1)
+            reading = F.binary_cross_entropy_with_logits(self.au_reader(features), targets)
+            loss = share * loss + self.args.au_weight * reading
         self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
+        torch.nn.utils.clip_grad_norm_(self.parameters, 5.0)
         self.optimizer.step()
         self.step += 1
         return loss.detach()
 
     def _embed(
         self,
-        model: GlobalExpressionEncoder,
-        batch: dict[str, Tensor],
+        pictures: Tensor,
+        alignments: Tensor,
         augmentation: Augmentation = NO_AUGMENTATION,
         generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Pictures of triplets (B, 3, H, W, 3) -> embeddings (B, 3, D)."""
-        pictures, alignments = (
-            batch[name].flatten(0, 1).to(self.device) for name in ("pictures", "alignments")
-        )
+    ) -> tuple[Tensor, Tensor]:
+        """Pictures (P, H, W, 3), alignments (P, 2, 3) -> embeddings (P, D), the features they are made of."""
         placement = sample_placement(len(pictures), self.geometry, augmentation, generator)
         to_input = compose(placement.of_picture.float().to(self.device), alignments)
         pixels = jitter(warp(pictures, to_input, self.geometry.input_size), augmentation, generator)
         pixels = (pixels / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-        return model(pixels).embeddings.unflatten(0, (-1, 3))
+        is_half = self.args.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=is_half):
+            outputs = self.model(pixels, output_hidden_states=True)
+        return outputs.embeddings.float(), outputs.hidden_states[-1].float().mean((2, 3))
 
     @torch.no_grad()
     def _validate(self, losses: list[Tensor], bar: tqdm) -> None:
         """Share of held-out triplets whose negative is the farthest of both, and their loss."""
-        results = []
-        for start in range(0, min(len(self.validation), self.args.validation_triplets), self.args.batch):
-            stop = min(start + self.args.batch, len(self.validation))
-            batch = self.validation.__getitems__(range(start, stop))
-            results.append(self._embed(self.model.eval(), batch).cpu())
-        embeddings = torch.cat(results)
-        margins = torch.from_numpy(self.validation.margins[: len(embeddings)])
+        held_out = self.validation.triplets[: self.args.validation_triplets]
+        margins = torch.from_numpy(self.validation.margins[: len(held_out)])
+        faces, triplets = np.unique(held_out, return_inverse=True)
+        embeddings = self._embed_faces(self.validation.faces, faces)[triplets.reshape(held_out.shape)]
         self.metrics = {
             "steps": self.step,
             "training_loss": float(torch.stack(losses).mean()),
@@ -256,12 +315,23 @@ class Training:
         bar.set_postfix({name: f"{self.metrics[name]:.3f}" for name in ("training_loss", "triplet_accuracy")})
         self.log.write("validation", **self.metrics)
 
+    def _embed_faces(self, faces: AlignedFaces, rows: np.ndarray) -> Tensor:
+        """Embeddings (N, D) of these faces as they are, on the CPU."""
+        self.model.eval()
+        embeddings = []
+        for start in range(0, len(rows), 3 * self.args.batch):
+            batch = faces.__getitems__(rows[start : start + 3 * self.args.batch].tolist())
+            pictures, alignments = (batch[name].to(self.device) for name in ("pictures", "alignments"))
+            embeddings.append(self._embed(pictures, alignments)[0].cpu())
+        return torch.cat(embeddings)
+
     def _generator(self, purpose: int) -> torch.Generator:
         return seeded_generator(self.args.seed, self.step, purpose)
 
     def _save_checkpoint(self) -> None:
         state = {
             "model": self.model.state_dict(),
+            "au_reader": self.au_reader and self.au_reader.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "metrics": self.metrics,
@@ -275,6 +345,8 @@ class Training:
         if path.is_file():
             state = torch.load(path, map_location=self.device, weights_only=True)
             self.model.load_state_dict(state["model"])
+            if self.au_reader is not None:
+                self.au_reader.load_state_dict(state["au_reader"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.metrics = state["step"], state["metrics"]
             self.log.write("resumed", step=self.step)
@@ -295,7 +367,9 @@ def build_encoder(args: argparse.Namespace) -> GlobalExpressionEncoder:
     if args.init:
         return GlobalExpressionEncoder.from_pretrained(args.init, dtype=torch.float32)
     make: Any = GlobalExpressionEncoderConfig
-    return GlobalExpressionEncoder(getattr(make, args.preset)() if args.preset else make())
+    config = getattr(make, args.preset)() if args.preset else make()
+    config.image_size = args.image_size or config.image_size
+    return GlobalExpressionEncoder(config)
 
 
 def triplet_accuracy(embeddings: Tensor) -> float:

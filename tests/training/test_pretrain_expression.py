@@ -1,6 +1,7 @@
 """Triplets of both sources, and whole runs of training/pretrain_expression.py on few of them."""
 
 import csv
+import itertools
 import json
 
 import numpy as np
@@ -13,7 +14,13 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from actionunits import GlobalExpressionEncoderConfig, GtleNetForAUDetection
 from actionunits.data import prepare_synthetic
-from actionunits.data.triplets import prepare_fec, read_fec, triplets_by_distance
+from actionunits.data.triplets import (
+    ComparableFaces,
+    expression_vectors,
+    prepare_fec,
+    read_fec,
+    triplets_by_distance,
+)
 
 TINY_ENCODER = {"image_size": 32, "width_multiplier": 0.125, "depths": [1, 1, 1]}
 FEW = [
@@ -78,10 +85,10 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(run, script, monkeypatch):
     whole = run("whole")
     train_step = script.Training._train_step
 
-    def step_and_stop(self):
+    def step_and_stop(self, batch):
         if self.step == 3:
             raise KeyboardInterrupt
-        return train_step(self)
+        return train_step(self, batch)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(script.Training, "_train_step", step_and_stop)
@@ -102,12 +109,54 @@ def test_a_finished_run_is_left_alone_and_another_is_refused(run, script, monkey
         run("run", "--lr", "0.1")
 
 
-def test_it_learns_which_faces_are_alike(run, script, monkeypatch):
-    """A few triplets again and again, as they are: their loss must fall."""
-    monkeypatch.setattr(script, "AUGMENTATION", script.NO_AUGMENTATION)
-    options = ("--triplets", "6", "--steps", "80", "--batch", "6", "--lr", "5e-3", "--validate-every", "5")
-    losses = [e["training_loss"] for e in events(run("run", *options), "validation")]
-    assert losses[-1] < 0.5 * losses[0]
+@pytest.fixture(scope="module")
+def larger_corpus(tmp_path_factory):
+    from toy_corpus import write_corpus
+
+    return write_corpus(tmp_path_factory.mktemp("larger"), pictures=(160, 48, 4))
+
+
+@pytest.mark.parametrize("au_weight", ["3", "0"])
+def test_it_learns_which_faces_of_other_people_are_alike(run, larger_corpus, tmp_path, au_weight):
+    """Judged by the saved folder alone: pictures through its processor, distances one by one."""
+    steps = ("--steps", "60", "--batch", "8", "--lr", "5e-3", "--validate-every", "60")
+    options = (
+        "--au-weight",
+        au_weight,
+        *steps,
+        "--triplets",
+        "500",
+        "--min-contrast",
+        "1.2",
+        "--validation-triplets",
+        "300",
+    )
+    folder = run("run", *options, source=("--synthetic", str(larger_corpus))) / "model"
+    encoder, processor = AutoModel.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
+    faces = prepare_synthetic(larger_corpus, "validation", tmp_path / "held-out")
+    inputs = processor([faces.picture(i) for i in range(48)], landmarks=list(faces.landmarks))
+    with torch.no_grad():
+        embeddings = encoder(torch.as_tensor(np.stack(inputs["pixel_values"]))).embeddings.numpy()
+    shown = [v / max(np.linalg.norm(v), 0.3) for v in faces.intensities]
+    right = []
+    for i, j, k in itertools.combinations(range(48), 3):
+        by_labels, by_embeddings = (
+            [np.linalg.norm(x[a] - x[b]) for a, b in ((j, k), (i, k), (i, j))] for x in (shown, embeddings)
+        )
+        near, middle, _ = sorted(by_labels)
+        if near > 0 and middle > 1.2 * near:
+            right.append(np.argmin(by_labels) == np.argmin(by_embeddings))
+    assert len(right) > 1000
+    assert np.mean(right) > 0.45, "chance is 1/3"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["triplet_accuracy"] == pytest.approx(np.mean(right), abs=0.1)
+
+
+def test_triplets_alone_train_too(run):
+    folder = run("run", "--au-weight", "0", "--precision", "bf16", "--workers", "1")
+    assert json.loads((folder / "model" / "metrics.json").read_text())["steps"] == 6
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    assert state["au_reader"] is None
 
 
 def test_command_lines_that_say_too_little(script, capsys):
@@ -137,6 +186,28 @@ def test_triplets_of_intensities_by_hand():
     np.testing.assert_array_equal(triplets, triplets_by_distance(vectors, 50, seed=3))
     with pytest.raises(ValueError, match="Only 0 of 5 triplets.* min_contrast=1.3"):
         triplets_by_distance(np.eye(3), 5)
+
+
+def test_a_strong_and_a_weak_smile_are_alike():
+    strong, weak, brows, rest = np.array([[0.9, 0, 0], [0.4, 0, 0], [0, 0.3, 0.4], [0.03, 0, 0]])
+    vectors = expression_vectors(np.stack([strong, weak, brows, rest]))
+    np.testing.assert_allclose(vectors, [[1, 0, 0], [1, 0, 0], [0, 0.6, 0.8], [0.1, 0, 0]], atol=1e-9)
+
+
+def test_a_batch_of_comparable_faces_is_compared_whole(corpus, tmp_path):
+    faces = prepare_synthetic(corpus, "train", tmp_path)
+    batch = ComparableFaces(faces, triplets_of_batch=200).draw(5, np.random.default_rng(0))
+    assert batch["pictures"].shape[0] == batch["alignments"].shape[0] == 15
+    assert set(batch["triplets"].flatten().tolist()) == set(range(15)), "every picture takes part"
+    assert batch["margins"].tolist() == pytest.approx([0.2] * 200)
+    v = batch["intensities"] / batch["intensities"].norm(dim=1, keepdim=True).clamp(min=0.3)
+    for a, p, n in batch["triplets"].tolist():
+        near = (v[a] - v[p]).norm()
+        assert 0 < 1.3 * near < min((v[a] - v[n]).norm(), (v[p] - v[n]).norm())
+    pictures = {picture.numpy().tobytes() for picture in batch["pictures"]}
+    assert len(pictures) == 15, "no picture twice"
+    other = ComparableFaces(faces, 200).draw(5, np.random.default_rng(1))
+    assert not torch.equal(other["triplets"], batch["triplets"])
 
 
 def test_triplets_of_a_corpus_are_clear(corpus, tmp_path):

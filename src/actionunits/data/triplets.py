@@ -2,7 +2,8 @@
 
 Two sources. FEC (Vemulapalli & Agarwala, CVPR 2019) has triplets of photographs on the web that people
 judged; its layout is told in `actionunits.data.corpora.fec`, and only downloaded photographs are used. The
-open synthetic corpus has no triplets, but intensities of action units, and `triplets_by_distance` makes them.
+open synthetic corpus has no triplets, but intensities of action units: any three of its faces are compared by
+the distances of their `expression_vectors`, so that a batch of pictures holds thousands of triplets.
 """
 
 from __future__ import annotations
@@ -56,6 +57,63 @@ class ExpressionTriplets(Dataset):
         faces = self.faces.__getitems__(rows.reshape(-1))
         batch = {name: faces[name].unflatten(0, rows.shape) for name in ("pictures", "alignments")}
         return batch | {"margins": torch.from_numpy(self.margins[np.asarray(indices)])}
+
+    def draw(self, count: int, random: np.random.Generator) -> dict[str, torch.Tensor]:
+        """A batch of triplets: 3 `count` pictures, as `ComparableFaces.draw` has them."""
+        batch = self.__getitems__(random.integers(len(self), size=count).tolist())
+        triplets = torch.arange(3 * count).view(count, 3)
+        pictures, alignments = batch["pictures"].flatten(0, 1), batch["alignments"].flatten(0, 1)
+        return batch | {"pictures": pictures, "alignments": alignments, "triplets": triplets}
+
+
+@dataclass(frozen=True, eq=False)
+class ComparableFaces:
+    """Faces any three of which can be compared, for their action units are known.
+
+    Attributes:
+        faces: The N faces, with intensities.
+        triplets_of_batch: Triplets made of the pictures of a batch.
+        min_contrast: See `triplets_by_distance`.
+        margin: In the triplet loss.
+    """
+
+    faces: AlignedFaces
+    triplets_of_batch: int = 4096
+    min_contrast: float = 1.3
+    margin: float = 0.2
+
+    def __len__(self) -> int:
+        return len(self.faces)
+
+    def draw(self, count: int, random: np.random.Generator) -> dict[str, torch.Tensor]:
+        """3 `count` pictures, as many as `count` triplets have, and triplets of all of them.
+
+        Args:
+            count: Sets the number of pictures P, which the number of faces bounds.
+            random: Draws pictures and triplets.
+
+        Returns:
+            `pictures` (P, H, W, 3) uint8, `alignments` (P, 2, 3), `intensities` (P, m); `triplets` (T, 3) of
+            their rows: anchor, positive, negative; `margins` (T,).
+        """
+        rows = random.permutation(len(self))[: 3 * count]
+        batch = self.faces.__getitems__(rows.tolist())
+        vectors = expression_vectors(batch["intensities"].numpy())
+        seed = int(random.integers(2**32))
+        triplets = triplets_by_distance(vectors, self.triplets_of_batch, seed, self.min_contrast)
+        return {
+            "pictures": batch["pictures"],
+            "alignments": batch["alignments"],
+            "intensities": batch["intensities"],
+            "triplets": torch.from_numpy(triplets),
+            "margins": torch.full((len(triplets),), self.margin),
+        }
+
+    def triplets(self, count: int, seed: int) -> ExpressionTriplets:
+        """The same triplets every time, to measure with."""
+        vectors = expression_vectors(np.asarray(self.faces.intensities))
+        triplets = triplets_by_distance(vectors, count, seed, self.min_contrast)
+        return ExpressionTriplets(self.faces, triplets, np.full(count, self.margin, np.float32))
 
 
 # FEC
@@ -155,13 +213,24 @@ def prepare_fec(
 # Corpora with intensities
 
 
+def expression_vectors(intensities: np.ndarray, weak: float = 0.3) -> np.ndarray:
+    """AU intensities (N, m) -> vectors of length 1: which action units a face shows, not how strongly.
+
+    Distances of the intensities themselves call any two weak expressions alike: anchor and positive then
+    share an action unit in a quarter of the triplets only. Vectors shorter than `weak` become shorter than 1, so
+    that faces near rest lie together, at the origin.
+    """
+    length = np.linalg.norm(intensities, axis=1, keepdims=True)
+    return intensities / np.maximum(length, weak)
+
+
 def triplets_by_distance(
     vectors: np.ndarray, count: int, seed: int = 0, min_contrast: float = 1.3, attempts: int = 200
 ) -> np.ndarray:
-    """Draw triplets in which two faces are clearly more alike, by the distance of their AU vectors.
+    """Draw triplets in which two faces are clearly more alike, by the distance of their vectors.
 
     Args:
-        vectors: (N, m) intensities of the action units.
+        vectors: (N, m), such as `expression_vectors`.
         count: T, the number of triplets.
         seed: Of the draw.
         min_contrast: Smallest factor by which the anchor's and the positive's distances from the negative
