@@ -1,5 +1,6 @@
 """The weights in the package: what is there is named, loads in float32, is small, and could be published."""
 
+import argparse
 import importlib.util
 import json
 from pathlib import Path
@@ -73,4 +74,12 @@ def test_the_command_prefers_a_folder_and_leaves_other_names_alone(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     assert cli_common.find_model("lab/default") == "lab/default"
     (tmp_path / "default").mkdir()
+    (tmp_path / "default" / "config.json").write_text("{}")
     assert cli_common.find_model("default") == "default"
+
+
+def test_without_a_name_no_folder_of_that_name_is_taken(tmp_path, monkeypatch):
+    (tmp_path / "default").mkdir()
+    monkeypatch.chdir(tmp_path)
+    args = argparse.Namespace(model=None, device="cpu", backend="torch", output=None, usage_error=pytest.fail)
+    assert cli_common.load_pipeline(args).model.name_or_path == str(checkpoints.path("default"))

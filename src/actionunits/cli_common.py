@@ -35,7 +35,8 @@ def load_pipeline(args: argparse.Namespace) -> Any:
     logging.disable_progress_bar()
     try:
         check_device(args.device)
-        model = with_backend(find_model(args.model or "default"), args.backend)
+        model = find_model(args.model) if args.model else str(checkpoints.path("default"))
+        model = with_backend(model, args.backend)
         detect = pipeline("au-detection", model=model, device=args.device)  # type: ignore[call-overload]
         if args.output is not None:
             args.output.mkdir(parents=True, exist_ok=True)
