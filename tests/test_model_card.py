@@ -233,6 +233,8 @@ def test_pretraining_of_the_encoder_is_said(model):
     text = str(make_card(model, TEMPLATE))
     assert "6,000 steps on triplets of the synthetic corpus. Of 2,000 triplets of other people" in text
     assert "nearest to each other in 88 %" in text
+    change(model, "run.json", lambda run: run["encoder"].update(au_weight=3.0))
+    assert "synthetic corpus, with the corpus' action units read beside" in str(make_card(model, TEMPLATE))
 
 
 @pytest.mark.parametrize("encoder", [{"name": "a/b"}, {"name": "a/b", "triplets": "fec.csv"}])

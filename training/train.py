@@ -299,8 +299,11 @@ def take_out_encoder(model: nn.Module, recipe: dict[str, Any]) -> dict[str, Any]
     for network in recipe["networks"].values():
         if network["config"].get("encoder_name_or_path") == name:
             network["config"]["encoder_name_or_path"] = short
-    figures = folder / "metrics.json"
-    return {"name": short, **(json.loads(figures.read_text()) if figures.is_file() else {})}
+    figures, settings = (
+        json.loads(file.read_text()) if file.is_file() else {}
+        for file in (folder / "metrics.json", folder.parent / "settings.json")
+    )
+    return {"name": short, **figures, "au_weight": settings.get("au_weight", 0)}
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -57,12 +57,13 @@ def test_a_result_knows_its_encoder_but_not_where_it_lay(run, encoder_folder):
         "triplets": "synthetic corpus",
     }
     (encoder_folder / "metrics.json").write_text(json.dumps(figures))
+    (encoder_folder.parent / "settings.json").write_text(json.dumps({"triplets": 4096, "au_weight": 3.0}))
     start = {"encoder_name_or_path": str(encoder_folder), "pretraining": "expression"}
     networks = {"gtlenet": {"model_type": "au-gtlenet", "config": {**TINY, **start}}}
     folder = run(networks=networks, epochs=1) / "model"
     name = "/".join(encoder_folder.parts[-2:])
     described = json.loads((folder / "run.json").read_text())
-    assert described["encoder"] == {"name": name, **figures}
+    assert described["encoder"] == {"name": name, **figures, "au_weight": 3.0}
     assert described["recipe"]["networks"]["gtlenet"]["config"]["encoder_name_or_path"] == name
     for file in ("run.json", "config.json", "README.md"):
         assert str(encoder_folder) not in (folder / file).read_text()
