@@ -21,6 +21,7 @@ FEATURES = Features(
         "identity": Value("string"),
         "sex": Value("string"),
         "ethnicity": Value("string"),
+        "skin_tone": Value("string"),
         "age": Value("float32"),
         "parameters": Value("string"),
     }
@@ -77,6 +78,7 @@ def toy_row(split: str, index: int, size: int, seed: int, people: int) -> dict:
         "identity": f"{split}-{person}",
         "sex": ["female", "male"][person % 2],
         "ethnicity": "drawn",
+        "skin_tone": ["light", "dark"][index % 2],
         "age": 20.0 + 15 * person,
         "parameters": "{}",
     }

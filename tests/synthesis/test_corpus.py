@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from datasets import load_dataset
 
+from actionunits.synthesis.complexion import SKIN_TONES
 from actionunits.synthesis.corpus import SPLITS, CorpusPlan, split_people, write_corpus
 from actionunits.synthesis.photography import occlude, random_background, take_photograph, to_jpeg
 
@@ -47,6 +48,7 @@ def test_the_corpus_is_what_the_manifest_says(corpus):
         assert len(data) == count
         assert set(data["identity"]) <= set(manifest["people"][split])
         row = data[0]
+        assert set(data["skin_tone"]) <= {name for name, _ in SKIN_TONES}
         assert row["image"].size == (64, 64) and row["image"].mode == "RGB"
         assert np.asarray(row["landmarks"]).shape == (68, 2)
         threshold = manifest["occurrence_from_intensity"]

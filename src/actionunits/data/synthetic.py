@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import datasets
 
 SPLITS = ("train", "validation", "test")
-GROUPS = ("sex", "ethnicity", "age")
+GROUPS = ("sex", "skin_tone", "ethnicity", "age")
 COLUMNS = ("image", "landmarks", "au_intensities", "au_occurrence", "identity", *GROUPS)
 SCHEME = "ibug68"
 

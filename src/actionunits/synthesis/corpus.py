@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from actionunits import __version__
 
+from .complexion import complexion, skin_tone
 from .head_model import HeadModel
 from .make_up import make_up
 from .person import Person, read_people
@@ -196,6 +197,7 @@ def _draw(job: tuple[str, int]) -> dict:
     picture = take_photograph(cast_shadow(linear, rng), rng)
     picture = cut_tightly(picture, drawn.landmarks, rng)
     intensities = label_intensities(scene, drawn.lip_gap)
+    cheek = person.cheek + scene.blend * (other.cheek - person.cheek)
     return {
         "image": {"bytes": to_jpeg(picture, rng), "path": None},
         "landmarks": drawn.landmarks,
@@ -204,6 +206,7 @@ def _draw(job: tuple[str, int]) -> dict:
         "identity": person.name,
         "sex": person.sex,
         "ethnicity": person.ethnicity,
+        "skin_tone": skin_tone(complexion(cheek, scene.skin)),
         "age": person.age,
         "parameters": json.dumps({"other": other.name, **scene.parameters()}),
     }
@@ -221,6 +224,7 @@ def _write_shard(path: Path, rows: list[dict]) -> None:
             "identity": Value("string"),
             "sex": Value("string"),
             "ethnicity": Value("string"),
+            "skin_tone": Value("string"),
             "age": Value("float32"),
             "parameters": Value("string"),
         }

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from scipy.spatial import cKDTree
 
+from .complexion import cheek_color
 from .fitting import Camera, fit_head
 from .head_model import LANDMARK_VERTICES, SKIN, HeadModel
 from .rasterizer import vertex_normals
@@ -51,6 +52,7 @@ class Person:
         normals: (V, 3) of the neutral head in the camera's frame.
         hidden_color: (V, 3) linear colour where the photograph does not show the vertex.
         wrinkles: `wrinkle_maps` of the photograph.
+        cheek: (3,) linear colour of the cheeks.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Person:
     normals: np.ndarray
     hidden_color: np.ndarray
     wrinkles: np.ndarray
+    cheek: np.ndarray
 
     @classmethod
     def of_photograph(
@@ -90,6 +93,7 @@ class Person:
             normals=normals,
             hidden_color=_vertex_colors(photo, silhouette, texture, normals, vertices),
             wrinkles=wrinkle_maps(points, *photo.shape[:2]),
+            cheek=cheek_color(to_linear(photo), points),
         )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from .complexion import complexion
 from .fitting import Camera
 from .head_model import EYE, GUMS, LANDMARK_VERTICES, TEETH, HeadModel
 from .person import Person, to_linear
@@ -88,14 +89,6 @@ def highlight(normals: np.ndarray, light: Light, sharpness: float) -> np.ndarray
     return np.clip(normals @ halfway, 0, None)[..., None] ** sharpness * np.array(light.key, np.float32)
 
 
-def _complexion(color: np.ndarray, scene: Scene) -> np.ndarray:
-    """The photograph's linear colour with the scene's darker or lighter skin."""
-    exponent, *tint = scene.skin
-    if exponent == 1.0:
-        return color
-    return np.power(color, np.float32(exponent)) * np.array(tint, np.float32)
-
-
 def _lip_gap(vertices: np.ndarray) -> float:
     return float(vertices[LANDMARK_VERTICES[62], 1] - vertices[LANDMARK_VERTICES[66], 1])
 
@@ -123,7 +116,7 @@ def _hair(canvas: np.ndarray, person: Person, points: np.ndarray, scene: Scene) 
     upright = np.zeros((1, 1, 3), np.float32)
     upright[..., 1:] = (0.3, 0.95)
     light = shading(upright, scene.light) / shading(upright, PHOTO_LIGHT)
-    return canvas * (1 - alpha) + _complexion(to_linear(photo), scene) * light * alpha
+    return canvas * (1 - alpha) + complexion(to_linear(photo), scene.skin) * light * alpha
 
 
 def _head(head, scene, person, other, vertices, points, rotation, size):
@@ -152,7 +145,7 @@ def _head(head, scene, person, other, vertices, points, rotation, size):
         second, second_shown = _photograph(other, pixels[..., 8:10], pixels[..., 13], scene.wrinkles)
         share = scene.blend * shown * second_shown
         albedo = albedo * (1 - share) + second * share
-    albedo = _complexion(albedo * shown + pixels[..., 10:13] * (1 - shown), scene)
+    albedo = complexion(albedo * shown + pixels[..., 10:13] * (1 - shown), scene.skin)
     color = albedo * ratio + scene.shine * highlight(normal, scene.light, sharpness=12)
 
     eye = surface == EYE

@@ -290,11 +290,11 @@ def _sample_light(rng: np.random.Generator) -> Light:
 
 
 def _sample_skin(rng: np.random.Generator) -> tuple[float, float, float, float]:
-    """In half of the faces another complexion than the photograph's, mostly darker."""
+    """In half of the faces another complexion than the photograph's."""
     if rng.random() < 0.5:
         return 1.0, 1.0, 1.0, 1.0
     red, blue = rng.normal(1, 0.05, 2)
-    return float(rng.uniform(0.8, 1.8)), float(red), 1.0, float(blue)
+    return float(rng.uniform(0.65, 1.7)), float(red), 1.0, float(blue)
 
 
 def _plain(value):
