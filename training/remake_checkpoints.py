@@ -37,7 +37,7 @@ LARGEST = 16_000_000  # bytes of a folder in the package
 FILES = ("config.json", "preprocessor_config.json", "model.safetensors", "metrics.json", "run.json")
 BEST = "escda"
 """The result that the pipeline loads: its folder in the package is `default`."""
-ENCODER = "--preset compact --steps 3000 --batch 64 --precision bf16 --workers 3".split()
+ENCODER = ["--preset", "compact", "--steps", "3000", "--batch", "64", "--precision", "bf16", "--workers", "3"]
 """How GTLE-Net's encoder is pretrained: in fewer and larger steps than by default, which suit a GPU."""
 RESULTS = {
     "default" if name == BEST else name: folder
