@@ -51,8 +51,7 @@ from actionunits.data.triplets import ComparableFaces, ExpressionTriplets, prepa
 from actionunits.models.gtlenet.modeling_gtlenet import triplet_loss
 from network_training import RunLog, WarmupCosine, parameter_groups, replace_folder, seeded_generator
 
-# Faces stay where their alignment puts them, but for its errors: random crops keep an encoder from learning
-# anything in a short run.
+# Faces stay where their alignment puts them, but for its errors: with random crops a short run learns less.
 AUGMENTATION = Augmentation(
     random_crop=False, brightness=0.3, contrast=0.3, rotation=2.0, scale=0.03, translation=2.0
 )

@@ -217,8 +217,8 @@ def expression_vectors(intensities: np.ndarray, weak: float = 0.3) -> np.ndarray
     """AU intensities (N, m) -> vectors of length 1: which action units a face shows, not how strongly.
 
     Distances of the intensities themselves call any two weak expressions alike: anchor and positive then
-    share an action unit in a quarter of the triplets only. Vectors shorter than `weak` become shorter than 1, so
-    that faces near rest lie together, at the origin.
+    share an action unit in a quarter of the triplets only. Vectors shorter than `weak` become shorter than 1,
+    so that faces near rest lie together, at the origin.
     """
     length = np.linalg.norm(intensities, axis=1, keepdims=True)
     return intensities / np.maximum(length, weak)
