@@ -6,7 +6,16 @@ import pytest
 from PIL import Image
 
 from actionunits import FaceDetector, checkpoints
-from actionunits.face_detection import PROPOSALS, Face, _propose, _without_doubles, box_around, check_boxes
+from actionunits.face_detection import (
+    PROPOSALS,
+    Face,
+    _agreed,
+    _propose,
+    _windows,
+    _without_doubles,
+    box_around,
+    check_boxes,
+)
 from actionunits.pictures import load_picture, sample_photo
 
 needs_weights = pytest.mark.skipif(
@@ -72,6 +81,65 @@ def test_a_tight_crop_is_found_as_a_whole(photo, landmarks, known_landmarker):
     tight = photo.crop((66, 54, 146, 134))  # from brows to lower lip: no cascade sees a face
     found = FaceDetector(landmarker=known_landmarker(landmarks - [66, 54]))(tight)
     assert len(found) == 1
+
+
+def test_an_unsure_face_waits_for_a_surer_one(photo, landmarks, known_landmarker):
+    class Doubtful(known_landmarker):
+        def locate(self, image, boxes):
+            located = super().locate(image, boxes)
+            later = 0.97 if self.calls > self.sure_after else 0.6
+            return [(points, later if score > 0.5 else score) for points, score in located]
+
+    landmarker = Doubtful(landmarks)
+    landmarker.sure_after = 100
+    (found,) = FaceDetector(landmarker=landmarker)(photo)
+    assert found.confidence == 0.6 and landmarker.calls == len(PROPOSALS)
+    landmarker.calls, landmarker.sure_after = 0, 2
+    (found,) = FaceDetector(landmarker=landmarker)(photo)
+    assert found.confidence == 0.97 and 2 < landmarker.calls <= len(PROPOSALS) + 1
+
+
+def test_windows_find_what_no_cascade_sees(landmarks, known_landmarker):
+    """In a copy of 480 pixels of a picture of 960, and the answer is in pixels of the picture."""
+    colours = np.random.default_rng(0).integers(0, 255, (4, 4, 3), dtype=np.uint8)
+    clouds = Image.fromarray(colours).resize((960, 960), Image.Resampling.BICUBIC)
+    assert not any(len(_propose(clouds, proposal)) for proposal in PROPOSALS if proposal.cascade)
+    large = landmarks * 3 + [300, 250]
+
+    class Landmarker(known_landmarker):
+        def locate(self, image, boxes):
+            self.size = image.size
+            self.faces = [(large + 0.5) * (image.width / 960) - 0.5]
+            return [(points, 1.02 * score) for points, score in super().locate(image, boxes)]
+
+    landmarker = Landmarker()
+    (found,) = FaceDetector(landmarker=landmarker)(clouds)
+    assert landmarker.calls > sum(p.cascade is not None for p in PROPOSALS) + 1
+    assert landmarker.size == (960, 960)
+    np.testing.assert_allclose(found.landmarks, large)
+
+
+def test_windows_reach_every_place():
+    boxes = _windows((300, 200), (0.5, 1.5))
+    np.testing.assert_array_equal(boxes[-1], [-0.5, -50.5, 299.5, 249.5])  # the large one, in the middle
+    small = boxes[:-1]
+    np.testing.assert_allclose(small[:, 2:] - small[:, :2], 100)
+    np.testing.assert_allclose([*small[:, :2].min(0), *small[:, 2:].max(0)], [-0.5, -0.5, 299.5, 199.5])
+    for x, y in np.random.default_rng(0).uniform((50, 50), (250, 150), (100, 2)):
+        off = np.abs((small[:, :2] + small[:, 2:]) / 2 + 0.5 - [x, y]).max(1)
+        assert off.min() <= 16  # half of a stride of 32
+
+
+def test_two_windows_must_agree(landmarks):
+    eyes = np.linalg.norm(landmarks[36] - landmarks[45])
+    near, far = landmarks + 0.09 * eyes, landmarks + 0.2 * eyes
+    assert _agreed([], 0.9) == []
+    assert _agreed([(landmarks, 0.99), (far, 0.98)], 0.9) == []
+    assert _agreed([(landmarks, 0.99), (near, 0.89)], 0.9) == []
+    ((points, score),) = _agreed([(landmarks, 0.95), (far, 0.97), (near, 0.99)], 0.9)
+    assert score == 0.99 and points is near
+    two = _agreed([(landmarks, 0.95), (near, 0.96), (landmarks + 100, 0.97), (near + 100, 0.98)], 0.9)
+    assert [score for _, score in two] == [0.98, 0.96]
 
 
 @pytest.mark.parametrize(
@@ -170,6 +238,27 @@ def test_default_weights_on_a_real_photo(landmarks, no_face):
     inner = np.linalg.norm(found.landmarks[17:] - landmarks[17:] - [120, 30], axis=1).mean() / eyes
     assert inner < 0.06
     assert detector(no_face) == []
+
+
+@needs_weights
+@pytest.mark.parametrize("degrees", [-30, 30])
+def test_default_weights_on_a_turned_close_up(degrees):
+    close = load_picture(sample_photo()).crop((150, 60, 300, 210)).rotate(degrees, Image.Resampling.BILINEAR)
+    (found,) = FaceDetector()(close)
+    across = found.landmarks[45] - found.landmarks[36]
+    assert abs(np.degrees(np.arctan2(-across[1], across[0])) - degrees) < 10
+
+
+@needs_weights
+@pytest.mark.parametrize("side", [64, 160])
+def test_default_weights_on_a_face_cut_at_brows_and_chin(landmarks, side):
+    box = (*(landmarks[17:].min(0) + [114, 26]), *(landmarks[17:].max(0) + [126, 46]))
+    cut = load_picture(sample_photo()).crop([round(v) for v in box]).resize((side, side))
+    (found,) = FaceDetector()(cut.convert("L"))
+    scale = side / np.subtract(np.round(box[2:]), np.round(box[:2]))
+    expected = (landmarks + [120, 30] - np.round(box[:2]) + 0.5) * scale - 0.5
+    off = np.linalg.norm(found.landmarks - expected, axis=1)[17:].mean()
+    assert off < 0.1 * np.linalg.norm(expected[36] - expected[45])
 
 
 @needs_weights

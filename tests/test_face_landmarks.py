@@ -8,7 +8,13 @@ from PIL import Image
 
 from actionunits import checkpoints
 from actionunits.cli import sample_photo
-from actionunits.face_landmarks import FaceLandmarker, FaceLandmarkerConfig, landmark_loss
+from actionunits.face_landmarks import (
+    FaceLandmarker,
+    FaceLandmarkerConfig,
+    FaceLandmarkerMaps,
+    landmark_loss,
+)
+from actionunits.landmarks import mirror_landmarks
 
 TINY = FaceLandmarkerConfig(image_size=32, hidden_sizes=[4, 4, 4, 8, 8], neck_size=4, intermediate_size=8)
 CARD = Path(__file__).parents[1] / "model_cards" / "face-landmarks.md"
@@ -19,14 +25,57 @@ def trained() -> FaceLandmarker:
     return FaceLandmarker.from_pretrained(checkpoints.path("face_landmarks"), dtype=torch.float32)
 
 
-def test_saves_and_loads_to_the_bit(tmp_path):
+@pytest.mark.parametrize("map_size", [0, 4])
+def test_saves_and_loads_to_the_bit(tmp_path, map_size):
     torch.manual_seed(0)
-    model = FaceLandmarker(TINY).eval()
+    model = FaceLandmarker(FaceLandmarkerConfig(**{**TINY.to_dict(), "map_size": map_size})).eval()
     model.save_pretrained(tmp_path)
     again, info = FaceLandmarker.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     pixels = torch.randn(2, 3, 32, 32)
     assert torch.equal(model(pixels).landmarks, again(pixels).landmarks)
+
+
+def test_a_map_points_where_its_mass_lies():
+    class Peaks(torch.nn.Module):
+        def forward(self, x):
+            maps = torch.zeros(2, 68, 8, 8)
+            maps[:, :, 2, 5] = maps[:, 0, 3, 5] = 40.0  # row 2, column 5; the first point's is twice as high
+            maps[1] = 0
+            return maps
+
+    maps = FaceLandmarkerMaps((3, 4, 5), 6)
+    maps.out = Peaks()
+    points = maps(torch.randn(2, 3, 8, 8), torch.randn(2, 4, 4, 4), torch.randn(2, 5, 2, 2))
+    expected = torch.tensor([5.5 / 8, 2.5 / 8]).repeat(68, 1)
+    expected[0, 1] = 3 / 8
+    torch.testing.assert_close(points, torch.stack([expected, torch.full((68, 2), 0.5)]))
+
+
+def test_the_maps_see_where_features_lie():
+    torch.manual_seed(0)
+    maps = FaceLandmarkerMaps((3, 4, 5), 6).eval()
+    fine = torch.zeros(2, 3, 16, 16)
+    fine[0, :, 5, 5] = fine[1, :, 5, 9] = 50.0
+    points = maps(fine, torch.zeros(2, 4, 8, 8), torch.zeros(2, 5, 4, 4))
+    moved = (points[1] - points[0]).detach()
+    assert moved[:, 0].abs().mean() > 0.003 and moved[:, 1].abs().max() < 1e-4
+
+
+def test_the_mirror_image_of_a_crop_counts_as_much_as_the_crop():
+    torch.manual_seed(0)
+    model = FaceLandmarker(TINY).eval()
+    noise = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    crop = model._crop(np.array([15.5, 15.5]), 32, np.zeros(2))
+    mirror = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    with torch.inference_mode():
+        (points,), (score,) = model._look(picture, [crop], also_mirrored=True)
+        (others,), (other,) = model._look(mirror, [crop], also_mirrored=True)
+        (alone,), _ = model._look(picture, [crop])
+    np.testing.assert_allclose(mirror_landmarks(others, "ibug68", 32), points, atol=1e-4)
+    assert score == pytest.approx(other, abs=1e-6)
+    assert np.abs(alone - points).max() > 0.01
 
 
 def test_loss_against_the_formula_and_its_gradient():
@@ -55,6 +104,23 @@ def test_wrong_sizes_are_refused():
 
 def test_no_box_no_answer(trained):
     assert trained.locate(Image.new("RGB", (64, 64)), []) == []
+
+
+def test_looks_again_where_it_pays(trained, monkeypatch):
+    """Hopeless boxes get one look, sure faces two, doubtful ones a third, of which the surer points stay."""
+    scores = [[0.01, 0.9, 0.9, 0.9, 0.9], [0.99, 0.5, 0.5, 0.01], [0.4, 0.97]]
+    looks = iter(scores)
+
+    def look(image, crops, also_mirrored=False):
+        answer = next(looks)
+        assert len(crops) == len(answer)
+        number = scores.index(answer)
+        return [np.full((68, 2), 10.0 * number) + np.arange(136).reshape(68, 2) for _ in answer], list(answer)
+
+    monkeypatch.setattr(trained, "_look", look)
+    located = trained.locate(Image.new("RGB", (64, 64)), [(0, 0, 30, 30)] * 5)
+    np.testing.assert_allclose([score for _, score in located], [0.01, 0.99, 0.45, 0.735, 0.01])
+    assert [points[0, 0] for points, _ in located] == [0, 10, 10, 20, 10]
 
 
 def test_finds_the_face_of_the_sample_wherever_the_box_is_a_little_off(trained):

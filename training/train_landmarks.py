@@ -2,66 +2,68 @@
 
 python training/train_landmarks.py --data corpora/synthetic --photos FACES --output runs/landmarks
 
-The pictures are cropped anew in every epoch as a detector might have cropped them; one crop in four shows no
-face: clutter, a face much too near or too far, upside down, or in shuffled pieces. With `--photos` (see
-synthesize.py) the neutral photographs of the training people join in; those of the test people are an honest
-check on real pictures. Writes a model folder with `metrics.json`.
+All pictures lie on the device, where every step cuts and disturbs them anew (`landmark_batches.py`). With
+`--photos` (see synthesize.py) the neutral photographs of the training people join in; those of the test
+people are an honest check on real pictures. Writes a model folder with `metrics.json`, and `state.pt`, from
+which the same command goes on if it was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
-import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import torch
-from datasets import load_dataset
 from PIL import Image
-from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from actionunits.face_landmarks import FaceLandmarker, FaceLandmarkerConfig
-from actionunits.landmarks import SCHEMES
 from actionunits.synthesis.person import read_people, read_template
+from landmark_batches import LandmarkBatches, Pictures
 
-MIRROR = list(SCHEMES["ibug68"].mirror)
-NO_FACE_SHARE = 0.25
-PHOTO_SHARE = 0.08
 PICTURE_SIZE = 160
+# The templates, and so the renderings, have the brow's points 17-26 in its middle, MediaPipe's points on its
+# upper edge, as landmarks.py reads them. How much higher that is, in distances of the outer eye corners: the
+# mean of the templates' own upper edge and of MediaPipe's points, over the portraits of the training people.
+BROW_LIFT = (0.026, 0.023, 0.042, 0.041, 0.048, 0.048, 0.041, 0.042, 0.023, 0.026)
+SHAPE = {"hidden_sizes": [32, 48, 96, 160, 160], "map_size": 48}  # 1.9 million parameters
 
 
 def main() -> None:
-    """Train, check after every epoch, save."""
+    """Train, check now and then, save."""
     args = parse_arguments()
     torch.manual_seed(args.seed)
+    start = time.time()
+    splits = ("train", "test")
+    train, test = (read_split(args.data, split) for split in splits)
+    photos: dict[str, Pictures | None] = dict.fromkeys(splits)
+    if args.photos:
+        people = json.loads((args.data / "manifest.json").read_text())["people"]
+        photos = {split: read_photos(args.photos, people[split]) for split in splits}
+    if args.brows == "upper":
+        train, test = lift_brows(train), lift_brows(test)
+        photos = {split: faces and lift_brows(faces) for split, faces in photos.items()}
+    print(f"{len(train[0])} pictures read in {time.time() - start:.0f} s", flush=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    people = json.loads((args.data / "manifest.json").read_text())["people"]
-    train, test = (read_split(args.data, split) for split in ("train", "test"))
-    photos = {s: read_photos(args.photos, people[s]) if args.photos else None for s in ("train", "test")}
-    clutter = read_clutter()
-    model = FaceLandmarker.from_pretrained(args.init, dtype=torch.float32) if args.init else None
-    model = model or FaceLandmarker(FaceLandmarkerConfig())
-    model = model.to(device, memory_format=torch.channels_last)
-    steps = args.epochs * (len(train[0]) // args.batch)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=steps)
-    start, metrics = time.time(), {}
-    for epoch in range(args.epochs):
-        loss = train_epoch(model, optimizer, schedule, train, photos["train"], clutter, args.batch, epoch)
-        metrics = {
-            "epoch": epoch,
-            "loss": loss,
-            "seconds": round(time.time() - start),
-            "pictures": len(train[0]),
-        }
-        metrics["synthetic test people"] = check(model, *test)
-        if photos["test"]:
-            metrics["photographs of test people"] = check(model, *photos["test"])
-        print(json.dumps(metrics), flush=True)
-        save(model, metrics, args.output)
+    batches = LandmarkBatches(train, photos["train"], read_clutter(), device)
+    training = Training(args, len(train[0]) // args.batch, device)
+    while training.epoch < args.epochs:
+        figures = training.run_epoch(batches)
+        if training.epoch % args.check_every == 0 or training.epoch == args.epochs:
+            model = training.averaged.module
+            limit = 1000 if training.epoch == args.epochs else 200
+            figures["synthetic test people"] = check(model, *test, limit)
+            if photos["test"]:
+                figures["photographs of test people"] = check(model, *photos["test"], limit)
+            save(model, figures, args.output)
+        print(json.dumps(figures), flush=True)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -73,25 +75,137 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--photos", type=Path, help="folder of the photographs and people.csv")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--init", type=Path, help="folder of a landmark network to start from")
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument(
+        "--brows", choices=("upper", "middle"), default="upper", help="where the points of the brows lie"
+    )
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--map-size", type=int, default=SHAPE["map_size"], help="see FaceLandmarkerConfig")
+    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--check-every", type=int, default=10, metavar="EPOCHS")
+    parser.add_argument("--save-every", type=float, default=20, metavar="SECONDS", help="the state")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
 
-def read_split(folder: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+class Training:
+    """Network, its running mean (which is what is kept), optimiser, schedule; goes on from `state.pt`.
+
+    Args:
+        args: the command line's.
+        steps: in an epoch.
+        device: to train on.
+    """
+
+    def __init__(self, args: argparse.Namespace, steps: int, device: torch.device):
+        if steps < 1:
+            raise ValueError(f"the corpus has fewer training pictures than a batch of {args.batch}")
+        model = FaceLandmarker.from_pretrained(args.init, dtype=torch.float32) if args.init else None
+        model = model or FaceLandmarker(FaceLandmarkerConfig(**SHAPE | {"map_size": args.map_size}))
+        self.model = model.to(device, memory_format=torch.channels_last)
+        mean_of = max(10, min(1000, steps * args.epochs // 20))  # steps that the running mean looks back
+        self.averaged = AveragedModel(
+            self.model, multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / mean_of), use_buffers=True
+        )
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=args.lr, weight_decay=1e-2, fused=device.type == "cuda"
+        )
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, args.lr, total_steps=steps * args.epochs, pct_start=0.15
+        )
+        self.args, self.steps, self.device = args, steps, device
+        self.epoch, self.seconds = 0, 0.0
+        self.file = args.output / "state.pt"
+        args.output.mkdir(parents=True, exist_ok=True)
+        if self.file.is_file():
+            self._resume()
+
+    def run_epoch(self, batches: LandmarkBatches) -> dict:
+        """One pass over the pictures; returns what to log. The state is saved between epochs."""
+        self.model.train()
+        start, total = time.time(), torch.zeros((), device=self.device)
+        for chosen in tqdm(batches.order(self.args.batch), f"epoch {self.epoch}", unit="batch"):
+            crops, labels, is_face = batches.draw(chosen, self.model.config.image_size)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+                crops = crops.contiguous(memory_format=torch.channels_last)
+                loss = self.model(crops, labels=labels, is_face=is_face).loss
+            self.optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
+            self.optimizer.step()
+            self.schedule.step()
+            self.averaged.update_parameters(self.model)
+            total += loss.detach()
+        figures = {"epoch": self.epoch, "loss": round(float(total) / self.steps, 5)}
+        self.epoch += 1
+        self.seconds += time.time() - start
+        if self.epoch == self.args.epochs or time.time() - self.saved > self.args.save_every:
+            self._save()
+        return figures | {"seconds": round(self.seconds, 1), "pictures": len(batches)}
+
+    saved = 0.0  # time
+
+    def _parts(self) -> dict:
+        return {k: getattr(self, k) for k in ("model", "averaged", "optimizer", "schedule")}
+
+    def _save(self) -> None:
+        state = {name: part.state_dict() for name, part in self._parts().items()}
+        state |= {"epoch": self.epoch, "seconds": self.seconds, "plan": self._plan()}
+        temporary = self.file.with_suffix(".tmp")
+        torch.save(state, temporary)
+        temporary.replace(self.file)
+        self.saved = time.time()
+
+    def _resume(self) -> None:
+        state = torch.load(self.file, map_location=self.device)
+        if state["plan"] != self._plan():
+            raise ValueError(
+                f"{self.file} belongs to another training, {state['plan']}, not to {self._plan()}; "
+                "choose an empty folder"
+            )
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self.epoch, self.seconds = state["epoch"], state["seconds"]
+        torch.manual_seed(self.args.seed + self.epoch)  # not the first epochs' crops once more
+        print(f"going on after epoch {self.epoch - 1}", flush=True)
+
+    def _plan(self) -> dict:
+        return {k: getattr(self.args, k) for k in ("epochs", "batch", "lr", "seed", "brows")} | {
+            "steps": self.steps
+        }
+
+
+def lift_brows(faces: Pictures) -> Pictures:
+    """The same pictures, the brows' points moved by `BROW_LIFT` from the mouth towards the eyes."""
+    pictures, points = faces[0], faces[1].clone()
+    up = (points[:, [36, 45]] - points[:, [48, 54]]).mean(1)
+    upright = 0.78  # height of the outer eye corners above the mouth's, in their distance
+    points[:, 17:27] += torch.tensor(BROW_LIFT)[:, None] * up[:, None] / upright
+    return pictures, points
+
+
+def read_split(folder: Path, split: str) -> Pictures:
     """All pictures (N, 160, 160, 3) uint8 and points (N, 68, 2) of a split."""
-    rows = load_dataset(
-        "parquet", data_files=sorted(str(p) for p in folder.glob(f"{split}-*.parquet")), split="train"
-    )
-    pictures = torch.empty(len(rows), PICTURE_SIZE, PICTURE_SIZE, 3, dtype=torch.uint8)
-    for i, image in enumerate(tqdm(rows["image"], f"reading {split}", unit="picture")):
-        pictures[i] = torch.from_numpy(np.array(image))
-    return pictures, torch.from_numpy(np.asarray(rows.with_format("numpy")["landmarks"], dtype=np.float32))
+    files = sorted(folder.glob(f"{split}-*.parquet"))
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no {split}-*.parquet; synthesize.py writes them")
+    with ThreadPoolExecutor() as pool:
+        shards = list(tqdm(pool.map(_read_shard, files), f"reading {split}", len(files), unit="file"))
+    pictures, points = (np.concatenate(part) for part in zip(*shards, strict=True))
+    return torch.from_numpy(pictures), torch.from_numpy(points)
 
 
-def read_photos(folder: Path, names: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+def _read_shard(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    table = pyarrow.parquet.read_table(path, columns=["image", "landmarks"]).combine_chunks()
+    encoded = table["image"].combine_chunks().field("bytes").to_pylist()
+    pictures = np.stack([np.array(Image.open(io.BytesIO(jpeg)).convert("RGB")) for jpeg in encoded])
+    points = table["landmarks"].combine_chunks()
+    points = getattr(points, "storage", points)  # datasets, once imported, wraps it in a type of its own
+    points = points.flatten().flatten().to_numpy()
+    return pictures, points.astype(np.float32).reshape(len(pictures), -1, 2)
+
+
+def read_photos(folder: Path, names: list[str]) -> Pictures:
     """The neutral photographs of some people, the face in half of a square, and their points."""
     pictures, points = [], []
     for row in read_people(folder):
@@ -126,88 +240,6 @@ def read_clutter() -> torch.Tensor:
                     tile = Image.fromarray(image[y : y + size, x : x + size])
                     tiles.append(np.array(tile.resize((PICTURE_SIZE, PICTURE_SIZE), Image.Resampling.BOX)))
     return torch.from_numpy(np.stack(tiles))
-
-
-def train_epoch(model, optimizer, schedule, train, photos, clutter, batch: int, epoch: int) -> float:
-    """One pass; returns the mean loss."""
-    model.train()
-    order, total = torch.randperm(len(train[0])), 0.0
-    steps = len(order) // batch
-    for step in tqdm(range(steps), f"epoch {epoch}", unit="batch"):
-        chosen = order[step * batch : (step + 1) * batch]
-        pictures, points = train[0][chosen], train[1][chosen].clone()
-        if photos is not None:
-            swap = torch.randint(len(photos[0]), (math.ceil(PHOTO_SHARE * batch),))
-            pictures[: len(swap)], points[: len(swap)] = photos[0][swap], photos[1][swap]
-        is_face = torch.ones(batch)
-        quarter = math.ceil(NO_FACE_SHARE * batch / 4)
-        pictures[-quarter:] = clutter[torch.randint(len(clutter), (quarter,))]
-        fits = torch.arange(batch) < batch - 2 * quarter
-        crops, labels = random_crops(pictures, points, fits, model.config.image_size)
-        scrambled = slice(batch - 4 * quarter, batch - 2 * quarter)
-        pieces, upside_down = crops[scrambled].chunk(2)
-        crops[scrambled] = torch.cat([shuffled(pieces), upside_down.flip(2)])
-        is_face[-4 * quarter :] = 0
-        crops = crops.to(model.device).contiguous(memory_format=torch.channels_last)
-        loss = model(crops, labels=labels.to(model.device), is_face=is_face.to(model.device)).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
-        schedule.step()
-        total += loss.item()
-    return total / steps
-
-
-def random_crops(pictures: torch.Tensor, points: torch.Tensor, fits: torch.Tensor, size: int):
-    """Crops (B, 3, size, size) in -1..1 as a detector might cut them, and their points in parts of the side.
-
-    Where `fits` is false the crop shows the picture much too near or too far.
-    """
-    count = len(pictures)
-    low, high = points[:, 17:].amin(1), points[:, 17:].amax(1)
-    side = (high - low).amax(1) * torch.empty(count).uniform_(1.3, 2.1)
-    center = (low + high) / 2 + torch.empty(count, 2).uniform_(-0.11, 0.11) * side[:, None]
-    misfit = torch.where(
-        torch.rand(count) < 0.5, torch.empty(count).uniform_(0.15, 0.4), torch.empty(count).uniform_(2.2, 4)
-    )
-    side = torch.where(fits, side, side * misfit)
-    center = torch.where(fits[:, None], center, torch.rand(count, 2) * PICTURE_SIZE)
-    angle = torch.randn(count) * 0.2
-    flip = torch.rand(count) < 0.5
-    turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(
-        -1, 2, 2
-    )  # crop -> picture
-    turn[flip, :, 0] *= -1
-    scale = side[:, None, None] / 2 * turn  # crop coordinates -1..1 -> picture pixels
-    theta = torch.cat([scale, center[..., None] + 0.5], 2) * (2 / PICTURE_SIZE)
-    theta[:, :, 2] -= 1
-    grid = F.affine_grid(theta, [count, 3, size, size], align_corners=False)
-    crops = F.grid_sample(pictures.permute(0, 3, 1, 2).float() / 127.5 - 1, grid, align_corners=False)
-    labels = torch.linalg.solve(scale, (points - center[:, None]).mT).mT / 2 + 0.5
-    labels[flip] = labels[flip][:, MIRROR]
-    return disturb(crops), labels
-
-
-def shuffled(crops: torch.Tensor) -> torch.Tensor:
-    """The crops cut into 4 x 4 pieces, put together in another order."""
-    side = crops.shape[-1] // 4
-    pieces = crops.unfold(2, side, side).unfold(3, side, side).flatten(2, 3)[:, :, torch.randperm(16)]
-    return pieces.unflatten(2, (4, 4)).permute(0, 1, 2, 4, 3, 5).reshape(crops.shape)
-
-
-def disturb(crops: torch.Tensor) -> torch.Tensor:
-    """Contrast, brightness, and for a quarter of the crops a grey block before the face."""
-    count, _, size, _ = crops.shape
-    gain, offset = (
-        torch.empty(count, 1, 1, 1).uniform_(0.7, 1.3),
-        torch.empty(count, 1, 1, 1).uniform_(-0.2, 0.2),
-    )
-    crops = (crops * gain + offset).clamp(-1, 1)
-    for i in torch.nonzero(torch.rand(count) < 0.25).flatten().tolist():
-        x, y, w, h = (int(v) for v in torch.randint(size // 3, (4,)) * torch.tensor([2.5, 2.5, 1, 1]))
-        crops[i, :, y : y + h, x : x + w] = float(torch.empty(1).uniform_(-1, 1))
-    return crops
 
 
 @torch.inference_mode()

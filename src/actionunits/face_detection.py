@@ -2,8 +2,10 @@
 
 By default OpenCV's Haar cascades (Viola and Jones 2001; Lienhart and Maydt 2002) propose boxes; the landmark
 network of this package puts 68 points into each and judges whether it sees a face there. The proposals of
-`PROPOSALS` are tried from the most to the least trusted one until one yields a face. MediaPipe's Face
-Landmarker is an optional backend for those who have its `.task` file.
+`PROPOSALS` are tried from the most to the least trusted one until one yields a sure face. Where the cascades
+fail, on pictures cut into the face and on heads that are tilted far, boxes are laid all over the picture, and
+two of them must lead to the same face. MediaPipe's Face Landmarker is an optional backend for those who have
+its `.task` file.
 
 Of scikit-image's subset of Labeled Faces in the Wild, 25 x 25 pixels each, the default finds at least 97 of
 100 faces and at most one of 100 non-faces (`tests/test_face_detection.py`).
@@ -174,28 +176,33 @@ class Proposal:
     """A way to guess boxes, and the score [0..1] from which the landmark network is believed there.
 
     Attributes:
-        cascade: Haar cascade of OpenCV, or None for two boxes in the middle of the picture, which must lead
-            to the same face (for pictures cropped to one).
-        side: Longest side of the grey copy that is searched [pixels].
+        min_score: Smallest face score of the landmark network.
+        side: Longest side of the copy that is searched [pixels].
+        cascade: Haar cascade of OpenCV, or None for `windows`.
         neighbors: Overlapping hits that make a box.
         mirrored: Search the mirror image (the profile cascade knows one side only).
-        min_score: Smallest face score of the landmark network.
+        windows: Sides of square boxes [shorter sides of the picture] that are laid all over it. They know
+            nothing of faces, so two of them must lead to the same one.
     """
 
-    cascade: str | None
-    side: int
-    neighbors: int
-    mirrored: bool
     min_score: float
+    side: int
+    cascade: str | None = None
+    neighbors: int = 0
+    mirrored: bool = False
+    windows: tuple[float, ...] = ()
 
 
 PROPOSALS = (
-    Proposal("frontalface_alt2", side=480, neighbors=3, mirrored=False, min_score=0.5),
-    Proposal("frontalface_alt2", side=960, neighbors=2, mirrored=False, min_score=0.8),
-    Proposal("profileface", side=480, neighbors=3, mirrored=False, min_score=0.8),
-    Proposal("profileface", side=480, neighbors=3, mirrored=True, min_score=0.8),
-    Proposal(None, side=0, neighbors=0, mirrored=False, min_score=0.95),
+    Proposal(0.5, side=480, cascade="frontalface_alt2", neighbors=3),
+    Proposal(0.8, side=960, cascade="frontalface_alt2", neighbors=2),
+    Proposal(0.8, side=480, cascade="profileface", neighbors=3),
+    Proposal(0.8, side=480, cascade="profileface", neighbors=3, mirrored=True),
+    Proposal(0.95, side=480, windows=(0.8, 1.0, 1.25, 1.55)),  # pictures cut to a face, or into it
+    Proposal(0.98, side=480, windows=(0.5,)),  # turned faces, which no cascade knows
 )
+SURE = 0.8  # with no face above this score, the other proposals are tried, too
+STRIDE = 0.32  # from window to window [sides]; the landmark network finds faces this far off the middle
 
 
 class _Cascades:
@@ -209,19 +216,30 @@ class _Cascades:
         self.min_confidence = min_confidence
 
     def find(self, picture: Image.Image) -> list[Face]:
+        unsure: list[Face] = []
         for proposal in PROPOSALS:
-            located = self.landmarker.locate(picture, _propose(picture, proposal))
-            if proposal.cascade is None:
-                located = _one_face(*located)
             required = max(proposal.min_score, self.min_confidence)
+            located = self._try(picture, proposal, required)
             faces = [
                 Face(box_around(landmarks, "ibug68", picture.size), float(score), landmarks, "ibug68")
                 for landmarks, score in located
                 if score >= required
             ]
-            if faces:
+            if any(face.confidence >= SURE for face in faces):
                 return faces
-        return []
+            unsure = unsure or faces
+        return unsure
+
+    def _try(self, picture: Image.Image, proposal: Proposal, required: float) -> list[Located]:
+        if proposal.cascade is not None:
+            return self.landmarker.locate(picture, _propose(picture, proposal))
+        scale = min(1.0, proposal.side / max(picture.size))
+        width, height = (max(round(side * scale), 1) for side in picture.size)
+        small = picture.resize((width, height), Image.Resampling.BOX)
+        found = _agreed(self.landmarker.locate(small, _windows(small.size, proposal.windows)), required)
+        shrunk = np.array([width, height]) / picture.size
+        boxes = [box_around((marks + 0.5) / shrunk - 0.5, "ibug68", picture.size) for marks, _ in found]
+        return self.landmarker.locate(picture, np.array(boxes)) if boxes else []
 
     def locate(self, picture: Image.Image, boxes: np.ndarray) -> list[Face]:
         located = self.landmarker.locate(picture, boxes)
@@ -232,12 +250,9 @@ class _Cascades:
 
 
 def _propose(picture: Image.Image, proposal: Proposal) -> np.ndarray:
-    """Return boxes (F, 4) in pixels of the picture."""
+    """Return the boxes (F, 4) of a cascade in pixels of the picture."""
+    assert proposal.cascade is not None
     width, height = picture.size
-    if proposal.cascade is None:
-        halves = np.array([[0.5], [0.4]]) * min(width, height)
-        centre = np.array([(width - 1) / 2, (height - 1) / 2])
-        return np.hstack([centre - halves, centre + halves])
     scale = min(1.0, proposal.side / max(width, height))
     size = max(round(width * scale), 1), max(round(height * scale), 1)
     grey = np.asarray(picture.convert("L").resize(size, Image.Resampling.BOX))
@@ -253,12 +268,30 @@ def _propose(picture: Image.Image, proposal: Proposal) -> np.ndarray:
     return edges / scale - 0.5  # from edges to centres of pixels
 
 
-def _one_face(first: Located, second: Located) -> list[Located]:
-    """Believe in a face only if both boxes led to it, to a tenth of the distance of the outer eye corners."""
-    (landmarks, score), (again, other_score) = first, second
-    eyes = np.hypot(*(landmarks[45] - landmarks[36]))
-    same = np.abs(landmarks - again).mean() < 0.1 * eyes
-    return [(landmarks, min(score, other_score))] if same else []
+def _windows(size: tuple[int, int], sides: Sequence[float]) -> np.ndarray:
+    """Return square boxes (F, 4) all over a picture of `size`; what is larger than the picture is centred."""
+    boxes = []
+    for side in (part * min(size) for part in sides):
+        spare = np.subtract(size, side)
+        steps = np.ceil(np.maximum(spare, 0) / (STRIDE * side)).astype(int) + 1
+        across, down = (
+            np.linspace(0, s, n) if n > 1 else np.array([s / 2]) for s, n in zip(spare, steps, strict=True)
+        )
+        boxes += [(x, y, x + side, y + side) for y in down for x in across]
+    return np.array(boxes) - 0.5  # from edges to centres of pixels
+
+
+def _agreed(located: Sequence[Located], required: float) -> list[Located]:
+    """Faces that two boxes led to, to a tenth of the distance of the outer eye corners; the surest."""
+    sure = sorted((answer for answer in located if answer[1] >= required), key=lambda answer: -answer[1])
+    agreed: list[Located] = []
+    for i, (landmarks, score) in enumerate(sure):
+        near = 0.1 * np.hypot(*(landmarks[45] - landmarks[36]))
+        same = [np.abs(landmarks - other).mean() < near for other, _ in sure[i + 1 :]]
+        known = any(np.abs(landmarks - other).mean() < near for other, _ in agreed)
+        if any(same) and not known:
+            agreed.append((landmarks, score))
+    return agreed
 
 
 _cascades = threading.local()  # an OpenCV cascade must not be shared by threads

@@ -1,7 +1,8 @@
 """From a box around a face to its 68 iBUG points, and whether it is a face at all.
 
 A small residual network, our own, trained on the open synthetic corpus (`training/train_landmarks.py`). It
-looks twice: first at the box, then at a crop that its first answer has centred, scaled and turned upright.
+looks twice: first at the box, then at a crop that its first answer has centred, scaled and turned upright,
+and at the mirror image of that, and takes the mean of both. Doubtful faces get a third look.
 """
 
 from collections.abc import Sequence
@@ -18,10 +19,13 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from actionunits.alignment import Alignment
+from actionunits.landmarks import SCHEMES
 
 NUM_POINTS = 68
 CROP_MARGIN = 1.6  # side of the crop / longer side of the box of the inner points (17-67)
-LOOKS = 2
+GIVE_UP = 0.02  # face score below which there is no further look
+SURE = 0.95  # face score of the second look from which there is no third
+MIRROR = list(SCHEMES["ibug68"].mirror)
 
 
 @strict
@@ -33,6 +37,8 @@ class FaceLandmarkerConfig(PreTrainedConfig):
         hidden_sizes: channels of the stem and the four stages; each but the last halves the resolution.
         neck_size: channels of the last feature map.
         intermediate_size: width of the hidden fully connected layer.
+        map_size: channels of the features that the 68 maps are drawn from; 0 for a network without maps, as
+            the first weights were.
     """
 
     model_type = "au-face-landmarker"
@@ -41,6 +47,7 @@ class FaceLandmarkerConfig(PreTrainedConfig):
     hidden_sizes: list[int] | tuple[int, ...] = (24, 32, 64, 128, 128)
     neck_size: int = 64
     intermediate_size: int = 256
+    map_size: int = 0
     initializer_range: float | int = 0.02
 
     def validate_architecture(self) -> None:
@@ -89,6 +96,7 @@ class FaceLandmarker(PreTrainedModel):
         self.hidden = nn.Linear(config.neck_size * (config.image_size // 16) ** 2, config.intermediate_size)
         self.points = nn.Linear(config.intermediate_size, 2 * NUM_POINTS)
         self.face = nn.Linear(config.intermediate_size, 1)
+        self.maps = FaceLandmarkerMaps(sizes[1:4], config.map_size) if config.map_size else None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -106,9 +114,12 @@ class FaceLandmarker(PreTrainedModel):
             return_dict: False for a tuple.
             **kwargs: ignored.
         """
-        features = self.neck(self.stages(self.stem(pixel_values)))
-        hidden = F.relu(self.hidden(features.flatten(1)))
-        landmarks = self.points(hidden).unflatten(1, (NUM_POINTS, 2)) + 0.5
+        stages = [self.stem(pixel_values)]
+        for stage in self.stages:
+            stages.append(stage(stages[-1]))
+        hidden = F.relu(self.hidden(self.neck(stages[-1]).flatten(1)))
+        landmarks = self.points(hidden).unflatten(1, (NUM_POINTS, 2))
+        landmarks = landmarks + (0.5 if self.maps is None else self.maps(*stages[1:4]))
         face_logits = self.face(hidden).squeeze(1)
         loss = None if labels is None else landmark_loss(landmarks, face_logits, labels, is_face)
         output = FaceLandmarkerOutput(loss, landmarks, face_logits)
@@ -125,19 +136,38 @@ class FaceLandmarker(PreTrainedModel):
         Returns:
             for each box the points (68, 2) in pixels of the picture and the face score 0..1.
         """
-        crops = [self._crop_of_box(box) for box in boxes]
-        for _ in range(LOOKS if crops else 0):
-            points, scores = self._look(image, crops)
-            crops = [self._crop_of_points(p) for p in points]
-        return list(zip(points, scores, strict=True)) if crops else []
+        if not len(boxes):
+            return []
+        points, scores = self._look(image, [self._crop_of_box(box) for box in boxes])
+        again = [i for i, score in enumerate(scores) if score >= GIVE_UP]
+        second = self._look(image, [self._crop_of_points(points[i]) for i in again], also_mirrored=True)
+        for i, marks, score in zip(again, *second, strict=True):
+            points[i], scores[i] = marks, score
+        again = [i for i in again if GIVE_UP <= scores[i] < SURE]
+        third = self._look(image, [self._crop_of_points(points[i]) for i in again], also_mirrored=True)
+        for i, marks, score in zip(again, *third, strict=True):
+            points[i] = marks if score > scores[i] else points[i]
+            scores[i] = (scores[i] + score) / 2  # the greater of both would make more of clutter a face
+        return list(zip(points, scores, strict=True))
 
-    def _look(self, image: Image.Image, crops: list[Alignment]) -> tuple[list[np.ndarray], list[float]]:
+    def _look(
+        self, image: Image.Image, crops: list[Alignment], also_mirrored: bool = False
+    ) -> tuple[list[np.ndarray], list[float]]:
+        if not crops:
+            return [], []
         pictures = np.stack([np.asarray(crop.warp(image)) for crop in crops]).transpose(0, 3, 1, 2)
         pixel_values = torch.from_numpy(pictures).to(self.device, self.dtype) / 127.5 - 1
+        if also_mirrored:
+            pixel_values = torch.cat([pixel_values, pixel_values.flip(3)])
         output = self(pixel_values)
-        places = output.landmarks.float().cpu().numpy() * self.config.image_size - 0.5
+        landmarks, scores = output.landmarks.float(), torch.sigmoid(output.face_logits.float())
+        if also_mirrored:
+            (landmarks, mirrored), (scores, again) = landmarks.chunk(2), scores.chunk(2)
+            mirrored = mirrored[:, MIRROR] * mirrored.new_tensor([-1, 1]) + mirrored.new_tensor([1, 0])
+            landmarks, scores = (landmarks + mirrored) / 2, (scores + again) / 2
+        places = landmarks.cpu().numpy() * self.config.image_size - 0.5
         points = [crop.inverse_transform(place) for crop, place in zip(crops, places, strict=True)]
-        return points, torch.sigmoid(output.face_logits.float()).tolist()
+        return points, scores.tolist()
 
     def _crop_of_box(self, box: Sequence[float]) -> Alignment:
         """The square around a box, as an `Alignment` to the network's input."""
@@ -176,6 +206,31 @@ class FaceLandmarkerBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # noqa: D102
         hidden = F.relu(self.norm1(self.conv1(x)))
         return F.relu(self.shortcut(x) + self.norm2(self.conv2(hidden)))
+
+
+class FaceLandmarkerMaps(nn.Module):
+    """A map for each point, whose centre of mass is the point: where features lie counts, not only which.
+
+    Three feature maps, from fine to coarse, are added up; what a map cannot show, such as points beyond the
+    crop, is left to the fully connected layers.
+    """
+
+    def __init__(self, in_channels: Sequence[int], channels: int):
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv2d(count, channels, 1, bias=False) for count in in_channels)
+        self.norm = nn.BatchNorm2d(channels)
+        self.conv = nn.Conv2d(channels, channels, 3, 1, 1)
+        self.out = nn.Conv2d(channels, NUM_POINTS, 1)
+
+    def forward(self, fine, middle, coarse) -> torch.Tensor:
+        """Features (B, C, S/4, S/4), S/8 and S/16 -> points (B, 68, 2) in parts of the crop's side."""
+        hidden = self.lateral[1](middle) + F.interpolate(self.lateral[2](coarse), scale_factor=2.0)
+        hidden = F.relu(self.norm(self.lateral[0](fine) + F.interpolate(hidden, scale_factor=2.0)))
+        maps = self.out(F.relu(self.conv(hidden))).float()
+        side = maps.shape[-1]
+        share = maps.flatten(2).softmax(-1).unflatten(2, (side, side))
+        place = (torch.arange(side, device=maps.device) + 0.5) / side
+        return torch.stack([(share.sum(axis) * place).sum(-1) for axis in (2, 3)], -1)
 
 
 def landmark_loss(landmarks, face_logits, labels, is_face=None) -> torch.Tensor:

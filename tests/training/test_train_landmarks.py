@@ -1,0 +1,180 @@
+"""The training of the landmark network: crops, disturbances, a tiny run that is stopped and goes on."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_run import load_script
+
+from actionunits.face_landmarks import FaceLandmarker
+
+SHAPE = {
+    "image_size": 32,
+    "hidden_sizes": [4, 4, 4, 8, 8],
+    "neck_size": 4,
+    "intermediate_size": 8,
+    "map_size": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def batches():
+    return load_script("landmark_batches")
+
+
+@pytest.fixture
+def script(monkeypatch):
+    script = load_script("train_landmarks")
+    monkeypatch.setattr(script, "SHAPE", SHAPE)
+    return script
+
+
+def faces(count, seed=0):
+    """Pictures (N, 160, 160, 3) and points (N, 68, 2) spread over a face of about 90 pixels."""
+    rng = np.random.default_rng(seed)
+    pictures = rng.integers(0, 255, (count, 160, 160, 3), dtype=np.uint8)
+    return torch.from_numpy(pictures), torch.from_numpy(
+        rng.uniform(35, 125, (count, 68, 2)).astype(np.float32)
+    )
+
+
+def test_points_move_with_the_crops(batches):
+    """A white dot at the nose tip is still there after turning, mirroring, stretching and cutting."""
+    torch.manual_seed(0)
+    _, points = faces(64)
+    pictures = torch.zeros(64, 160, 160, 3, dtype=torch.uint8)
+    for picture, (x, y) in zip(pictures, points[:, 30].round().int().tolist(), strict=True):
+        picture[y - 1 : y + 2, x - 1 : x + 2] = 255
+    places = points.mean(1), torch.full((64,), 130.0), torch.linspace(-0.5, 0.5, 64)
+    crops, labels = batches.cut(pictures, points, *places, torch.arange(64) % 2 == 0, 128)
+    dot = labels[:, 30] * 128 - 0.5
+    seen = 0
+    for crop, (x, y) in zip(crops, dot.round().int().tolist(), strict=True):
+        patch = crop[:, max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2]
+        seen += bool(patch.numel() and patch.mean() > 0.3)
+    assert seen > 55  # some lie beyond the rims
+
+
+def test_mirrored_crops_have_mirrored_points(batches):
+    pictures, points = faces(8)
+    places = points.mean(1), torch.full((8,), 130.0), torch.zeros(8)
+    both = []
+    for flip in (torch.zeros(8, dtype=bool), torch.ones(8, dtype=bool)):
+        torch.manual_seed(0)
+        both.append(batches.cut(pictures, points, *places, flip, 32)[1])
+    torch.testing.assert_close(
+        both[1][:, batches.MIRROR] * torch.tensor([-1, 1]) + torch.tensor([1, 0]), both[0]
+    )
+
+
+def test_brows_are_lifted_along_the_face(script):
+    """Of an upright face straight up, by parts of the outer eye distance; of a turned one along with it."""
+    points = torch.zeros(2, 68, 2)
+    points[0, 36], points[0, 45] = torch.tensor([10.0, 10.0]), torch.tensor([110.0, 10.0])
+    points[0, 48], points[0, 54] = torch.tensor([30.0, 88.0]), torch.tensor([90.0, 88.0])
+    points[1] = points[0].flip(1)
+    _, lifted = script.lift_brows((torch.zeros(2), points))
+    moved = lifted - points
+    torch.testing.assert_close(moved[0, 17:27, 1], -100 * torch.tensor(script.BROW_LIFT))
+    torch.testing.assert_close(moved[1], moved[0].flip(1))
+    assert not moved[:, :17].any() and not moved[:, 27:].any() and not moved[0, :, 0].any()
+
+
+def test_a_quarter_of_a_batch_is_no_face(batches):
+    torch.manual_seed(0)
+    clutter = torch.full((3, 160, 160, 3), 90, dtype=torch.uint8)
+    stock = batches.LandmarkBatches(faces(40), faces(3, seed=1), clutter, torch.device("cpu"))
+    order = stock.order(20)
+    assert len(order) == 2 and len(torch.cat(order).unique()) == 40
+    crops, labels, is_face = stock.draw(order[0], 32)
+    assert crops.shape == (20, 3, 32, 32) and crops.min() >= -1 and crops.max() <= 1
+    assert is_face.tolist() == [1.0] * 15 + [0.0] * 5
+    inside = ((labels > 0) & (labels < 1)).all(-1).float().mean(1)
+    assert inside[:15].min() > 0.5 and inside[:15].mean() > 0.9
+    assert inside[17] < 0.5  # half out
+    misfit = (labels[18] - labels[18].mean(0)).abs().amax()
+    assert misfit > 1 or misfit < 0.35
+
+
+@pytest.mark.parametrize("step", ["disturb", "_occlude", "_lower"])
+def test_disturbances_change_crops_and_keep_their_range(batches, step):
+    torch.manual_seed(0)
+    crops = torch.rand(32, 3, 32, 32) * 2 - 1
+    changed = getattr(batches, step)(crops.clone())
+    assert changed.shape == crops.shape and changed.abs().max() <= 1
+    assert not torch.equal(changed, crops)
+
+
+@pytest.mark.parametrize("length", [0, 7])
+def test_blur_keeps_a_plain_picture_and_spreads_a_dot(batches, length):
+    torch.manual_seed(0)
+    plain = torch.full((2, 3, 32, 32), 0.3)
+    torch.testing.assert_close(batches._blur(plain, length), plain)
+    dot = torch.zeros(1, 3, 32, 32)
+    dot[..., 16, 16] = 1
+    spread = batches._blur(dot, length)
+    assert spread.max() < 0.6 and spread.sum() == pytest.approx(3.0, abs=0.01)
+
+
+def test_shuffled_crops_are_the_same_pieces(batches):
+    torch.manual_seed(0)
+    crops = torch.arange(2 * 3 * 32 * 32).float().view(2, 3, 32, 32)
+    mixed = batches.shuffled(crops)
+    assert not torch.equal(mixed, crops)
+    assert torch.equal(mixed.flatten(1).sort(1)[0], crops.flatten(1).sort(1)[0])
+    assert torch.equal(mixed[0, 0, 0, :8].diff(), torch.ones(7))
+
+
+def test_a_stopped_training_goes_on(script, corpus, tmp_path, monkeypatch, capsys):
+    # the toy corpus' pictures and a wall for clutter
+    monkeypatch.setattr(script, "read_clutter", lambda: torch.full((2, 64, 64, 3), 90, dtype=torch.uint8))
+    words = [
+        "--data",
+        str(corpus),
+        "--output",
+        str(tmp_path),
+        "--epochs",
+        "3",
+        "--batch",
+        "8",
+        "--check-every",
+        "1",
+    ]
+    check, calls = script.check, []
+
+    def stopped(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return check(*args)
+
+    monkeypatch.setattr(script, "check", stopped)
+    monkeypatch.setattr("sys.argv", ["train_landmarks.py", *words, "--save-every", "0"])
+    with pytest.raises(KeyboardInterrupt):
+        script.main()
+    script.main()
+    assert "going on after epoch 1" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["epoch"] == 2 and metrics["synthetic test people"]["pictures"] > 0
+    model = FaceLandmarker.from_pretrained(tmp_path, dtype=torch.float32)
+    assert model.config.map_size == 4
+    ((points, score),) = model.locate(Image.new("RGB", (64, 64)), [(10, 10, 50, 50)])
+    assert np.isfinite(points).all() and 0 <= score <= 1
+    monkeypatch.setattr("sys.argv", ["train_landmarks.py", *words, "--lr", "1"])
+    with pytest.raises(ValueError, match="another training"):
+        script.main()
+
+
+def test_a_corpus_smaller_than_a_batch_is_refused(script, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "sys.argv", ["x", "--data", str(corpus), "--output", str(tmp_path), "--batch", "9999"]
+    )
+    with pytest.raises(ValueError, match="9999"):
+        script.main()
+
+
+def test_an_empty_folder_is_named(script, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"train-\*.parquet"):
+        script.read_split(tmp_path, "train")
