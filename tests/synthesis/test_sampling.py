@@ -71,7 +71,7 @@ def test_wrinkles_grow_with_intensity_and_only_of_posed_action_units(head):
 def test_poses_reach_profile_like_views_but_stay_mostly_frontal(head):
     rng = np.random.default_rng(2)
     yaw = np.abs([sample_scene(head, rng).yaw for _ in range(300)])
-    assert 0.8 < yaw.max() <= 1.0 and np.median(yaw) < 0.3 and 0.03 < (yaw > 0.6).mean() < 0.2
+    assert 0.8 < yaw.max() <= 1.05 and np.median(yaw) < 0.3 and 0.03 < (yaw > 0.6).mean() < 0.2
 
 
 def test_faces_move_in_their_own_way_and_fold_at_rest(head):

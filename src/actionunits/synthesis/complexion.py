@@ -1,7 +1,8 @@
 """Complexion: how a scene darkens or lightens skin, and which of the classes of skin tone the result is of.
 
-The class follows the individual typology angle of the colour, ITA = arctan((L* - 50) / b*) in degrees (Chardon,
-Cretois & Hourseau, "Skin colour typology and suntanning pathways", 1991), whose six classes are paired here.
+The class follows the individual typology angle of the colour, ITA = arctan((L* - 50) / b*) in degrees
+(Chardon, Cretois & Hourseau, "Skin colour typology and suntanning pathways", 1991); of its six classes two
+are taken together each.
 """
 
 from __future__ import annotations

@@ -19,10 +19,11 @@ from .wrinkles import WRINKLED_AUS
 SYNTHETIC_AUS = CORPUS_AUS["synthetic"]
 OCCURRENCE_FROM = 0.25  # intensity from which an AU counts as occurring: visible on the contact sheet
 
-# Combinations that faces make, each about equally often.
+# Combinations that faces make, each about equally often; broad smiles, the commonest, are named twice.
 # fmt: off
 PROTOTYPES: tuple[tuple[int, ...], ...] = (
-    (6, 12), (6, 12, 25), (6, 12, 25, 10), (6, 12, 25, 26), (12,), (12, 25), (6, 7, 12, 25),
+    (6, 12), (6, 12, 25), (6, 12, 25, 10), (6, 12, 25, 26), (12,), (12, 25), (6, 7, 12, 25), (6, 12, 25),
+    (12, 25), (6, 7, 12, 25, 26),
     (1, 2, 5, 25, 26), (1, 2, 5, 25), (1, 2), (1, 2, 26, 25), (1,), (2,), (5,),
     (1, 4, 15), (1, 4, 15, 17), (1, 4), (15,), (15, 17), (17,), (1, 2, 4), (1, 2, 4, 5, 20, 25),
     (4, 5, 7, 23), (4, 7, 24), (4, 7), (4,), (4, 5, 7, 10, 25), (4, 17, 24), (7,),
@@ -119,10 +120,10 @@ class Scene:
 
 
 def sample_scene(head: HeadModel, rng: np.random.Generator, size: int = 160) -> Scene:
-    """Draw a scene: intensities, one-sidedness, gaze, pose to about 57 degrees, light, framing."""
+    """Draw a scene: intensities, one-sidedness, gaze, pose to 60 degrees, light, framing."""
     action_units = sample_action_units(rng)
-    yaw = float(np.clip(rng.normal(0, 0.22) if rng.random() < 0.75 else rng.uniform(-1.0, 1.0), -1.0, 1.0))
-    pitch, roll = float(np.clip(rng.normal(0, 0.16), -0.5, 0.5)), float(rng.normal(0, 0.1))
+    yaw = float(np.clip(rng.normal(0, 0.22) if rng.random() < 0.75 else rng.uniform(-1.05, 1.05), -1.05, 1.05))
+    pitch, roll = float(np.clip(rng.normal(0, 0.16), -0.5, 0.5)), float(rng.normal(0, 0.13))
     gaze = _sample_gaze(rng, yaw, pitch)
     return Scene(
         action_units=action_units,
