@@ -94,6 +94,13 @@ def module_names(config: AUConfig) -> list[str]:
     return [label.replace(".", "_") for label in config.au_labels]
 
 
+def sum_over_processes(x: Tensor) -> Tensor:
+    """Return the sum over all processes, which is x itself where there is only one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(x)
+    return x
+
+
 @contextmanager
 def _batch_statistics_kept(model: nn.Module) -> Iterator[None]:
     """Keep a batch that checkpointed layers see a second time from entering the running statistics again."""

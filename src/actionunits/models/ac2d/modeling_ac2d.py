@@ -25,7 +25,7 @@ from transformers.utils.generic import can_return_tuple
 
 from actionunits.au_regions import gaussian_maps
 from actionunits.losses import attention_kl_loss
-from actionunits.modeling_au import AUPreTrainedModel, module_names
+from actionunits.modeling_au import AUPreTrainedModel, module_names, sum_over_processes
 from actionunits.modeling_outputs import AUDetectionOutput
 
 from .configuration_ac2d import Ac2dConfig
@@ -710,13 +710,6 @@ def chunks(query: Tensor, key: Tensor, *others: Tensor) -> Iterator[tuple[Tensor
     budget = _CHUNK_ELEMENTS["cpu" if query.device.type == "cpu" else "other"]
     samples = max(1, budget // (query.shape[1] * query.shape[2] * key.shape[2]))
     return zip(*(tensor.split(samples) for tensor in (query, key, *others)), strict=True)
-
-
-def sum_over_processes(x: Tensor) -> Tensor:
-    """Return the sum over all processes, which is x itself where there is only one."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(x)
-    return x
 
 
 def _scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:

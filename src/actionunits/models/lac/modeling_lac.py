@@ -28,9 +28,8 @@ from transformers.utils.generic import can_return_tuple
 from actionunits.action_units import UNKNOWN
 from actionunits.au_regions import roi_boxes
 from actionunits.losses import occurrence_weights, weighted_asymmetric_loss, weighted_au_loss
-from actionunits.modeling_au import AUClassifier, AUPreTrainedModel, module_names
+from actionunits.modeling_au import AUClassifier, AUPreTrainedModel, module_names, sum_over_processes
 from actionunits.modeling_outputs import AUDetectionOutput
-from actionunits.models.ac2d.modeling_ac2d import sum_over_processes
 from actionunits.roi_align import roi_align
 
 from .configuration_lac import LacConfig
