@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from actionunits import FaceDetector, checkpoints
+from actionunits import FaceDetector, checkpoints, face_detection
 from actionunits.face_detection import (
     PROPOSALS,
     Face,
@@ -48,6 +48,14 @@ def test_no_face_is_an_empty_list(no_face, detector):
 
 def test_what_the_network_does_not_believe_is_no_face(photo, known_landmarker):
     assert FaceDetector(landmarker=known_landmarker())(photo) == []
+
+
+def test_an_opencv_without_cascades_is_named(photo, landmarks, known_landmarker, monkeypatch):
+    monkeypatch.delattr(face_detection.cv2, "CascadeClassifier")
+    detector = FaceDetector(landmarker=known_landmarker(landmarks))
+    with pytest.raises(ImportError, match="has no cascades.*opencv-python-headless<5"):
+        detector(photo)
+    assert len(detector.locate(photo, [[60, 56, 150, 147]])) == 1  # boxes need none
 
 
 def test_min_confidence(photo, landmarks, known_landmarker):

@@ -25,7 +25,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import AutoModel
 
-import actionunits  # noqa: F401  (registers the models)
+import actionunits  # registers the models
 from actionunits.data import AlignedFaces, check_people_apart, prepare_synthetic
 from actionunits.data.preparing import is_prepared, open_prepared
 from actionunits.data.synthetic import available_splits, read_manifest
@@ -44,7 +44,7 @@ from actionunits.image_processing_au import AUImageProcessor
 from actionunits.metrics import calibrate_thresholds
 from actionunits.model_card import write_card
 from actionunits.models.escda import EscdaForAUDetection
-from network_training import NetworkTraining, RunLog, new_accelerator, replace_folder
+from network_training import NetworkTraining, RunLog, network_config, new_accelerator, replace_folder
 from recipe import Recipe, load_recipe
 
 TEMPLATE = Path(__file__).parents[1] / "model_cards" / "template.md"
@@ -71,8 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def train(output: Path, recipe: Recipe, args: argparse.Namespace, accelerator: Accelerator) -> None:
     """One run: its networks one after the other, then the result."""
+    for network in recipe.networks.values():
+        if not network.pretrained:  # else its own configuration holds
+            network_config(network, **network.config)  # refuses a wrong name before the corpus is decoded
     log = open_run(output, recipe, accelerator)
     splits = prepare_splits(args, recipe, accelerator, log)
+    keep_recipe(output, recipe, accelerator)
     for name in recipe.networks:
         NetworkTraining(name, recipe, splits, output / name, new_accelerator(recipe), log).run()
     finish(output, recipe, splits, read_manifest(args.data), accelerator, log)
@@ -95,21 +99,27 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def open_run(output: Path, recipe: Recipe, accelerator: Accelerator) -> RunLog:
-    """Make the run's folder, or check that the run found there follows the same recipe.
+    """Make the run's folder; a run that is found there must follow the same recipe.
 
     Raises:
         ValueError: The folder holds a run of another recipe.
     """
     stored = output / "recipe.yaml"
-    if stored.is_file():
-        if (before := load_recipe(stored)) != recipe:
-            changed = sorted(key for key, value in vars(recipe).items() if vars(before)[key] != value)
-            raise ValueError(f"{output} holds a run with other values of {changed}; choose another --output.")
-    elif accelerator.is_main_process:
+    if stored.is_file() and (before := load_recipe(stored)) != recipe:
+        changed = sorted(key for key, value in vars(recipe).items() if vars(before)[key] != value)
+        raise ValueError(f"{output} holds a run with other values of {changed}; choose another --output.")
+    if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
-        write_atomically(stored, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
     accelerator.wait_for_everyone()
     return RunLog(output / "log.jsonl" if accelerator.is_main_process else None)
+
+
+def keep_recipe(output: Path, recipe: Recipe, accelerator: Accelerator) -> None:
+    """Write the recipe into the run's folder, now that the data has turned out to fit it."""
+    stored = output / "recipe.yaml"
+    if accelerator.is_main_process and not stored.is_file():
+        write_atomically(stored, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
+    accelerator.wait_for_everyone()
 
 
 def prepare_splits(
@@ -259,7 +269,6 @@ def describe_run(
 
     An encoder that a network began with is named without its place, and no longer by the configuration.
     """
-    packages = ("actionunits", "torch", "transformers", "accelerate", "datasets", "numpy")
     described = recipe.to_dict()
     encoder = take_out_encoder(model, described)
     return {
@@ -279,9 +288,20 @@ def describe_run(
         "selected_epochs": {line["network"]: line["selected_epoch"] for line in log.events("trained")},
         "device": accelerator.device.type,
         "processes": accelerator.num_processes,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "versions": installed_versions(),
         "finished": datetime.now(timezone.utc).date().isoformat(),
     }
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python, this package and those it computes with, as far as they are installed."""
+    versions = {"python": platform.python_version(), "actionunits": actionunits.__version__}
+    for name in ("torch", "transformers", "accelerate", "datasets", "numpy"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:  # corpora prepared elsewhere need no datasets
+            continue
+    return versions
 
 
 def name_of_member(name: str, member: str) -> str:

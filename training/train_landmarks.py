@@ -157,7 +157,7 @@ class Training:
         self.saved = time.time()
 
     def _resume(self) -> None:
-        state = torch.load(self.file, map_location=self.device)
+        state = torch.load(self.file, map_location=self.device, weights_only=True)
         if state["plan"] != self._plan():
             raise ValueError(
                 f"{self.file} belongs to another training, {state['plan']}, not to {self._plan()}; "

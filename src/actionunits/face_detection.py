@@ -297,8 +297,18 @@ def _agreed(located: Sequence[Located], required: float) -> list[Located]:
 _cascades = threading.local()  # an OpenCV cascade must not be shared by threads
 
 
-def _cascade(name: str) -> cv2.CascadeClassifier:
-    cache: dict[str, cv2.CascadeClassifier] = _cascades.__dict__
+def _cascade(name: str) -> Any:
+    """A cascade of this thread.
+
+    Raises:
+        ImportError: This OpenCV has none.
+    """
+    if not hasattr(cv2, "CascadeClassifier"):
+        raise ImportError(
+            f"OpenCV {cv2.__version__} has no cascades, which find the faces: "
+            'pip install "opencv-python-headless<5", or give landmarks or boxes.'
+        )
+    cache: dict[str, Any] = _cascades.__dict__
     if name not in cache:
         # from memory, for OpenCV cannot open paths with letters beyond the code page on Windows
         folder = cv2.data.haarcascades  # type: ignore[attr-defined]

@@ -124,5 +124,14 @@ def test_another_shape_is_refused(small):
 
 def test_a_file_with_code_is_not_run(tmp_path):
     torch.save({"conv2d_1a.conv.weight": make_reference}, tmp_path / "weights.pt")
-    with pytest.raises(Exception, match="(?i)weights.only"):
+    with pytest.raises(ValueError, match=r"weights\.pt holds no state dict; save .*state_dict"):
         read_weights(tmp_path / "weights.pt")
+
+
+def test_what_is_no_state_dict_is_named(tmp_path):
+    torch.save([torch.ones(2)], tmp_path / "list.pt")
+    with pytest.raises(ValueError, match=r"list\.pt holds a list and no state dict"):
+        read_weights(tmp_path / "list.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(ValueError, match=r"text\.pt holds no state dict"):
+        read_weights(tmp_path / "text.pt")

@@ -151,6 +151,42 @@ def test_another_recipe_in_the_same_folder_is_refused(run):
         run(networks=GDA, epochs=1, seed=1)
 
 
+def test_a_call_that_failed_for_its_data_or_values_can_be_corrected(run, train, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        run(data=tmp_path / "nowhere", networks=GDA)
+    mistaken = {"gda": {**GDA["gda"], "config": {"hiden_size": 8}}}
+    with pytest.raises(ValueError, match=r"unknown keys \['hiden_size'\]"):
+        run(networks=mistaken, epochs=1)
+    assert weights(run(networks=GDA, epochs=1))  # in the same folder
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        (None, FileNotFoundError, "recipe.yaml is no file; the recipes lie in"),
+        ("just words", ValueError, "recipe.yaml is no recipe, .* 'just words'"),
+        ("a: [1", ValueError, "recipe.yaml is no YAML"),
+    ],
+)
+def test_files_that_are_no_recipes_are_named(train, tmp_path, content, error, message):
+    if content is not None:
+        (tmp_path / "recipe.yaml").write_text(content)
+    with pytest.raises(error, match=message):
+        train.load_recipe(tmp_path / "recipe.yaml")
+
+
+def test_versions_of_what_is_not_installed_are_left_out(train, monkeypatch):
+    def known(name):
+        if name == "datasets":
+            raise train.PackageNotFoundError(name)
+        return "1.2"
+
+    monkeypatch.setattr(train, "version", known)
+    versions = train.installed_versions()
+    assert "datasets" not in versions and versions["torch"] == "1.2"
+    assert versions["actionunits"] == train.actionunits.__version__
+
+
 def test_seed_decides_the_weights(run):
     first, same, other = (
         run(name, networks=GDA, epochs=1, seed=s) for name, s in (("a", 0), ("b", 0), ("c", 1))

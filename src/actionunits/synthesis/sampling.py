@@ -122,7 +122,9 @@ class Scene:
 def sample_scene(head: HeadModel, rng: np.random.Generator, size: int = 160) -> Scene:
     """Draw a scene: intensities, one-sidedness, gaze, pose to 60 degrees, light, framing."""
     action_units = sample_action_units(rng)
-    yaw = float(np.clip(rng.normal(0, 0.22) if rng.random() < 0.75 else rng.uniform(-1.05, 1.05), -1.05, 1.05))
+    yaw = float(
+        np.clip(rng.normal(0, 0.22) if rng.random() < 0.75 else rng.uniform(-1.05, 1.05), -1.05, 1.05)
+    )
     pitch, roll = float(np.clip(rng.normal(0, 0.16), -0.5, 0.5)), float(rng.normal(0, 0.13))
     gaze = _sample_gaze(rng, yaw, pitch)
     return Scene(

@@ -60,8 +60,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read a state dict: `weights_only=True` runs no code of the file."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+    """Read a state dict: `weights_only=True` runs no code of the file.
+
+    Raises:
+        ValueError: The file is none, or holds something else.
+    """
+    remedy = "save the network's weights with torch.save(model.state_dict(), FILE)"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # PyTorch's reader fails on strange bytes in as many ways as there are bytes
+        raise ValueError(f"{path} holds no state dict; {remedy}.") from error
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path} holds a {type(state).__name__} and no state dict; {remedy}.")
+    return state
 
 
 def convert(state: Mapping[str, Tensor], config: GlobalExpressionEncoderConfig) -> GlobalExpressionEncoder:
