@@ -226,6 +226,11 @@ def test_options_given_to_the_pipeline_hold_for_every_call(escda_folder, detecto
     assert len(detect(photo, top_k=5)[0]["action_units"]) == 5
 
 
+def test_a_misspelt_option_is_named_with_those_there_are(detect, photo):
+    with pytest.raises(TypeError, match="no option treshold; .* threshold, top_k, return_maps"):
+        detect(photo, treshold=0.5)
+
+
 def test_top_k(detect, photo):
     every = sorted(scores(detect(photo))[0], reverse=True)
     assert scores(detect(photo, top_k=4))[0].tolist() == every[:4]

@@ -198,8 +198,13 @@ class AUDetectionPipeline(ChunkPipeline):
             answers.append(answer | self._maps(chunk) if "maps" in chunk else answer)
         return answers
 
-    def _sanitize_parameters(self, threshold=None, top_k=None, return_maps=None):
+    def _sanitize_parameters(self, threshold=None, top_k=None, return_maps=None, **unknown):
         """Sort the options by stage, and refuse wrong ones before the work is done."""
+        if unknown:
+            raise TypeError(
+                f"au-detection has no option {', '.join(sorted(unknown))}; for pictures it takes threshold, "
+                "top_k, return_maps and batch_size, for videos also detect_every, fps and return_frames."
+            )
         forward = {} if return_maps is None else {"return_maps": return_maps}
         postprocess: dict[str, Any] = {}
         if threshold is not None:
