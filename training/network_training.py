@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
@@ -18,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather, send_to_device, set_seed
 from safetensors.torch import load_file
 from torch import nn
+from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig
@@ -30,6 +32,7 @@ from actionunits.metrics import au_report
 from recipe import NetworkRecipe, Recipe
 
 KEEP_CHECKPOINTS = 2
+STATISTICS_BATCHES = 24  # that batch statistics of averaged weights are estimated on
 
 
 class NetworkTraining:
@@ -80,6 +83,8 @@ class NetworkTraining:
                 self._end_epoch()
                 self._validate()
                 self._save_checkpoint()
+        if self.recipe.networks[self.name].keep_pretrained:
+            self._average_with_pretrained()
         self._keep_selected()
 
     def _build(self) -> None:
@@ -160,6 +165,19 @@ class NetworkTraining:
         for number, batch in enumerate(loader, start=sampler.start):
             random = seeded_generator(recipe.seed, epoch, number, accelerator.process_index)
             yield collate.inputs(send_to_device(batch, accelerator.device, non_blocking=True), random)
+
+    @torch.no_grad()
+    def _average_with_pretrained(self) -> None:
+        """Average the trained weights with the pretrained ones, and renew the batch statistics."""
+        network = self.recipe.networks[self.name]
+        model = self.accelerator.unwrap_model(self.model)
+        before = build_network(network, self.recipe, self.train_faces).state_dict()
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                value.lerp_(before[name].to(value.device), network.keep_pretrained)
+        batches = itertools.islice(self._batches(self.epochs, 0), STATISTICS_BATCHES)
+        pictures = ({name: batch[name] for name in batch if name != "labels"} for batch in batches)
+        update_bn(pictures, TakesKeywords(model))
 
     def _log_step(self, losses: list[torch.Tensor], norm: float, seconds: float, bar: tqdm) -> None:
         loss = float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))
@@ -258,6 +276,18 @@ class NetworkTraining:
         elif not selected:
             self._save_network("model")
         self.accelerator.wait_for_everyone()
+
+
+class TakesKeywords(nn.Module):
+    """A model whose inputs come as one dictionary, as `update_bn` passes them."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> Any:
+        """Pass them on by name."""
+        return self.model(**inputs)
 
 
 @dataclass

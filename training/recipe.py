@@ -23,6 +23,9 @@ class NetworkRecipe:
         preset: Class method of the configuration that gives its defaults ("compact"); "" for the paper's.
         config: Values that differ from these defaults.
         pretrained: Folder or Hub name of weights to start from; `preset` must then be empty.
+        keep_pretrained: Share of the pretrained weights in the result, which is the average of these and the
+            trained ones (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022): what the new
+            corpus does not show is forgotten less. Statistics of batch normalisation are estimated anew.
         backbone_from: Another network of the recipe, trained before, or a model folder (with a slash in its
             name); this one starts from its weights where names agree, which is the backbone.
         epochs: Passes over the training split; 0 for the recipe's.
@@ -32,6 +35,7 @@ class NetworkRecipe:
     preset: str = ""
     config: dict = field(default_factory=dict)
     pretrained: str = ""
+    keep_pretrained: float = 0.0
     backbone_from: str = ""
     epochs: int = 0
 
@@ -198,6 +202,10 @@ class Recipe:
                     f"{name} takes its backbone from {network.backbone_from!r}, which must be trained before "
                     f"it; before it come {trained}."
                 )
+            if not 0 <= network.keep_pretrained < 1:
+                raise ValueError(f"{name}: keep_pretrained={network.keep_pretrained} must lie in [0, 1).")
+            if network.keep_pretrained and (not network.pretrained or self.epoch_selection != "last"):
+                raise ValueError(f"{name}: keep_pretrained wants `pretrained` and epoch_selection=last.")
             trained.append(name)
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ValueError(f"warmup_epochs={self.warmup_epochs} must be below epochs={self.epochs}.")

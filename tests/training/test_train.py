@@ -201,6 +201,39 @@ def test_pictures_in_the_memory_of_the_device_train_the_same_weights(run, monkey
     assert weights(held) == weights(streamed)
 
 
+def test_a_share_of_the_pretrained_weights_is_kept_and_batch_statistics_are_those_of_the_average(run):
+    before = run("before", networks=GDA, epochs=1, seed=1) / "gda" / "model"
+    network = {"model_type": "au-gda", "pretrained": str(before)}
+    results = {
+        share: AutoModel.from_pretrained(
+            run(f"kept-{share}", networks={"gda": {**network, "keep_pretrained": share}}, epochs=1)
+            / "gda"
+            / "model"
+        )
+        for share in (0.0, 0.25)
+    }
+    old, new = AutoModel.from_pretrained(before), results[0.0]
+    for (name, kept), first, last in zip(
+        results[0.25].named_parameters(), old.parameters(), new.parameters(), strict=True
+    ):
+        torch.testing.assert_close(kept, 0.25 * first + 0.75 * last, msg=name)
+
+    model = results[0.25]
+    norm = next(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    assert not torch.equal(
+        norm.running_mean, next(m for m in new.modules() if isinstance(m, torch.nn.BatchNorm2d)).running_mean
+    )
+    assert int(norm.num_batches_tracked) == 3  # 24 pictures in batches of 8, an epoch that was not trained on
+    assert torch.isfinite(norm.running_var).all()
+
+
+@pytest.mark.parametrize("changes", [{"pretrained": ""}, {"keep_pretrained": 1.0}])
+def test_keeping_a_share_of_what_was_not_there_is_refused(run, changes):
+    network = {"model_type": "au-gda", "pretrained": "anywhere", "keep_pretrained": 0.5, **changes}
+    with pytest.raises(ValueError, match="keep_pretrained"):
+        run(networks={"gda": network}, epochs=1)
+
+
 def test_best_validation_epoch_is_kept(run, monkeypatch):
     """Validation is made to be best after the second of three epochs."""
     figures = iter([0.2, 0.9, 0.5])
