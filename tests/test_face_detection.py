@@ -95,7 +95,7 @@ def test_an_unsure_face_waits_for_a_surer_one(photo, landmarks, known_landmarker
     class Doubtful(known_landmarker):
         def locate(self, image, boxes):
             located = super().locate(image, boxes)
-            later = 0.97 if self.calls > self.sure_after else 0.6
+            later = 0.97 if self.calls > self.sure_after else 0.77
             return [(points, later if score > 0.5 else score) for points, score in located]
 
     landmarker = Doubtful(landmarks)

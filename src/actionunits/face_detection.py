@@ -194,7 +194,7 @@ class Proposal:
 
 
 PROPOSALS = (
-    Proposal(0.5, side=480, cascade="frontalface_alt2", neighbors=3),
+    Proposal(0.75, side=480, cascade="frontalface_alt2", neighbors=3),
     Proposal(0.8, side=960, cascade="frontalface_alt2", neighbors=2),
     Proposal(0.8, side=480, cascade="profileface", neighbors=3),
     Proposal(0.8, side=480, cascade="profileface", neighbors=3, mirrored=True),
