@@ -1,6 +1,6 @@
 """The renderer against pictures that were looked at when they were made: what changes them is seen here.
 
-    UPDATE_GOLDEN=1 pytest tests/synthesis/test_golden.py    # draws them anew; look at them before you commit
+UPDATE_GOLDEN=1 pytest tests/synthesis/test_golden.py    # draws them anew; look at them before you commit
 """
 
 import dataclasses
