@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     AUImageProcessor(**model.config.processor_options).save_pretrained(args.output)
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
+def read_weights(path: str | Path) -> Mapping[str, Tensor]:
     """Read a state dict: `weights_only=True` runs no code of the file.
 
     Raises:
