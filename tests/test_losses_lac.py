@@ -1,5 +1,7 @@
 """LAC's losses on regions against numbers made by hand, and RoIAlign against a naive version."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -26,6 +28,27 @@ def test_activation_draws_active_regions_near_and_others_away():
     assert soft == pytest.approx(0.3 * 0.4 + 0.7 * 1.6)
 
 
+def test_balanced_activation_weighs_either_kind_alike():
+    similarities = torch.tensor([[0.8, 0.2], [0.4, -0.6], [0.1, 0.3]])[..., None].expand(-1, -1, 2)
+    labels = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, UNKNOWN]])
+    expected = (0.5 * 0.2 + 0.5 * (1.4 + 1.1) / 2, 0.5 * (1.2 + 0.4) / 2)  # the second shows nowhere
+    assert activation_loss(similarities, labels, balance=True).item() == pytest.approx(sum(expected) / 2)
+    # A soft label belongs to both kinds, each by its part.
+    soft = activation_loss(similarities[:2, :1], torch.tensor([[0.3], [0.1]]), balance=True).item()
+    active, inactive = (0.3 * 0.2 + 0.1 * 0.6) / 0.4, (0.7 * 1.8 + 0.9 * 1.4) / 1.6
+    assert soft == pytest.approx((active + inactive) / 2)
+
+
+@pytest.mark.parametrize("balance", [True, False])
+def test_only_unbalanced_activation_rewards_who_denies_everything(balance):
+    """Of rare action units: the answer that collapsed features give, M = -1 on all pictures."""
+    labels = (torch.arange(50) < 6).float()[:, None]
+    everywhere = torch.zeros(1, requires_grad=True)
+    loss = activation_loss(everywhere.expand(50, 1, 2), labels, balance=balance)
+    (slope,) = torch.autograd.grad(loss, everywhere)
+    assert slope.item() == pytest.approx(0.0 if balance else 1 - 2 * 6 / 50, abs=1e-6)
+
+
 def test_consistency_is_rewarded():
     """The paper prints a minus, with which the least loss would have regions unlike their map."""
     similarities, overall = torch.tensor([[[0.5, 0.1], [0.2, 0.2]]]), torch.tensor([[0.3, 0.2]])
@@ -34,7 +57,7 @@ def test_consistency_is_rewarded():
     assert consistency_loss(overall[..., None].expand(-1, -1, 2), overall, labels) == 0
 
 
-@pytest.mark.parametrize("loss", [localization_loss, activation_loss])
+@pytest.mark.parametrize("loss", [localization_loss, activation_loss, partial(activation_loss, balance=True)])
 def test_unknown_labels_take_no_part(loss):
     values = torch.rand(3, 4, 2, requires_grad=True)
     labels = torch.ones(3, 4)

@@ -54,6 +54,7 @@ def test_faces_lie_where_the_alignment_puts_them(prepare, disc):
 def test_it_is_read_from_an_object_store_as_from_a_folder(prepare, tmp_path, monkeypatch):
     """fsspec's memory stands for the store."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # else no store is asked at all
     here = prepare()
     store = fsspec.filesystem("memory")
     for file in (tmp_path / "out").glob("*.*"):

@@ -387,6 +387,7 @@ def test_each_loss_has_its_weight():
         {"hidden_size": 4},
         {"roi_ratio": 0.5},
         {"roi_cells": 1},
+        {"balance_activation": True},
         {"au_loss_type": "cross_entropy"},
         {"difficulty_momentum": 0.1},
         {"distribution_momentum": 0.1},

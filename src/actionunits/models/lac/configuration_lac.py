@@ -60,6 +60,8 @@ class LacConfig(AUConfig):
             VII. The first two start with weights from `au_occurrence_rates`, or equal ones without.
         localization_weight: Weight of L_loc (eta_1, Eq. 17).
         activation_weight: Weight of L_act (eta_2).
+        balance_activation: Let L_act weigh an action unit's occurrences of a batch as much as the rest, which
+            a backbone without pretraining needs.
         consistency_weight: Weight of L_l2g (eta_3).
         first_answer_weight: Weight of the loss of y' (eta_4).
         answer_weight: Weight of the loss of y'' (eta_5).
@@ -101,6 +103,7 @@ class LacConfig(AUConfig):
     au_loss_type: Literal["dynamic", "weighted", "cross_entropy"] = "dynamic"
     localization_weight: float | int = 0.5
     activation_weight: float | int = 0.5
+    balance_activation: bool = False
     consistency_weight: float | int = 0.01
     first_answer_weight: float | int = 0.5
     answer_weight: float | int = 1.0

@@ -6,9 +6,13 @@ would reward inconsistency, is a plus. m action units, two regions each; labels 
 `UNKNOWN`, and regions of unknown labels take no part.
 """
 
+import torch
 from torch import Tensor
 
 from actionunits.action_units import UNKNOWN
+
+SMALLEST_SHARE = 1e-6
+"""Of labels of one kind in a batch, that a balanced loss divides by."""
 
 
 def localization_loss(magnitudes: Tensor, labels: Tensor) -> Tensor:
@@ -24,18 +28,31 @@ def localization_loss(magnitudes: Tensor, labels: Tensor) -> Tensor:
     return _mean_of_known(1 - magnitudes.mean(-1), labels)
 
 
-def activation_loss(similarities: Tensor, labels: Tensor) -> Tensor:
+def activation_loss(similarities: Tensor, labels: Tensor, balance: bool = False) -> Tensor:
     """L_act (Eq. 5): class weights are to point to the features of active regions, and away from others.
+
+    Linear in M, it is least at M = -1 everywhere for whoever knows an occurrence rate below 0.5 and nothing
+    else. There the gradient of the cosine ends, and features that knew nothing stay so.
 
     Args:
         similarities: (B, m, 2) mean of M = cos(w_c, F) in each region.
         labels: (B, m).
+        balance: Weigh an action unit's active and its inactive regions of the batch alike, so that an M that
+            is everywhere the same gains nothing. One that has but one kind in the batch counts half.
 
     Returns:
         Scalar in [0, 2].
     """
     similarity = similarities.mean(-1)
-    return _mean_of_known(labels * (1 - similarity) + (1 - labels) * (1 + similarity), labels)
+    active, inactive = labels * (1 - similarity), (1 - labels) * (1 + similarity)
+    if not balance:
+        return _mean_of_known(active + inactive, labels)
+    known = labels != UNKNOWN
+    halves = [
+        terms.where(known, 0.0).sum(0) / share.where(known, 0.0).sum(0).clamp(min=SMALLEST_SHARE)
+        for terms, share in ((active, labels), (inactive, 1 - labels))
+    ]
+    return torch.stack(halves).mean(0).sum() / known.any(0).sum().clamp(min=1)
 
 
 def consistency_loss(similarities: Tensor, overall: Tensor, labels: Tensor) -> Tensor:

@@ -310,7 +310,8 @@ class LacForAUDetection(AUPreTrainedModel):
             magnitudes, similarities = locked.pool(boxes, config.roi_cells)
             known = labels.to(similarities.dtype)
             loss = loss + config.localization_weight * localization_loss(magnitudes, known)
-            loss = loss + config.activation_weight * activation_loss(similarities, known)
+            activation = activation_loss(similarities, known, config.balance_activation)
+            loss = loss + config.activation_weight * activation
             overall = locked.similarity.mean((2, 3))
             loss = loss + config.consistency_weight * consistency_loss(similarities, overall, known)
         if self.training and config.au_loss_type == "dynamic":
