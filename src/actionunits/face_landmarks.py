@@ -38,7 +38,7 @@ class FaceLandmarkerConfig(PreTrainedConfig):
         neck_size: channels of the last feature map.
         intermediate_size: width of the hidden fully connected layer.
         map_size: channels of the features that the 68 maps are drawn from; 0 for a network without maps, as
-            the first weights were.
+            that of the package is.
     """
 
     model_type = "au-face-landmarker"
