@@ -131,6 +131,7 @@ def make_steps(head: Path, photos: Path, output: Path, changes: Sequence[str] = 
             "train", ["--recipe", recipe, *places, *more, *overrides], needs, f"{name}/model/metrics.json"
         )
 
+    backbone = f"networks.auformer.backbone_from={output / 'auformer-backbone' / 'model'}"
     encoder = f"networks.gtlenet.config.encoder_name_or_path={output / 'expression' / 'model'}"
     expression = ["--synthetic", corpus, "--cache", cache, "--output", output / "expression", *ENCODER]
     steps = {
@@ -143,7 +144,8 @@ def make_steps(head: Path, photos: Path, output: Path, changes: Sequence[str] = 
         "expression": Step("pretrain_expression", expression, ["corpus"], "expression/model/metrics.json"),
         "escda": train("escda"),
         "ac2d": train("ac2d"),
-        "auformer": train("auformer"),
+        "auformer-backbone": train("auformer-backbone"),
+        "auformer": train("auformer", "--set", backbone, needs=["corpus", "auformer-backbone"]),
         "lac": train("lac"),
         "gtlenet": train("gtlenet", "--set", encoder, needs=["corpus", "expression"]),
     }

@@ -52,6 +52,8 @@ def beginnings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("beginnings")
     torch.manual_seed(0)
     ViTModel(ViTConfig(**TINY_VIT), add_pooling_layer=False).save_pretrained(folder / "vit")
+    whole = AutoConfig.for_model("au-auformer", **METHODS["au-auformer"], adaptation="none")
+    AutoModel.from_config(whole).save_pretrained(folder / "whole")
     bp4d = AutoModel.from_config(AutoConfig.for_model("au-ac2d", **METHODS["au-ac2d"]))
     bp4d.adapt_to_aus(CORPUS_AUS["disfa"], like={25: 23, 26: 17}).save_pretrained(folder / "pretrained")
     return folder
@@ -63,6 +65,8 @@ def tiny_network(network, beginnings):
     if network.get("preset") == "from_backbone":
         backbone = {"backbone_name_or_path": str(beginnings / "vit")}
         return tiny | {"preset": "from_backbone", "config": tiny["config"] | backbone}
+    if "backbone_from" in network:
+        tiny |= {"backbone_from": str(beginnings / "whole")}
     if "pretrained" in network:
         return tiny | {"pretrained": str(beginnings / "pretrained")}
     sizes = {key: value for key, value in METHODS[network["model_type"]].items() if key != "image_size"}
@@ -91,7 +95,10 @@ def test_recipes_train(path, train, corpus, cache, beginnings, tmp_path):
     if model.config.model_type == "au-ac2d":
         assert model.prototypes.abs().amin(1).gt(0).all()
     elif model.config.freeze_backbone:
-        vit = ViTModel.from_pretrained(beginnings / "vit", add_pooling_layer=False)
+        if "backbone_from" in network:
+            vit = AutoModel.from_pretrained(beginnings / "whole").vit
+        else:
+            vit = ViTModel.from_pretrained(beginnings / "vit", add_pooling_layer=False)
         if recipe.get("save_dtype") == "float16":
             round_parameters(vit)
         vit = vit.state_dict()

@@ -69,7 +69,7 @@ def test_all_steps_run_in_order_and_finished_ones_do_not_again(command):
         "pretrain_expression expression",
     ]
     assert [step for step in everything if step.startswith("train ")] == [
-        f"train {name}" for name in ("escda", "ac2d", "auformer", "lac", "gtlenet")
+        f"train {name}" for name in ("escda", "ac2d", "auformer-backbone", "auformer", "lac", "gtlenet")
     ]
     assert [step for step in everything if step.startswith("calibrate ")] == [
         f"calibrate {name}" for name in ("escda", "ac2d", "auformer", "lac", "gtlenet")
@@ -91,6 +91,7 @@ def test_only_what_is_asked_for_and_what_it_needs(command):
         "train gtlenet",
         "calibrate gtlenet",
     ]
+    assert command("--only", "auformer") == ["train auformer-backbone", "train auformer", "calibrate auformer"]
     assert command("--only", "lsc") == ["train escda", "calibrate escda"]
 
 

@@ -161,12 +161,12 @@ class AUFormerConfig(AUConfig):
     def compact(cls, **kwargs: Any) -> "AUFormerConfig":
         """Return a small configuration that a CPU trains and runs, all of it; keywords replace its values."""
         backbone: dict[str, Any] = {
-            "hidden_size": 128,
+            "hidden_size": 192,
             "num_hidden_layers": 6,
             "num_attention_heads": 4,
-            "intermediate_size": 384,
+            "intermediate_size": 576,
             "image_size": 112,
-            "patch_size": 8,
+            "patch_size": 14,
         }
         defaults: dict[str, Any] = {"backbone_config": backbone, "freeze_backbone": False}
         return cls(**(defaults | kwargs))
