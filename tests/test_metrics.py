@@ -224,11 +224,25 @@ def test_report_is_json_and_holds_the_figures(predictions):
         (lambda: metrics.calibrate_thresholds([[0.5]], [[1]], max_false_alarms=5), "not 5"),
         (lambda: metrics.f1_interval([[0.5]], [[1]], ["a", "b"]), "2 subjects"),
         (lambda: metrics.au_report([1, 2], [[0.5]], [[1]]), "2 AUs"),
+        (lambda: metrics.f1_frame([[0.5, 0.5]], [[1, 0]], [0.5] * 3), r"each of 2 AUs, not \(3,\)"),
+        (lambda: metrics.f1_frame([[0.5], [0.5]], [[1], [0]], [[0.1], [0.9]]), r"not \(2, 1\)"),
+        (
+            lambda: metrics.trainer_metrics([6, 12, 25])(
+                SimpleNamespace(predictions=np.zeros((1, 2)), label_ids=np.ones((1, 2)))
+            ),
+            "names 3 AUs, but the model has 2 outputs",
+        ),
     ],
 )
 def test_bad_input_is_refused_with_the_value_seen(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_report_of_no_pictures_has_no_figures():
+    report = metrics.au_report([6, 12], np.zeros((0, 2)), np.zeros((0, 2)), subjects=[])
+    assert (report["pictures"], report["people"]) == (0, 0)
+    assert report["mean"]["f1"] is None and report["mean"]["f1_interval"] == [None, None]
 
 
 def test_trainer_metrics_read_logits_and_tuples():
@@ -253,6 +267,12 @@ def test_evaluate_metric_agrees_over_batches(predictions):
         if name != "threshold":
             assert result[name] == pytest.approx(value, abs=1e-6)
             assert result[f"{name}_per_au"] == pytest.approx([r[name] for r in report["per_au"].values()])
+
+
+def test_evaluate_metric_does_not_round_soft_labels():
+    pytest.importorskip("evaluate")
+    with pytest.raises(ValueError, match="labels are 0, 1 or -1"):
+        metrics.AUF1(keep_in_memory=True).compute(predictions=[[0.5]], references=[[0.75]])
 
 
 def test_module_needs_neither_evaluate_nor_datasets():

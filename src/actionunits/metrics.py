@@ -50,7 +50,7 @@ def au_report(
     scores, labels = _checked(scores, labels)
     if len(aus) != labels.shape[1]:
         raise ValueError(f"{len(aus)} AUs are named but labels have {labels.shape[1]} columns.")
-    columns = {"threshold": np.broadcast_to(np.asarray(thresholds, float), len(aus))}
+    columns = {"threshold": _checked_thresholds(thresholds, len(aus))}
     columns |= {name: figure(scores, labels, thresholds) for name, figure in DECISION_FIGURES.items()}
     columns |= {name: figure(scores, labels) for name, figure in RANKING_FIGURES.items()}
     columns["base_rate"] = base_rate(labels)
@@ -218,12 +218,14 @@ def f1_interval(
     """Bootstrap interval of F1-frame over people: pictures of one person are not independent.
 
     Returns:
-        (2, m + 1): lower and upper bounds of each AU, then of the mean over AUs.
+        (2, m + 1): lower and upper bounds of each AU, then of the mean over AUs; nan without pictures.
     """
     scores, labels = _checked(scores, labels)
     people, person = np.unique(np.asarray(subjects), return_inverse=True)
     if len(person) != len(labels):
         raise ValueError(f"{len(person)} subjects are named for {len(labels)} pictures.")
+    if not len(people):
+        return np.full((2, labels.shape[1] + 1), math.nan)
     even = np.full(len(people), 1 / len(people))
     draws = np.random.default_rng(seed).multinomial(len(people), even, resamples)  # (resamples, people)
     # Counts of each person (people, m); a resample weighs them by how often each person was drawn.
@@ -249,6 +251,11 @@ def trainer_metrics(aus: Sequence[int], thresholds: ArrayLike = 0.5) -> Callable
         logits = logits[0] if isinstance(logits, tuple) else logits
         scores = 1 / (1 + np.exp(-np.asarray(logits, float)))
         f1 = f1_frame(scores, prediction.label_ids, thresholds)
+        if len(f1) != len(aus):
+            raise ValueError(
+                f"trainer_metrics names {len(aus)} AUs, but the model has {len(f1)} outputs; "
+                "pass model.config.aus."
+            )
         return {
             "f1": _defined_mean(f1) or 0.0,
             "auc": _defined_mean(roc_auc(scores, prediction.label_ids)) or 0.0,
@@ -280,6 +287,14 @@ def _checked(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarr
     return scores, labels
 
 
+def _checked_thresholds(thresholds: ArrayLike, m: int) -> np.ndarray:
+    """One threshold for each of m AUs."""
+    thresholds = np.asarray(thresholds, float)
+    if thresholds.shape not in ((), (m,)):
+        raise ValueError(f"thresholds are one number or one for each of {m} AUs, not {thresholds.shape}.")
+    return np.broadcast_to(thresholds, m)
+
+
 def _checked_intensities(
     scores: ArrayLike, intensities: ArrayLike
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -291,7 +306,7 @@ def _checked_intensities(
 
 
 def _cells(scores: np.ndarray, labels: np.ndarray, thresholds: ArrayLike) -> Confusion:
-    found = scores >= np.asarray(thresholds, float)
+    found = scores >= _checked_thresholds(thresholds, labels.shape[1])
     there, absent = labels == 1, labels == 0
     return Confusion(found & there, found & absent, ~found & there, ~found & absent)
 
@@ -417,7 +432,7 @@ def _make_auf1() -> type[evaluate.Metric]:
         def _info(self) -> evaluate.MetricInfo:
             features = {
                 "predictions": datasets.List(datasets.Value("float32")),
-                "references": datasets.List(datasets.Value("int8")),
+                "references": datasets.List(datasets.Value("float32")),  # int8 would make 0 of 0.7 in silence
             }
             return evaluate.MetricInfo(
                 description="F1 of each action unit over all frames, its mean, and further figures.",
