@@ -138,6 +138,14 @@ def test_windows_reach_every_place():
         assert off.min() <= 16  # half of a stride of 32
 
 
+def test_a_strip_of_a_picture_is_not_laid_with_thousands_of_windows(known_landmarker):
+    """At 20000 x 30 pixels the windows would be of one pixel each: 27,000 of them, and 10 GB of memory."""
+    assert len(_windows((480, 1), (0.5, 0.8, 1.0, 1.25, 1.55))) == 0
+    assert len(_windows((480, 15), (0.8, 1.0, 1.25, 1.55))) < 1000
+    assert len(_windows((24, 24), (0.5, 0.8))) > 2  # pictures as small as they may be keep theirs
+    assert FaceDetector(landmarker=known_landmarker())(Image.new("RGB", (20000, 30))) == []
+
+
 def test_two_windows_must_agree(landmarks):
     eyes = np.linalg.norm(landmarks[36] - landmarks[45])
     near, far = landmarks + 0.09 * eyes, landmarks + 0.2 * eyes
@@ -181,6 +189,7 @@ def test_locate_keeps_the_boxes_and_their_order(photo, landmarks, detector):
         ([[10, 10, np.nan, 20]], "is empty"),
         ([[600, 10, 700, 20]], "outside the picture of 512x400"),
         ([[-60, 10, -1, 20]], "outside"),
+        ("face", "array of numbers .*'face'"),
     ],
 )
 def test_wrong_boxes(boxes, message):

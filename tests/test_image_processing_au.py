@@ -168,6 +168,22 @@ def test_wrong_landmarks(processor, photo, landmarks, change, message):
         processor(photo, landmarks=change(landmarks))
 
 
+def test_landmarks_and_boxes_may_be_tensors_of_any_kind(processor, photo, landmarks, detector):
+    points = torch.tensor(landmarks.round(), requires_grad=True)  # bfloat16 holds whole numbers up to 256
+    expected = processor(photo, landmarks=landmarks.round())["pixel_values"][0]
+    for given in (points, points.bfloat16()):
+        np.testing.assert_array_equal(processor(photo, landmarks=given)["pixel_values"][0], expected)
+    box = torch.tensor([55.0, 35, 152, 132], requires_grad=True)
+    processor(photo, boxes=box, face_detector=detector)
+    with pytest.raises(ValueError, match="one box, the face to align; got 0"):
+        processor(photo, boxes=[[]], face_detector=detector)
+
+
+def test_a_call_without_a_size_is_refused(processor, photo, landmarks):
+    with pytest.raises(ValueError, match="square of pixels such as 112, got None"):
+        processor(photo, landmarks=landmarks, size=None)
+
+
 def test_landmark_scheme_is_what_given_landmarks_must_have(photo, landmarks):
     processor = AUImageProcessor(landmark_scheme="ibug49")
     processor(photo, landmarks=reduce_landmarks(landmarks, "ibug68", "ibug49"))
@@ -183,6 +199,9 @@ WRONG_VALUES = [
     ({"landmark_scheme": "ibug70"}, "ibug70"),
     ({"crop_size": 300}, "crop_size 300 .* 1..200"),
     ({"size": {"height": 112, "width": 96}}, "square"),
+    ({"size": {"height": -5, "width": -5}}, "square .*-5"),
+    ({"image_std": [0.5, 0.0, 0.5]}, "image_std divides"),
+    ({"data_format": "channels_last"}, "'channels_last': the models take"),
     ({"do_resize": False}, "no effect"),
     ({"alignment_version": 2}, "update actionunits"),
 ]
@@ -264,3 +283,7 @@ def test_decision_thresholds():
         decision_thresholds(config, {"AU7": 0.1})
     with pytest.raises(ValueError, match="0..1, got 50"):
         decision_thresholds(config, 50)
+    assert decision_thresholds(config, torch.tensor(0.25)) == {"AU12": 0.25, "AU25": 0.25}
+    for wrong in ([0.9, 0.3], "high", {"AU12": None}):
+        with pytest.raises(TypeError, match=r"as in \{'AU12': 0.3\}; got .* for AU12"):
+            decision_thresholds(config, wrong)

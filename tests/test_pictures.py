@@ -69,6 +69,10 @@ def test_sixteen_bits_keep_their_range(photo):
     )
 
 
+def test_eight_bits_in_32_are_no_black_picture(photo):
+    np.testing.assert_array_equal(load_picture(photo.convert("I")), load_picture(photo.convert("L")))
+
+
 @pytest.mark.parametrize(
     ("source", "error", "message"),
     [

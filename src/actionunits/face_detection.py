@@ -27,7 +27,7 @@ from PIL import Image
 
 from actionunits import checkpoints
 from actionunits.face_landmarks import FaceLandmarker
-from actionunits.landmarks import reduce_landmarks
+from actionunits.landmarks import as_numbers, reduce_landmarks
 from actionunits.pictures import load_picture
 
 
@@ -143,9 +143,12 @@ def check_boxes(boxes: Any, picture_size: tuple[int, int]) -> np.ndarray:
     """Return boxes as an array (F, 4); a single box (4,) becomes (1, 4).
 
     Raises:
-        ValueError: Wrong shape, not finite, empty, or wholly outside the picture.
+        ValueError: No numbers, wrong shape, not finite, empty, or wholly outside the picture.
     """
-    array = np.atleast_2d(np.asarray(boxes, dtype=np.float64))
+    try:
+        array = np.atleast_2d(as_numbers(boxes))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"boxes must be an array of numbers (F, 4), got {boxes!r}.") from error
     if array.size == 0:
         return array.reshape(0, 4)
     if array.ndim != 2 or array.shape[1] != 4:
@@ -202,6 +205,7 @@ PROPOSALS = (
     Proposal(0.98, side=480, windows=(0.5,)),  # turned faces, which no cascade knows
 )
 SURE = 0.8  # with no face above this score, the other proposals are tried, too
+MIN_WINDOW = 12  # pixels of the copy; with less a strip of a picture would be laid with thousands of windows
 STRIDE = 0.32  # from window to window [sides]; the landmark network finds faces this far off the middle
 
 
@@ -272,13 +276,15 @@ def _windows(size: tuple[int, int], sides: Sequence[float]) -> np.ndarray:
     """Return square boxes (F, 4) all over a picture of `size`; what is larger than the picture is centred."""
     boxes = []
     for side in (part * min(size) for part in sides):
+        if side < MIN_WINDOW:
+            continue
         spare = np.subtract(size, side)
         steps = np.ceil(np.maximum(spare, 0) / (STRIDE * side)).astype(int) + 1
         across, down = (
             np.linspace(0, s, n) if n > 1 else np.array([s / 2]) for s, n in zip(spare, steps, strict=True)
         )
         boxes += [(x, y, x + side, y + side) for y in down for x in across]
-    return np.array(boxes) - 0.5  # from edges to centres of pixels
+    return np.reshape(boxes, (-1, 4)) - 0.5  # from edges to centres of pixels
 
 
 def _agreed(located: Sequence[Located], required: float) -> list[Located]:

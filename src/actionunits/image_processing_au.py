@@ -254,6 +254,7 @@ def decision_thresholds(
         threshold: One number for all, or {"AU12": 0.3} for some; the others keep the config's.
 
     Raises:
+        TypeError: A threshold that is no number.
         ValueError: A threshold outside of 0..1, or for a label that the model does not have.
     """
     labels = [config.id2label[i] for i in range(len(config.id2label))]
@@ -265,6 +266,11 @@ def decision_thresholds(
     for label, value in chosen.items():
         if label not in thresholds:
             raise ValueError(f"threshold names {label!r}, but the model's labels are {labels}.")
+        if np.ndim(value) or not hasattr(value, "__float__"):
+            raise TypeError(
+                f"threshold must be a number, or one for each of some labels as in {{'AU12': 0.3}}; "
+                f"got {value!r} for {label}."
+            )
         if not 0.0 <= value <= 1.0:
             raise ValueError(f"threshold must lie in 0..1, got {value} for {label}.")
     return {**thresholds, **{label: float(value) for label, value in chosen.items()}}
@@ -283,6 +289,11 @@ def _check_options(options: Any) -> None:
             raise ValueError(
                 f"{name} has no effect here; aligned_size, crop_size and size say what is cut and scaled."
             )
+    if getattr(options, "data_format", None) not in (None, "channels_first"):
+        raise ValueError(
+            f"data_format={options.data_format!r}: the models take (B, 3, S, S); leave it out, and move the "
+            "axis of pixel_values yourself where you need it last."
+        )
     if options.alignment_version != 1:
         raise ValueError(
             f"alignment_version {options.alignment_version} is unknown, known is 1; update actionunits."
@@ -291,12 +302,15 @@ def _check_options(options: Any) -> None:
         raise ValueError(f"Unknown align {options.align!r}; choose from {sorted(ALIGNMENTS)}.")
     for name in ("size", "crop_size"):
         box = getattr(options, name)
-        if not box.height or box.height != box.width:
-            raise ValueError(f"{name} must be a square of pixels such as 112, got {dict(box)}.")
+        if box is None or (box.height or 0) < 1 or box.height != box.width:
+            got = None if box is None else dict(box)
+            raise ValueError(f"{name} must be a square of pixels such as 112, got {got}.")
     if not 0 < options.crop_size.height <= options.aligned_size:
         raise ValueError(
             f"crop_size {options.crop_size.height} must lie in 1..aligned_size, so 1..{options.aligned_size}."
         )
+    if options.do_normalize and not np.all(options.image_std):
+        raise ValueError(f"image_std divides the pixels, so it cannot be {options.image_std}.")
     if options.landmark_scheme is not None:
         get_scheme(options.landmark_scheme)
     check_aus(options.aus)
@@ -317,6 +331,8 @@ def _find_landmarks(
         return points, scheme.name
     if box is not None:
         box = check_boxes(box, picture.size)
+        if len(box) != 1:
+            raise ValueError(f"A picture takes one box, the face to align; got {len(box)} of them.")
         face = (detector or _default_detector()).locate(picture, box)[0]
     elif not options.do_align:
         return None, None

@@ -57,7 +57,7 @@ def check_landmarks(
     """Check the landmarks of one face.
 
     Args:
-        points: (N, 2) x and y in pixels; anything numpy reads.
+        points: (N, 2) x and y in pixels; anything numpy reads, or a tensor of any device and type.
         scheme: Their scheme; by default the one with N points.
 
     Returns:
@@ -67,7 +67,7 @@ def check_landmarks(
         ValueError: Wrong shape, wrong number of points for the scheme (or any scheme), NaN or infinity.
     """
     try:
-        array = np.asarray(points, dtype=np.float64)
+        array = as_numbers(points)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"landmarks must be an array of numbers (N, 2), got {type(points).__name__}."
@@ -161,6 +161,17 @@ def mirror_landmarks(points: Any, scheme: str | int | LandmarkScheme, width: flo
     scheme = get_scheme(scheme)
     points = as_points(points, scheme)[..., list(scheme.mirror), :]
     return stack([width - 1 - points[..., 0], points[..., 1]], -1)
+
+
+def as_numbers(values: Any) -> np.ndarray:
+    """Return anything that numpy reads, or any tensor, as a float64 array.
+
+    Raises:
+        TypeError, ValueError: It is neither.
+    """
+    if isinstance(values, torch.Tensor):  # numpy knows neither gradients, nor other devices, nor bfloat16
+        values = values.detach().cpu().double()
+    return np.asarray(values, dtype=np.float64)
 
 
 def as_points(points: Any, scheme: LandmarkScheme) -> Any:

@@ -148,7 +148,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             raise PictureError(
                 f"32-bit pixels in {values.min()}..{values.max()} have no known range; save 8 or 16 bits."
             )
-        image = _from_array(values.astype(np.uint16))
+        # what Pillow itself makes of 8 bits; as 16 it would be black
+        image = _from_array(values.astype(np.uint8 if values.max() <= 255 else np.uint16))
     elif image.mode == "F" or image.mode.startswith("I;16"):
         image = _from_array(np.asarray(image))
     if image.has_transparency_data:
