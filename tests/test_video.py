@@ -1,9 +1,10 @@
+import gc
 import re
 import sys
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from actionunits.video import (
     ORIENTATIONS,
@@ -120,6 +121,17 @@ def test_pictures_are_upright_beside_data_that_pyav_does_not_know(tmp_path, ramp
     expected = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
     assert frame.picture.size == expected.size
     assert difference(frame.picture, expected) < 4
+
+
+def test_named_colour_profiles_do_not_end_python(tmp_path, ramp):
+    """PyAV frees their names twice when what lies beside the frame is collected."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    path = tmp_path / "picture.png"
+    ramp.save(path, icc_profile=profile)
+    for _ in range(10):
+        (frame,) = VideoReader(path)
+        gc.collect()
+    assert difference(frame.picture, ramp) == 0
 
 
 def test_a_file_that_is_cut_off_gives_what_it_has(tmp_path, pictures):

@@ -45,6 +45,10 @@ ROTATIONS = {
 }
 """The same by degrees counter-clockwise, where the matrix itself is out of reach."""
 
+NAMED_PROFILES = ("png", "apng")
+"""Decoders that name the colour profile of a frame. PyAV 18 frees such a name twice, which ends Python, once
+the frame's side data, where the display matrix lies too, was asked for."""
+
 ENCODERS = {"libx264": {"crf": "20"}, "mpeg4": {"b": "8000000"}}
 """Of these the first that PyAV was built with writes the annotated video, with these options."""
 
@@ -135,7 +139,7 @@ class VideoReader:
                     if frame.is_corrupt:
                         yield _time(frame, start), None, "the frame is damaged"
                     else:
-                        yield _time(frame, start), _upright(frame), None
+                        yield _time(frame, start), _upright(frame, stream.codec_context.name), None
         except self._av.FFmpegError as error:
             yield None, None, f"the file cannot be read further: {error.strerror}"
         else:
@@ -311,19 +315,24 @@ def _time(timed: Any, start: Fraction) -> Fraction | None:
     return None if timed.pts is None else timed.pts * timed.time_base - start
 
 
-def _upright(frame: Any) -> Image.Image:
+def _upright(frame: Any, decoder: str) -> Image.Image:
     """Return a decoded frame as it is meant to be seen."""
     picture = frame.to_image()
-    try:
-        matrix = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # beside the matrix lies a kind of data that PyAV has no name for, such as EXIF
-        how = ROTATIONS.get(frame.rotation)
-        return picture if how is None else picture.transpose(how)
-    if matrix is None:
-        return picture
-    signs = np.sign(np.frombuffer(bytes(matrix)[:36], dtype=np.int32)[[0, 1, 3, 4]])
-    how = ORIENTATIONS.get(tuple(signs.tolist()))
+    how = ROTATIONS.get(frame.rotation)
+    if decoder not in NAMED_PROFILES:
+        try:
+            matrix = frame.side_data.get("DISPLAYMATRIX")
+        except ValueError:  # beside the matrix lies a kind of data that PyAV has no name for, such as EXIF
+            pass
+        else:
+            how = None if matrix is None else _orientation(bytes(matrix))
     return picture if how is None else picture.transpose(how)
+
+
+def _orientation(matrix: bytes) -> Image.Transpose | None:
+    """What a display matrix asks for."""
+    signs = np.sign(np.frombuffer(matrix[:36], dtype=np.int32)[[0, 1, 3, 4]])
+    return ORIENTATIONS.get(tuple(signs.tolist()))
 
 
 def _promised(container: Any, stream: Any) -> int:
