@@ -11,9 +11,10 @@ an interruption sends only the rest. Exit codes: 0 done, 1 refused or failed, 2 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from transformers.utils import logging
@@ -31,20 +32,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_arguments(arguments)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    try:
-        upload = HubUpload(args.repo)
-        if not args.dry_run:
-            print(f"Access to {args.repo} as {upload.check_access()}.")
-        with tempfile.TemporaryDirectory() as scratch:
-            staged = Path(scratch) / "model"
+    with tempfile.TemporaryDirectory() as scratch:
+        staged = Path(scratch) / "model"
+
+        def named(text: object) -> str:
+            """Speak of the folder that the user knows."""
+            return str(text).replace(str(staged), str(args.folder))
+
+        try:
+            upload = HubUpload(args.repo)
+            if not args.dry_run:
+                print(f"Access to {args.repo} as {upload.check_access()}.")
             stage_folder(args.folder, staged, args.repo, args.with_code, TEMPLATE)
-            if check_folder(staged, print_check):
+            if check_folder(staged, lambda name, problems: print_check(name, problems, named), TEMPLATE):
                 raise PublishError("Nothing was sent: put right what is said above.")
             check_rights(folder_terms(staged), args)
             publish(upload, list_files(staged), args)
-    except (PublishError, OSError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
+        except (PublishError, OSError, ValueError) as error:
+            print(named(error), file=sys.stderr)
+            return 1
     return 0
 
 
@@ -73,14 +79,16 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if not args.folder.is_dir():
         parser.error(f"there is no folder {args.folder}.")
+    if args.tag == "main" or not re.fullmatch(r"\w[\w.+/-]*", args.tag, re.ASCII):
+        parser.error(f"{args.tag!r} cannot name a version; give --tag v1, or the like.")
     return args
 
 
-def print_check(name: str, problems: list[str]) -> None:
-    """Print what a check found."""
+def print_check(name: str, problems: list[str], named: Callable[[str], str]) -> None:
+    """Print what a check found; `named` names the folder in it."""
     print(f"{name}: {'ok' if not problems else ''}")
     for problem in problems:
-        print(f"  - {problem}")
+        print(f"  - {named(problem)}")
 
 
 def check_rights(terms: Sequence[DataTerms], args: argparse.Namespace) -> None:

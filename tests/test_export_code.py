@@ -146,6 +146,10 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         (tmp_path / name).write_text(json.dumps(content))
     with pytest.raises(ValueError, match="'vit' is none of this package's.*'au-escda'"):
         export_code(tmp_path)
+    for content, reason in (('{"model_type":', "is no JSON"), ("[]", "holds no JSON object")):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(ValueError, match=rf"config\.json {reason}"):
+            export_code(tmp_path)
 
 
 def test_landmarks_are_looked_for_beside_the_model(folders, tmp_path):

@@ -115,6 +115,38 @@ def test_folder_itself_stays_as_it_is(hub, folder, publish):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
+def test_a_read_only_folder_is_fit(folder, publish):
+    for path in (*folder.iterdir(), folder):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    command = [sys.executable, str(ROOT / "hub_upload.py"), str(folder), "--repo", REPO, "--dry-run"]
+    if os.geteuid() == 0 and shutil.which("setpriv"):  # root may write everywhere, unless it gives that up
+        command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", *command]
+    run = subprocess.run(command, capture_output=True, text=True)
+    folder.chmod(0o755)
+    assert run.returncode == 0 and "nothing was sent" in run.stdout, run.stderr
+
+
+@pytest.mark.parametrize("options", [[], ["--with-code"]])
+def test_nothing_is_written_through_links(folder, publish, tmp_path, options):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (folder / "README.md").rename(outside / "README.md")
+    (folder / "README.md").symlink_to(outside / "README.md")
+    (folder / "face_landmarks").symlink_to(outside)
+    before = (outside / "README.md").read_bytes()
+    code, said = publish(folder, "--dry-run", *options)
+    assert code == 1
+    for name in ("README.md", "face_landmarks"):
+        assert f"{name} is a link; put the file itself there." in said
+    assert os.listdir(outside) == ["README.md"] and (outside / "README.md").read_bytes() == before
+
+
+def test_what_cannot_be_copied_is_named(folder, publish):
+    os.mkfifo(folder / "pipe")
+    assert publish(folder, "--dry-run") == (1, f"`{folder}/pipe` is a named pipe\n")
+
+
 def test_second_run_sends_nothing_and_a_changed_file_alone(hub, folder, publish):
     assert publish(folder, "--yes")[0] == 0
     head, seen = hub.repos[REPO].head, len(hub.requests)
@@ -167,7 +199,10 @@ def test_damage_on_the_way_is_found(hub, folder):
         ("hf_wrong", REPO, "The Hub refuses the token; run `hf auth login`"),
         (READER, REPO, "The token may only read"),
         (FOREIGNER, REPO, "lab/tiny belongs to lab, but the token is bob's, who may write to bob"),
-        ("", "no-slash", "'no-slash' is no name of a repository; give --repo org/name"),
+        *(
+            ("", name, f"{name!r} is no name of a repository; give --repo org/name")
+            for name in ("no-slash", "lab/a/b", "lab/tiny.git", "lab/ti--ny", "lab/..", "läb/tiny")
+        ),
     ],
 )
 def test_access_comes_first(hub, folder, script, monkeypatch, capsys, token, repo, message):
@@ -176,6 +211,13 @@ def test_access_comes_first(hub, folder, script, monkeypatch, capsys, token, rep
     assert script.main([str(folder), "--repo", repo, "--yes"]) == 1
     assert message in capsys.readouterr().err
     assert not hub.repos
+
+
+@pytest.mark.parametrize("tag", ["", "main", "a b", "-v1"])
+def test_a_tag_that_cannot_be_comes_first(folder, script, capsys, tag):
+    with pytest.raises(SystemExit) as stop:
+        script.main([str(folder), "--repo", REPO, f"--tag={tag}", "--dry-run"])
+    assert stop.value.code == 2 and f"{tag!r} cannot name a version" in capsys.readouterr().err
 
 
 def test_without_a_token(hub, folder, publish, monkeypatch, tmp_path):
@@ -354,6 +396,96 @@ def test_a_card_of_other_weights_is_found(folder):
         "README.md does not give the SHA-256 of model.safetensors."
     ]
     assert list(weights_hashes(folder)) == ["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("its mean lies between 0.", "its mean lies between 0.9", "its mean lies between 0.9"),
+        ("a picture, and any at all on ", "a picture, and any at all on 0", "any at all on 0"),
+        ("sex: f 0.", "sex: f 0.9", "sex: f 0.9"),
+        ("\n# toy-model\n", "\n# toy-model\n\nThe best: F1 0.95 on DISFA.\n", "The best: F1 0.95 on DISFA."),
+        ("## Groups of", "| all of BP4D | 0.91 |\n\n## Groups of", "| all of BP4D | 0.91 |"),
+    ],
+)
+def test_figures_outside_the_tables_are_compared_with_the_run(folder, publish, old, new, named):
+    text = (folder / "README.md").read_text()
+    assert text.count(old) == 1
+    (folder / "README.md").write_text(text.replace(old, new))
+    code, said = publish(folder, "--dry-run")
+    assert code == 1
+    (problem,) = (line for line in said.splitlines() if line.startswith("  - "))
+    assert problem.startswith("  - README.md gives figures that the run does not: ") and named in problem
+
+
+def test_an_unflattering_sentence_may_not_be_left_out(folder, publish):
+    text = (folder / "README.md").read_text()
+    (weak,) = (line for line in text.splitlines() if line.startswith("- Weak action units"))
+    (folder / "README.md").write_text(text.replace(f"{weak}\n", ""))
+    code, said = publish(folder, "--dry-run")
+    assert code == 1 and f"README.md leaves out what was measured: {weak}" in said
+
+
+def test_words_may_be_added_to_a_card(folder, publish):
+    with (folder / "README.md").open("a") as card:
+        card.write("\nThanks to the 3 people who read the F-codes, and to AUC Ltd. See also AU12.\n")
+    assert publish(folder, "--dry-run")[0] == 1, "a number beside the name of a measure"
+    text = (folder / "README.md").read_text().replace("AUC Ltd", "all others")
+    (folder / "README.md").write_text(text)
+    assert publish(folder, "--dry-run")[0] == 0
+
+
+@pytest.mark.parametrize("old", ["name: open synthetic corpus, test", "type: synthetic"])
+def test_figures_are_of_the_corpus_that_was_measured(folder, publish, old):
+    text = (folder / "README.md").read_text()
+    assert text.count(old) == 1
+    (folder / "README.md").write_text(text.replace(old, f"{old.partition(' ')[0]} BP4D"))
+    code, said = publish(folder, "--dry-run")
+    assert code == 1 and "README.md gives f1 on " in said and "but it was measured on open synthetic" in said
+
+
+def test_thresholds_that_were_not_measured_are_found(folder):
+    spoil(folder, "config.json", lambda c: c.update(au_thresholds=[0.5, 0.1, 0.7]))
+    assert card_problems(folder, "# toy-model", "# toy-model") == [
+        "config.json decides AU12 at 0.1, but metrics.json was measured at 0.6."
+    ]
+
+
+@pytest.mark.parametrize("content", ["", '{"test": ', "[]", "1"])
+@pytest.mark.parametrize("name", ["config.json", "metrics.json", "preprocessor_config.json", "run.json"])
+def test_broken_json_is_named(folder, publish, name, content):
+    (folder / name).write_text(content)
+    for options in ((), ("--with-code",)):
+        code, said = publish(folder, "--dry-run", *options)
+        assert code == 1 and f"{name} is broken: it holds no JSON object." in said, said
+
+
+@pytest.mark.parametrize(("name", "lacks"), [("metrics.json", "calibrated"), ("run.json", "recipe")])
+def test_a_run_of_another_kind_is_a_problem_not_an_error(folder, publish, name, lacks):
+    (folder / name).write_text('{"test": {}, "corpus": {"name": "synthetic"}}')
+    code, said = publish(folder, "--dry-run")
+    assert code == 1 and f"there is no '{lacks}'" in said, said
+    (folder / "README.md").unlink()
+    code, said = publish(folder, "--dry-run")
+    assert code == 1 and said.startswith("No card can be written from the run: there is no"), said
+
+
+def test_a_card_that_is_no_text_is_found_and_folders_go_by_their_own_name(folder, publish):
+    (folder / "README.md").write_bytes("Müller".encode("latin-1"))
+    code, said = publish(folder, "--dry-run")
+    assert code == 1 and "The head of README.md cannot be read: 'utf-8' codec" in said
+    (folder / "README.md").unlink()
+    (folder / "metrics.json").unlink()
+    assert f"run: {folder} has no metrics.json" in publish(folder, "--dry-run")[1]
+
+
+def test_code_that_is_left_over_is_found(folder):
+    export_code(folder)
+    model = AutoModel.from_pretrained(folder)
+    model.save_pretrained(folder)  # names no code, but the files stay
+    assert check_code(folder) == [
+        "There is code that config.json does not name; export it anew, or take it out."
+    ]
 
 
 def test_a_missing_or_empty_section_is_found(folder):

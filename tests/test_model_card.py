@@ -103,6 +103,12 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         make_card(tmp_path, TEMPLATE)
 
 
+def test_command_names_what_is_missing(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path), "--template", str(TEMPLATE)])
+    assert stop.value.code == 2 and "has no config.json" in capsys.readouterr().err
+
+
 def test_weak_action_units_are_named_worst_first():
     per_au = {"AU1": {"auc": 0.7}, "AU2": {"auc": 0.9}, "AU4": {"auc": None}, "AU6": {"auc": 0.6}}
     assert weak_aus({"calibrated": {"per_au": per_au}}) == ["AU6", "AU1"]

@@ -6,7 +6,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from transformers import AutoModel, pipeline
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, ViTConfig, ViTModel, pipeline
 
 from actionunits import AUImageProcessor
 from actionunits.cli import main
@@ -96,6 +97,28 @@ def test_an_export_that_is_wrong_leaves_nothing(folder, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="differ from PyTorch's by .*nothing was written"):
         export_onnx(folder, tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_not_whole_are_not_exported(tmp_path, capsys):
+    """Exported they would agree with PyTorch, which fills up what is missing at random."""
+    MODELS[QUICK]().save_pretrained(tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(weights)
+    del tensors["classifier.AU12.weight"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    assert main(["export", str(tmp_path / "model"), "--onnx"]) == 1
+    assert "model lack ['classifier.AU12.weight']." in capsys.readouterr().err
+    weights.write_bytes(weights.read_bytes()[:3000])
+    assert main(["export", str(tmp_path / "model"), "--onnx"]) == 1
+    assert "model are broken: " in capsys.readouterr().err
+    assert not (tmp_path / "model" / "model.onnx").exists()
+
+
+def test_a_model_of_something_else_is_not_exported(tmp_path, capsys):
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8, "image_size": 16}
+    ViTModel(ViTConfig(hidden_size=8, **sizes)).save_pretrained(tmp_path)
+    assert main(["export", str(tmp_path), "--onnx"]) == 1
+    assert "holds a ViTModel, which detects no action units." in capsys.readouterr().err
 
 
 def test_a_model_that_needs_centres_says_so(folder):

@@ -12,12 +12,13 @@ from actionunits.model_card import write_card
 from tiny_models import BACKBONE
 
 AUS = (1, 12, 25)
+THRESHOLDS = [0.5, 0.6, 0.7]
 
 
 def publishable_folder(folder, template, corpus=None):
     """Save a tiny model with its processor, a toy run and the card of both; `corpus` names licensed data."""
     torch.manual_seed(0)
-    model = GdaForAUDetection(GdaConfig.compact(**BACKBONE, aus=list(AUS)))
+    model = GdaForAUDetection(GdaConfig.compact(**BACKBONE, aus=list(AUS), au_thresholds=THRESHOLDS))
     model.save_pretrained(folder)
     AUImageProcessor(**model.config.processor_options).save_pretrained(folder)
     write_toy_run(folder, "au-gda", corpus)
@@ -45,9 +46,7 @@ def write_toy_run(folder, model_type, corpus=None):
         people=np.repeat(["a", "b", "c"], 20),
         groups={"sex": np.repeat(["f", "m", "f"], 20)},
     )
-    metrics = {
-        split: evaluation_report(scores, faces, [0.5, 0.6, 0.7], split) for split in ("validation", "test")
-    }
+    metrics = {split: evaluation_report(scores, faces, THRESHOLDS, split) for split in ("validation", "test")}
     recipe = {
         "name": "toy-model",
         "networks": {

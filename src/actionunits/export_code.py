@@ -85,7 +85,8 @@ def export_code(folder: str | os.PathLike) -> list[str]:
 
     Raises:
         FileNotFoundError: One of the two is missing.
-        ValueError: The model is of no type of this package, or an import cannot be flattened.
+        ValueError: One of the two is broken, the model is of no type of this package, or an import cannot be
+            flattened.
     """
     folder = Path(folder)
     config = _read(folder / "config.json")
@@ -209,7 +210,13 @@ def _base(module: str) -> str:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} has no {path.name}; save the model and its image processor.")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no JSON object.")
+    return values
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -169,7 +169,7 @@ def group_gaps(report: Mapping[str, Any]) -> list[GroupGap]:
 
 def weights_hashes(model: Path) -> dict[str, str]:
     """Return the SHA-256 of every safetensors file of a folder, by name."""
-    files = sorted(model.glob("*.safetensors"))
+    files = sorted(path for path in model.glob("*.safetensors") if path.is_file())
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
@@ -188,7 +188,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--template", type=Path, required=True, help="model_cards/template.md of the project")
     parser.add_argument("--output", type=Path, help="file to write (default: README.md in the folder)")
     args = parser.parse_args(arguments)
-    write_card(args.model, args.template, args.output)
+    try:
+        write_card(args.model, args.template, args.output)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
 
 
 def _card_data(name: str, run: dict[str, Any], report: dict[str, Any]) -> ModelCardData:

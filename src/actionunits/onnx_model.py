@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
@@ -43,11 +44,12 @@ def export_onnx(folder: str | os.PathLike, output: str | os.PathLike | None = No
 
     Raises:
         ImportError: ONNX is not installed.
+        ValueError: The weights are broken or not whole, or the model detects no action units.
         RuntimeError: The file's answers differ by more than `TOLERANCE`; nothing is left behind.
     """
     _import_onnx("onnx", "onnxscript")
     target = Path(output) if output is not None else Path(folder) / FILE
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    model = _load_whole(folder)
     inputs = example_inputs(model, batch_size=2)
     part = target.with_name(f".{target.name}.part")
     batch = torch.export.Dim("batch", min=1, max=2**16)
@@ -196,6 +198,19 @@ class OnnxAUModel:
     def __repr__(self) -> str:
         inputs = json.dumps(self.input_names)
         return f"{type(self).__name__}({self.config.model_type}, inputs={inputs}, from={self.name_or_path!r})"
+
+
+def _load_whole(folder: str | os.PathLike) -> Any:
+    """Load a model of this package; transformers itself would fill up what the weights lack at random."""
+    try:
+        model, info = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    except SafetensorError as error:
+        raise ValueError(f"The weights in {folder} are broken: {error}") from error
+    if not type(model).__name__.endswith("ForAUDetection"):
+        raise ValueError(f"{folder} holds a {type(model).__name__}, which detects no action units.")
+    if info["missing_keys"]:
+        raise ValueError(f"The weights in {folder} lack {sorted(info['missing_keys'])}.")
+    return model.eval()
 
 
 class _Logits(nn.Module):

@@ -22,7 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
 
 
 class PublishError(RuntimeError):
@@ -65,8 +71,12 @@ class HubUpload:
     """
 
     def __init__(self, repo: str, token: str | None = None):
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-            raise PublishError(f"{repo!r} is no name of a repository; give --repo org/name.")
+        try:
+            if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII):
+                raise HFValidationError("it has no owner.")
+            validate_repo_id(repo)
+        except HFValidationError as error:
+            raise PublishError(f"{repo!r} is no name of a repository; give --repo org/name.") from error
         self.repo = repo
         self.token = token
         self.api = HfApi(token=token)

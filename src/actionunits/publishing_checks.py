@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from actionunits.evaluation import groups_table, metrics_table
 from actionunits.export_code import LANDMARKS, REQUIREMENTS, export_code
 from actionunits.face_detection import FaceDetector
 from actionunits.image_processing_au import AUImageProcessor
-from actionunits.model_card import PLACEHOLDER, SECTIONS, group_gaps, weights_hashes, write_card
+from actionunits.model_card import PLACEHOLDER, SECTIONS, group_gaps, make_card, weights_hashes, write_card
 from actionunits.modeling_au import AUPreTrainedModel
 from actionunits.onnx_model import FILE as ONNX_FILE
 from actionunits.onnx_model import TOLERANCE, OnnxAUModel, largest_difference
@@ -47,6 +47,9 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy",
 REQUIRED = ("README.md", "config.json", "preprocessor_config.json")
 EXPORTED = "# Copied from actionunits "
 """How Python files of an export begin."""
+MEASURED_SECTIONS = ("Evaluation", "Groups of people")
+_MEASURE = re.compile(r"\b(F1|AUC|accuracy|correlations?|false alarms?)\b", re.IGNORECASE)
+_NUMBER = re.compile(r"(?<!\w)\d")  # and not that of AU12
 CARD_FIELDS = ("license", "library_name", "model_name", "tags")
 
 
@@ -61,32 +64,50 @@ def stage_folder(
         repo: Name on the Hub, "org/name".
         with_code: Make the copy self-contained, see `export_code`.
         template: Template of the card, for a folder that has a run but no card.
+
+    Raises:
+        OSError: A file cannot be copied.
+        ValueError: The run does not give a card, or the model is none of this package.
     """
-    shutil.copytree(folder, staged, symlinks=True, dirs_exist_ok=True)
-    if with_code:
-        export_code(staged)
+    try:
+        shutil.copytree(folder, staged, symlinks=True, dirs_exist_ok=True)
+    except shutil.Error as error:
+        raise OSError("; ".join(reason for *_, reason in error.args[0])) from error
+    for path in (staged, *staged.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() else 0o644)  # what is copied from a read-only folder is, too
     card = staged / "README.md"
-    if template is not None and not card.exists() and (staged / "run.json").is_file():
-        write_card(staged, template)
-    if card.is_file():
-        text = card.read_text(encoding="utf-8").replace(PLACEHOLDER, repo)
+    if template is not None and not os.path.lexists(card) and (staged / "run.json").is_file():
+        try:
+            write_card(staged, template)
+        except Exception as error:  # whatever the run lacks
+            raise ValueError(f"No card can be written from the run: {_reason(error)}") from error
+    if with_code and not check_files(staged):  # what is refused anyway may have links that lead elsewhere
+        export_code(staged)
+    if card.is_file() and not card.is_symlink() and (text := _text(card)) is not None:
+        text = text.replace(PLACEHOLDER, repo)
         if with_code and "trust_remote_code=True" not in text:
             text = _with_code_note(text, repo)
         card.write_text(text, encoding="utf-8")
 
 
 def check_folder(
-    folder: Path, report: Callable[[str, list[str]], None] = lambda name, problems: None
+    folder: Path,
+    report: Callable[[str, list[str]], None] = lambda name, problems: None,
+    template: Path | None = None,
 ) -> list[str]:
     """Return all that stands against publishing a folder; nothing else is looked at than the folder.
 
     Args:
         folder: A staged folder.
         report: Called after each check with its name and its problems.
+        template: Template of the card, to compare the card with the one that the run gives.
     """
     found = []
     for name, check in CHECKS.items():
         problems = check(folder)
+        if name == "card" and template is not None and not problems:
+            problems = check_card_against_run(folder, template)
         report(name, problems)
         found += problems
     return found
@@ -94,10 +115,11 @@ def check_folder(
 
 def check_files(folder: Path) -> list[str]:
     """No pickles, no links, nothing that does not belong to a model, and all that does."""
-    problems = [f"{name} is missing." for name in REQUIRED if not (folder / name).is_file()]
-    if not weights_hashes(folder):
+    required = [folder / name for name in REQUIRED]
+    problems = [f"{path.name} is missing." for path in required if not (path.is_file() or path.is_symlink())]
+    if not any(folder.glob("*.safetensors")):
         problems.append("There are no weights, model.safetensors.")
-    for path in sorted(p for p in folder.rglob("*") if not p.is_dir()):
+    for path in sorted(p for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
             problems.append(f"{name} is a link; put the file itself there.")
@@ -105,6 +127,8 @@ def check_files(folder: Path) -> list[str]:
             problems.append(f"{name} may run code when it is read; publish safetensors only.")
         elif not _belongs(name, path):
             problems.append(f"{name} does not belong to a model; take it out.")
+        elif path.suffix == ".json" and not _read(path):
+            problems.append(f"{name} is broken: it holds no JSON object.")
     return problems
 
 
@@ -134,7 +158,39 @@ def check_card(folder: Path) -> list[str]:
     problems += [
         f"README.md still says {mark}." for mark in (PLACEHOLDER, "More Information Needed") if mark in text
     ]
-    return problems + _check_figures(folder, card, text) + _check_terms(folder, card, text)
+    try:
+        return problems + _check_figures(folder, card, text) + _check_terms(folder, card, text)
+    except (AttributeError, LookupError, TypeError) as error:
+        return [*problems, f"metrics.json or run.json is not as train.py writes it: {_reason(error)}."]
+
+
+def check_card_against_run(folder: Path, template: Path) -> list[str]:
+    """Every line of the card that gives a figure, and what it is a figure of, stands in the card of the run.
+
+    Args:
+        folder: A staged folder; one without a run has nothing to compare.
+        template: Template of the card.
+    """
+    if not (folder / "run.json").is_file():
+        return []
+    try:
+        expected = make_card(folder, template)
+    except Exception as error:  # whatever the run lacks
+        return [f"No card can be written from the run to compare README.md with: {_reason(error)}"]
+    card = ModelCard.load(folder / "README.md")
+    lines, own = _figure_lines(card.text), _figure_lines(expected.text)
+    problems = [f"README.md gives figures that the run does not: {line}" for line in lines if line not in own]
+    if not problems:
+        problems = [f"README.md leaves out what was measured: {line}" for line in own if line not in lines]
+    given, measured = (getattr(side.data, "eval_results", None) or [] for side in (card, expected))
+    of = measured[0].dataset_type, measured[0].dataset_name
+    problems += [
+        f"README.md gives {result.metric_type} on {result.dataset_name} ({result.dataset_type}), "
+        f"but it was measured on {of[1]} ({of[0]})."
+        for result in given
+        if (result.dataset_type, result.dataset_name) != of
+    ]
+    return problems
 
 
 def check_model(folder: Path) -> list[str]:
@@ -161,7 +217,8 @@ def check_model(folder: Path) -> list[str]:
 def check_code(folder: Path) -> list[str]:
     """A self-contained folder works where this package is not installed: tried out in a fresh interpreter."""
     if "auto_map" not in _read(folder / "config.json"):
-        return []
+        is_left = any(folder.glob("*.py"))  # a model that is saved again names no code
+        return ["There is code that config.json does not name; export it anew, or take it out."] * is_left
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "HF_MODULES_CACHE": cache, "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, "-c", _STRANGER, str(folder), str(sample_photo())]
@@ -227,6 +284,7 @@ def _check_figures(folder: Path, card: ModelCard, text: str) -> list[str]:
                 f"README.md gives {name} {result.metric_value} on {result.dataset_split}, "
                 f"but metrics.json has {recorded} on {split}."
             )
+    problems += _check_thresholds(_read(folder / "config.json"), report)
     tables = {"action units": metrics_table(report)}
     if gaps := group_gaps(report):
         tables |= {"groups of people": groups_table(report)}
@@ -238,6 +296,29 @@ def _check_figures(folder: Path, card: ModelCard, text: str) -> list[str]:
         if table not in text
     ]
     return problems
+
+
+def _check_thresholds(config: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
+    """The model decides where it was measured."""
+    labels = config.get("id2label", {}).values()
+    decides = dict(zip(labels, config.get("au_thresholds") or [0.5] * len(labels), strict=False))
+    measured = {label: row["threshold"] for label, row in report["calibrated"]["per_au"].items()}
+    return [
+        f"config.json decides {label} at {decides[label]}, but metrics.json was measured at {threshold}."
+        for label, threshold in measured.items()
+        if label in decides and abs(decides[label] - threshold) > 1e-6
+    ]
+
+
+def _figure_lines(text: str) -> list[str]:
+    """Lines of a card with a number that the run measured: all of two sections, others by what they name."""
+    lines, section = [], ""
+    for line in text.splitlines():
+        if line.startswith("## "):
+            section = line.removeprefix("## ").strip()
+        elif _NUMBER.search(line) and (section in MEASURED_SECTIONS or _MEASURE.search(line)):
+            lines.append(line.strip())
+    return lines
 
 
 def _check_terms(folder: Path, card: ModelCard, text: str) -> list[str]:
@@ -310,7 +391,22 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """Read a JSON object; {} if there is none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _text(path: Path) -> str | None:
+    """Read a text; None if it is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
+def _reason(error: Exception) -> str:
+    """What an error says; a key alone would say little."""
+    return f"there is no {error}" if isinstance(error, KeyError) else str(error)
