@@ -1,6 +1,8 @@
 import csv
 import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +95,34 @@ def test_bad_files_are_reported_and_skipped(detect, photo, photo_path, tmp_path)
     assert "text.jpg: skipped. " in err and "cut.png: skipped. " in err
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["astronaut_au.png"]
     assert f"{photo_path}: 1 face" in out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are Unicode")
+def test_names_that_are_not_utf8(detect, photo_path, tmp_path, monkeypatch):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/n\xff.png")
+    shutil.copy(photo_path, name)
+    strict = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # as the terminal of most
+    monkeypatch.setattr(sys, "stdout", strict)
+    code, _, _ = detect(name, "--json", "--csv", "--output", tmp_path)
+    strict.seek(0)
+    assert code == 0 and "n\\udcff.png: 1 face" in strict.read()
+    (record,) = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert record["photo"] == name
+    assert "n\\udcff.png" in (tmp_path / "results.csv").read_text(encoding="utf-8")
+
+
+def test_what_cannot_be_written_is_said_and_costs_nothing_else(detect, photo_path, tmp_path):
+    for name in ("astronaut_au.png", "results.json"):
+        (tmp_path / "out" / name).mkdir(parents=True)  # where a folder lies no file can be put
+    shutil.copy(photo_path, tmp_path / "other.png")
+    code, out, err = detect(
+        photo_path, tmp_path / "other.png", "--json", "--csv", "--output", tmp_path / "out"
+    )
+    assert code == 1 and "other.png: 1 face" in out
+    assert "astronaut.png: skipped." in err and "results.json could not be written." in err
+    first, second = csv.DictReader((tmp_path / "out" / "results.csv").open(encoding="utf-8"))
+    assert "astronaut_au.png" in first["error"] and second["face"] == "1"
+    assert (tmp_path / "out" / "other_au.png").is_file()
 
 
 def test_no_face_is_said(detect, no_face, tmp_path):

@@ -34,6 +34,8 @@ _BAR_LENGTH = 20  # [characters]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     args = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold what the terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
     if hasattr(args, "run"):
         return args.run(args)
     if bool(args.photos) == args.sample:
@@ -86,6 +88,8 @@ def _detect(detect: Any, args: argparse.Namespace) -> int:
         try:
             picture = load_picture(source)
             faces = detect(picture, threshold=args.threshold, return_maps=args.maps)
+            if args.output is not None:
+                _draw(args.output, stem, picture, faces, thresholds)
         except (OSError, ValueError) as error:
             record["error"] = str(error)
             tqdm.write(f"{name}: skipped. {error}", file=sys.stderr)
@@ -93,16 +97,15 @@ def _detect(detect: Any, args: argparse.Namespace) -> int:
         if not faces:
             record["error"] = "no face found"
             tqdm.write(f"{name}: no face found", file=sys.stderr)
-        if args.output is not None:
-            _draw(args.output, stem, picture, faces, thresholds)
         record["faces"] = [_plain(face) for face in faces]
         if faces and (args.output is not None or not (args.json or args.csv)):
             tqdm.write(_table(name, faces), file=sys.stdout)
+    given = True
     if args.json:
-        _give(_as_json(records), args.output, "results.json")
+        given &= _give(_as_json(records), args.output, "results.json")
     if args.csv:
-        _give(_as_csv(records, list(thresholds)), args.output, "results.csv")
-    return int(any("error" in record for record in records))
+        given &= _give(_as_csv(records, list(thresholds)), args.output, "results.csv")
+    return int(not given or any("error" in record for record in records))
 
 
 def _draw(
@@ -181,12 +184,18 @@ def _as_csv(records: list[dict[str, Any]], labels: list[str]) -> str:
     return text.getvalue()
 
 
-def _give(text: str, folder: Path | None, name: str) -> None:
-    """Write a text into the folder, or print it if there is none."""
+def _give(text: str, folder: Path | None, name: str) -> bool:
+    """Write a text into the folder, or print it if there is none; return whether that could be done."""
     if folder is None:
         sys.stdout.write(text)
-    else:
-        _write(folder / name, text.encode("utf-8"))
+        return True
+    try:
+        # names of files need not be UTF-8; what is not becomes \\udcff, which JSON reads back
+        _write(folder / name, text.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        print(f"{name} could not be written. {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def _write(path: Path, data: bytes) -> None:
