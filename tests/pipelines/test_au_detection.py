@@ -1,3 +1,4 @@
+import io
 import json
 import pickle
 
@@ -182,7 +183,7 @@ def test_known_boxes(detect, photo, landmarks):
 
 
 def test_wrong_inputs(detect, photo, landmarks):
-    for wrong in (None, 3, [None]):
+    for wrong in (None, 3, [None], io.BytesIO(b"of a file")):
         with pytest.raises(TypeError, match="give a path"):
             detect(wrong)
     with pytest.raises(FileNotFoundError):
@@ -193,6 +194,8 @@ def test_wrong_inputs(detect, photo, landmarks):
         detect({"image": photo, "landmarks": [landmarks, landmarks], "boxes": [1, 1, 50, 50]})
     with pytest.raises(ValueError, match="outside"):
         detect({"image": photo, "landmarks": landmarks + 1000})
+    with pytest.raises(ValueError, match="list of .*; got 5"):
+        detect({"image": photo, "landmarks": 5})
     with pytest.raises(ValueError, match="as a list"):
         detect(np.zeros((2, 64, 64, 3), np.uint8))
 
@@ -297,6 +300,14 @@ def test_save_and_load(tmp_path, detect, detector, photo):
 def test_public_names():
     assert all(hasattr(actionunits, name) for name in actionunits.__all__)
     assert actionunits.AUDetectionPipeline is AUDetectionPipeline
+
+
+def test_a_pipeline_can_be_pickled_and_goes_on_with_videos(detect, photo):
+    """Where processes do not fork, `num_workers` sends the pipeline itself to them."""
+    list(detect(video=[photo]))
+    copy = pickle.loads(pickle.dumps(detect))
+    assert copy(photo) == detect(photo)
+    assert [len(frame["faces"]) for frame in copy(video=[photo, photo])] == [1, 1]
 
 
 def test_detectors_travel_to_worker_processes(photo):

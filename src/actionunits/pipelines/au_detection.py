@@ -9,6 +9,7 @@ frames of a video are pictures whose faces a tracker found (`actionunits.pipelin
 # (transformers annotates its pipelines more narrowly than it uses them)
 
 from collections.abc import Iterator, Mapping, Sequence
+from io import IOBase
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -80,6 +81,14 @@ class AUDetectionPipeline(ChunkPipeline):
             self._face_detector = FaceDetector()
         return self._face_detector
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave videos that are under way behind: they cannot be pickled, as `num_workers` may ask for."""
+        return {**self.__dict__, "_streams": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._streams = WeakKeyDictionary()
+
     def __call__(self, inputs: Any = None, *, video: Any = None, **kwargs: Any) -> Any:
         """Detect action units.
 
@@ -122,7 +131,7 @@ class AUDetectionPipeline(ChunkPipeline):
             inputs = _stream(_picture_columns(inputs))
         elif isinstance(inputs, Dataset):
             inputs = _stream(inputs)
-        elif isinstance(inputs, Iterator):
+        elif isinstance(inputs, Iterator) and not isinstance(inputs, IOBase):  # an open file yields its lines
             inputs = (picture for picture in inputs)
         else:
             if isinstance(inputs, list | tuple):
@@ -281,6 +290,8 @@ def _processor_of(model: Any) -> AUImageProcessor:
 
 def _given_faces(picture_size: tuple[int, int], landmarks: Any, boxes: Any) -> list[Face]:
     """Faces of which the user knows the landmarks, (N, 2), (F, N, 2) or a list of (N, 2)."""
+    if not hasattr(landmarks, "__len__"):
+        raise ValueError(f"landmarks must be (N, 2), (F, N, 2) or a list of (N, 2); got {landmarks!r}.")
     if len(landmarks) and np.ndim(landmarks[0]) == 1:
         landmarks = [landmarks]
     if boxes is not None:
