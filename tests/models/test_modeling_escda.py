@@ -328,6 +328,16 @@ def test_lsc_says_what_is_wrong_with_the_centres():
         model(inputs["pixel_values"], inputs["au_centers"][:1])
 
 
+@pytest.mark.parametrize("model_class", [GdaForAUDetection, LscForAUDetection])
+def test_a_batch_of_one_cannot_be_trained_on(model_class):
+    fields = BACKBONE if model_class is GdaForAUDetection else BACKBONE | BRANCH
+    model = model_class(model_class.config_class.compact(**fields))
+    inputs = torch.zeros(1, 3, 48, 48), torch.zeros(1, len(model.config.aus), 2, 2)
+    assert model.eval()(*inputs).logits.isfinite().all()
+    with pytest.raises(ValueError, match="dataloader_drop_last=True"):
+        model.train()(*inputs)
+
+
 def test_wrong_picture_size():
     model, _ = make(TestGda)
     with pytest.raises(ValueError, match=r"\(64, 48\) pixels, but the model was made for 48 x 48"):

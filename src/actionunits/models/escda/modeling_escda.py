@@ -94,7 +94,8 @@ class LscForAUDetection(EscdaPreTrainedModel):
             kwargs: Ignored, so that all that the image processor returns can be passed on.
 
         Raises:
-            ValueError: Centres are missing or of another number, or the pictures have another size.
+            ValueError: Centres are missing or of another number, the pictures have another size, or it is a
+                batch of one face in training.
         """
         output_hidden_states = _default(output_hidden_states, self.config.output_hidden_states)
         output_attentions = _default(output_attentions, self.config.output_attentions)
@@ -182,7 +183,7 @@ class GdaForAUDetection(EscdaPreTrainedModel):
             kwargs: Ignored, so that all that the image processor returns can be passed on.
 
         Raises:
-            ValueError: The pictures have another size.
+            ValueError: The pictures have another size, or it is a batch of one face in training.
         """
         output_hidden_states = _default(output_hidden_states, self.config.output_hidden_states)
         hidden_states = self.backbone(pixel_values)
@@ -565,7 +566,13 @@ class GlobalDepthwiseConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, 1, 1), (B, C, h, 1) or (B, C, 1, w)."""
-        return self.norm(self.conv(x))
+        x = self.conv(x)
+        if self.norm.training and x[:, 0].numel() == 1:
+            raise ValueError(
+                "A batch of one face cannot be trained on, for batch normalisation compares it with others; "
+                "the Trainer leaves out a last one with dataloader_drop_last=True."
+            )
+        return self.norm(x)
 
 
 class ConvNormAct(nn.Sequential):
