@@ -213,8 +213,16 @@ def test_a_stand_in_for_the_pretrained_transformer_is_said(model, frozen):
     values = {"model_type": "au-auformer", "freeze_backbone": frozen, "backbone_config": backbone}
     change(model, "config.json", lambda config: config.update(values))
     text = str(make_card(model, TEMPLATE))
-    said = "**a small vision transformer of 6 blocks and 128 channels, trained from random weights along with"
-    assert (said in text) is not frozen
+    said = "**a small vision transformer of 6 blocks and 128 channels, trained from random weights "
+    assert (said + "along with the experts" in text) is not frozen
+    recipe = {"name": "toy-backbone", "epochs": 5}
+    found = {"lsc": {"name": "vit/model", "recipe": recipe}}
+    change(model, "run.json", lambda run: run.update(backbones=found))
+    change(model, "run.json", lambda run: run["recipe"]["networks"]["lsc"].update(backbone_from="vit/model"))
+    text = str(make_card(model, TEMPLATE))
+    before = "before on this corpus (recipe `toy-backbone`, 5 epochs) and then frozen, stands in for it**"
+    assert (said + before in text) is frozen
+    assert "LSC for 3 epochs from the backbone of `vit/model`" in text
 
 
 @pytest.mark.parametrize("length", [None, 1, 16])

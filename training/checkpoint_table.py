@@ -39,7 +39,7 @@ METHODS = {
     "au-gtlenet": "GTLE-Net",
 }
 OTHERWISE = {
-    "au-auformer": "a small ViT, trained along, for ImageNet's",
+    "au-auformer": "a small ViT, trained here, for ImageNet's",
     "au-lac": "clips of one frame",
 }
 """What beside the size is not the paper's; GTLE-Net's encoder says for itself."""

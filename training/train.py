@@ -267,15 +267,17 @@ def describe_run(
 ) -> dict[str, Any]:
     """Where the weights come from, for `run.json` and the card.
 
-    An encoder that a network began with is named without its place, and no longer by the configuration.
+    An encoder or backbone that a network began with is named without its place, and no longer by the
+    configuration.
     """
     described = recipe.to_dict()
-    encoder = take_out_encoder(model, described)
+    encoder, backbones = take_out_encoder(model, described), take_out_backbones(described)
     return {
         "name": recipe.name if not member else name_of_member(recipe.name, member),
         "member": member,
         "recipe": described,
         "encoder": encoder,
+        "backbones": backbones,
         "corpus": {
             "manifest": manifest,
             "splits": {
@@ -324,6 +326,19 @@ def take_out_encoder(model: nn.Module, recipe: dict[str, Any]) -> dict[str, Any]
         for file in (folder / "metrics.json", folder.parent / "settings.json")
     )
     return {"name": short, **figures, "au_weight": settings.get("au_weight", 0)}
+
+
+def take_out_backbones(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipes of the folders that networks began with; this recipe keeps no place of them."""
+    found = {}
+    for name, network in recipe["networks"].items():
+        if "/" not in network["backbone_from"]:
+            continue
+        folder = Path(network["backbone_from"])
+        network["backbone_from"] = short = "/".join(folder.parts[-2:])
+        run = json.loads(file.read_text()) if (file := folder / "run.json").is_file() else {}
+        found[name] = {"name": short, "recipe": run.get("recipe", {})}
+    return found
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -96,6 +96,9 @@ def test_recipes_train(path, train, corpus, cache, beginnings, tmp_path):
         assert model.prototypes.abs().amin(1).gt(0).all()
     elif model.config.freeze_backbone:
         if "backbone_from" in network:
+            run = json.loads((folder / "run.json").read_text())
+            assert run["recipe"]["networks"][name]["backbone_from"] == f"{beginnings.name}/whole"
+            assert run["backbones"] == {name: {"name": f"{beginnings.name}/whole", "recipe": {}}}
             vit = AutoModel.from_pretrained(beginnings / "whole").vit
         else:
             vit = ViTModel.from_pretrained(beginnings / "vit", add_pooling_layer=False)

@@ -91,7 +91,11 @@ def test_only_what_is_asked_for_and_what_it_needs(command):
         "train gtlenet",
         "calibrate gtlenet",
     ]
-    assert command("--only", "auformer") == ["train auformer-backbone", "train auformer", "calibrate auformer"]
+    assert command("--only", "auformer") == [
+        "train auformer-backbone",
+        "train auformer",
+        "calibrate auformer",
+    ]
     assert command("--only", "lsc") == ["train escda", "calibrate escda"]
 
 
