@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import AutoModel, Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, ViTModel
 
 from actionunits.losses import mdwa_loss, weighted_dice_loss
@@ -240,6 +241,7 @@ OF_THE_BACKBONE = {
     "backbone_revision",
     "freeze_backbone",
     "adapters_only",
+    "patch_loss_weight",  # has a test of its own
 }
 
 
@@ -562,6 +564,30 @@ def test_losses_of_the_ablations():
     model.config.dice_loss_weight, model.config.dice_smoothing = 2.0, 0.5
     with_dice = wa + 2 * (1 - (2 * y * p + 0.5) / (y + p**2 + 0.5)).mean()
     torch.testing.assert_close(model(inputs, labels=labels).loss, with_dice)
+
+
+def test_loss_of_the_patches():
+    """A logit and two centres for each action unit, read from all patches in their places."""
+    plain, model = make_model(), make_model(patch_loss_weight=0.5)
+    model.load_state_dict(plain.state_dict(), strict=False)
+    inputs, labels = make_inputs(model)
+    labels[0, 1] = -1
+    centers = 32 * torch.rand(3, len(AUS), 2, 2, generator=torch.Generator().manual_seed(2))
+    patches = model(inputs, output_hidden_states=True).hidden_states[-1].flatten(2).mT
+    norm = model.vit.layernorm
+    places = F.layer_norm(patches, (16,), norm.weight, norm.bias, norm.eps).flatten(1)
+    loss, known = 0.0, labels >= 0
+    for i, au in enumerate(AUS):
+        read = model.patch_reader[f"AU{au}"](places)
+        each = F.binary_cross_entropy_with_logits(read[:, 0], labels[:, i].float(), reduction="none")
+        loss += each[known[:, i]].sum() / known.sum()
+        target = (centers[:, i].reshape(3, 4) - 16) / 32 * 5
+        loss += F.smooth_l1_loss(read[:, 1:], target) / len(AUS)
+    expected = plain(inputs, labels=labels).loss + 0.5 * loss
+    torch.testing.assert_close(model(inputs, centers, labels).loss, expected)
+    with pytest.raises(ValueError, match="patch_loss_weight=0.5 needs au_centers"):
+        model(inputs, labels=labels)
+    assert model(inputs).loss is None
 
 
 def test_compact_configuration_trains_as_a_whole():

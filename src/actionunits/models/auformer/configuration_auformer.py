@@ -84,6 +84,9 @@ class AUFormerConfig(AUConfig):
         dice_smoothing: Smooth term of the dice loss (epsilon).
         dice_loss_weight: Weight of the dice loss (Eq. 8) in Eq. 9.
         expert_loss_weight: Weight of the loss of the experts' own answers (L') in Eq. 9.
+        patch_loss_weight: Weight of a loss that the paper, whose backbone is pretrained, does not have: for
+            each action unit a linear layer reads its occurrence and its two centres from all patches in
+            their places. A random backbone that has only [CLS] to learn from stays at chance for long.
     """
 
     model_type = "au-auformer"
@@ -117,6 +120,7 @@ class AUFormerConfig(AUConfig):
     dice_smoothing: float | int = 1.0
     dice_loss_weight: float | int = 1.0
     expert_loss_weight: float | int = 1.0
+    patch_loss_weight: float | int = 0.0
 
     def __post_init__(self, **kwargs):
         """Make a configuration of the backbone's dictionary, and lists of tuples, as JSON does."""
@@ -227,7 +231,7 @@ class AUFormerConfig(AUConfig):
             raise ValueError(f"margin={self.margin} must lie in [0, 1).")
         if len(self.gamma_bounds) != 2 or min(self.gamma_bounds) <= 0:
             raise ValueError(f"gamma_bounds={self.gamma_bounds} must be two numbers above 0, B_L and B_R.")
-        for name in ("dice_smoothing", "dice_loss_weight", "expert_loss_weight"):
+        for name in ("dice_smoothing", "dice_loss_weight", "expert_loss_weight", "patch_loss_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
 

@@ -94,6 +94,7 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
         self.prompts = Prompts(config) if config.adaptation == "vpt" else None
         self.classifier = AUClassifier(config, backbone.hidden_size)
         self.expert_classifier = ExpertClassifier(config) if config.has_au_experts else None
+        self.patch_reader = PatchReader(config) if config.patch_loss_weight else None
         if config.adaptation == "lora":
             for block, layer in zip(self.blocks, self.vit.layers, strict=True):
                 block.attach(layer.attention)  # type: ignore[operator]
@@ -235,7 +236,8 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
 
         Args:
             pixel_values: (B, 3, image_size, image_size) normalised aligned faces.
-            au_centers: Not needed; accepted because every model of the package takes it.
+            au_centers: (B, N, 2, 2) the two centres (x, y) of every action unit, in pixels of `pixel_values`
+                from its top left corner; needed for the loss of the patches only (`patch_loss_weight`).
             labels: (B, N) occurrences in [0, 1], or -1 for unknown; adds the loss (Eq. 9).
             output_au_attentions: Return `au_attentions` (B, N, H, W), the probability that each action unit's
                 last expert gives at each place, by the head that answers for [CLS]; without experts, that of
@@ -250,8 +252,8 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
             experts'.
 
         Raises:
-            ValueError: The pictures have another size, or attention matrices are asked of a kernel without
-            any.
+            ValueError: The pictures have another size, attention matrices are asked of a kernel without
+            any, or the loss of the patches lacks centres.
         """
         want_states = _default(output_hidden_states, self.config.output_hidden_states)
         want_attentions = _default(output_attentions, self.config.output_attentions)
@@ -262,8 +264,11 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
         expert_logits = None
         if self.expert_classifier is not None:
             expert_logits = self.expert_classifier(codes[:, :1], self.experts)[..., 0]  # type: ignore[index]
+        loss = None if labels is None else self._loss(logits, expert_logits, labels)
+        if loss is not None and self.patch_reader is not None:
+            loss = loss + self.config.patch_loss_weight * self._patch_loss(normed, au_centers, labels)
         output = AUDetectionOutput(
-            loss=None if labels is None else self._loss(logits, expert_logits, labels),
+            loss=loss,
             logits=logits,
             branch_logits=None if expert_logits is None else torch.stack([logits, expert_logits], dim=1),
             hidden_states=tuple(self._to_maps(state) for state in states) if want_states else None,
@@ -310,6 +315,17 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
             expert_loss = mdwa_loss(expert_logits, labels, weight, gamma, config.margin)
             loss = loss + config.expert_loss_weight * expert_loss
         return loss
+
+    def _patch_loss(self, normed: Tensor, au_centers: Tensor | None, labels: Tensor | None) -> Tensor:
+        """What the patches alone say of occurrence and places, against both."""
+        if au_centers is None:
+            raise ValueError(
+                f"patch_loss_weight={self.config.patch_loss_weight} needs au_centers: pass all that the image "
+                "processor or collator returns, model(**inputs), or set it to 0."
+            )
+        logits, centers = self.patch_reader(self._patches(normed))  # type: ignore[misc]
+        places = au_centers.flatten(2).to(centers.dtype) / self.config.image_size - 0.5
+        return self.au_loss(logits, labels) + F.smooth_l1_loss(centers, 5 * places)  # type: ignore[arg-type]
 
     def _patches(self, tokens: Tensor) -> Tensor:
         """Leave out [CLS] and prompts: (B, T, D) -> (B, H W, D)."""
@@ -387,6 +403,22 @@ class AUFormerBlock(GradientCheckpointingLayer):
         if self.config.adaptation == "adapter":
             return self.adapters[half](y), None
         return 0.0, None
+
+
+class PatchReader(nn.ModuleDict):
+    """For each action unit a linear layer on all patches: its logit, and where its two centres are.
+
+    Centres are (x, y) from the middle of the picture, in fifths of its side.
+    """
+
+    def __init__(self, config: AUFormerConfig):
+        values = config.map_size**2 * config.vit_config.hidden_size
+        super().__init__({name: ZeroLinear(values, 5) for name in module_names(config)})
+
+    def forward(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Patches (B, H W, D) -> logits (B, N) and centres (B, N, 4)."""
+        read = torch.stack([head(patches.flatten(1)) for head in self.values()], dim=1).float()
+        return read[..., 0], read[..., 1:]
 
 
 class ExpertLines(nn.ModuleDict):
