@@ -320,8 +320,8 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
         """What the patches alone say of occurrence and places, against both."""
         if au_centers is None:
             raise ValueError(
-                f"patch_loss_weight={self.config.patch_loss_weight} needs au_centers: pass all that the image "
-                "processor or collator returns, model(**inputs), or set it to 0."
+                f"patch_loss_weight={self.config.patch_loss_weight} needs au_centers: pass all that the "
+                "image processor or collator returns, model(**inputs), or set it to 0."
             )
         logits, centers = self.patch_reader(self._patches(normed))  # type: ignore[misc]
         places = au_centers.flatten(2).to(centers.dtype) / self.config.image_size - 0.5
