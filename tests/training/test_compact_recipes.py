@@ -17,7 +17,7 @@ def test_scores_can_be_compared():
         {key: value for key, value in load_recipe(path).to_dict().items() if key not in OWN}
         for path in RECIPES
     ]
-    assert len(shared) == 5 and all(values == shared[0] for values in shared)
+    assert len(shared) == 6 and all(values == shared[0] for values in shared)
     assert shared[0]["max_false_alarms"] == 0.05 and shared[0]["save_dtype"] == "float16"
 
 
