@@ -8,7 +8,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from tqdm import tqdm
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig
 
 import actionunits  # noqa: F401  (registers the models)
-from actionunits.data import NO_AUGMENTATION, AlignedFaces, AUCollator
+from actionunits.data import NO_AUGMENTATION, AlignedFaces, AUCollator, Augmentation
 from actionunits.data.collator import stack_samples
 from actionunits.data.sampling import ClipCollator, ClipDataset, fixed_stride_clips
 from actionunits.metrics import au_report
@@ -160,7 +160,10 @@ class NetworkTraining:
             pin_memory=accelerator.device.type == "cuda" and not recipe.preload,
             generator=seeded_generator(recipe.seed, epoch),  # not dropout's, which a checkpoint restores
         )
-        collate: Any = collator(recipe, training=True, scheme=self.train_faces.scheme)
+        augmentation = recipe.augmentation
+        if epoch < recipe.plain_epochs:
+            augmentation = replace(NO_AUGMENTATION, mirror=augmentation.mirror)
+        collate: Any = collator(recipe, augmentation, self.train_faces.scheme)
         collate = ClipCollator(collate) if isinstance(self.examples, ClipDataset) else collate
         for number, batch in enumerate(loader, start=sampler.start):
             random = seeded_generator(recipe.seed, epoch, number, accelerator.process_index)
@@ -488,7 +491,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def collator(recipe: Recipe, training: bool = False, scheme: str = "ibug68") -> AUCollator:
+def collator(
+    recipe: Recipe, augmentation: Augmentation = NO_AUGMENTATION, scheme: str = "ibug68"
+) -> AUCollator:
     """What makes a batch of faces the model's inputs."""
     return AUCollator(
         aus=recipe.aus,
@@ -496,7 +501,7 @@ def collator(recipe: Recipe, training: bool = False, scheme: str = "ibug68") -> 
         geometry=recipe.geometry,
         mean=recipe.image_mean,
         std=recipe.image_std,
-        augmentation=recipe.augmentation if training else NO_AUGMENTATION,
+        augmentation=augmentation,
         target=recipe.target,
         full_intensity=recipe.full_intensity,
     )

@@ -118,6 +118,8 @@ class Recipe:
         image_std: Divides them.
         clips: Clips that a network of videos trains on; `batch_size` then counts clips.
         augmentation: What varies between epochs.
+        plain_epochs: Epochs at the start in which only the mirror image varies: transformers that start from
+            random weights hardly begin to learn otherwise.
         epochs: Passes over the training split.
         warmup_epochs: Epochs in which the learning rate rises linearly from 0; a cosine to 0 follows.
         schedule: How the learning rate falls after the warm-up: as half a "cosine" to 0, or as the
@@ -159,6 +161,7 @@ class Recipe:
     image_std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
     clips: ClipRecipe = ClipRecipe()
     augmentation: Augmentation = Augmentation()
+    plain_epochs: int = 0
     epochs: int = 20
     warmup_epochs: float = 5
     schedule: Literal["cosine", "inverse-square-root"] = "cosine"
@@ -207,6 +210,8 @@ class Recipe:
             if network.keep_pretrained and (not network.pretrained or self.epoch_selection != "last"):
                 raise ValueError(f"{name}: keep_pretrained wants `pretrained` and epoch_selection=last.")
             trained.append(name)
+        if self.plain_epochs < 0:
+            raise ValueError(f"plain_epochs={self.plain_epochs} must not be negative.")
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ValueError(f"warmup_epochs={self.warmup_epochs} must be below epochs={self.epochs}.")
 

@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import network_training
 from actionunits import EscdaForAUDetection, GdaForAUDetection
-from actionunits.data import AUCollator, Augmentation, load_synthetic
+from actionunits.data import NO_AUGMENTATION, AUCollator, Augmentation, load_synthetic
 
 GDA = {"gda": RECIPE["networks"]["gda"]}
 
@@ -340,6 +341,26 @@ def test_a_corrupt_picture_is_reported_and_skipped(run, tmp_path, caplog):
     assert (line["pictures"], len(line["skipped"])) == (22, 2)
     described = json.loads((output / "model" / "run.json").read_text())
     assert described["corpus"]["splits"]["train"]["skipped"] == 2
+
+
+def test_plain_epochs_come_first(run, monkeypatch):
+    pixels = []
+
+    class Watched(AUCollator):
+        def inputs(self, batch, generator=None):
+            made = super().inputs(batch, generator)
+            still = AUCollator.inputs(replace(self, augmentation=NO_AUGMENTATION), batch)["pixel_values"]
+            # the mirror image is an exact one where nothing else varies
+            either = torch.stack([still, still.flip(-1)]) - made["pixel_values"]
+            if generator is not None:  # for training, not for validation
+                pixels.append(float(either.abs().flatten(2).amax(2).amin(0).max()))
+            return made
+
+    monkeypatch.setattr(network_training, "AUCollator", Watched)
+    augmentation = {"random_crop": False, "mirror": 0.5, "brightness": 0.5, "contrast": 0.0}
+    run(networks=GDA, epochs=3, plain_epochs=2, warmup_epochs=1, augmentation=augmentation)
+    assert len(pixels) == 9  # 24 pictures in batches of 8, three times
+    assert max(pixels[:6]) < 0.05 and min(pixels[6:]) > 0.1
 
 
 def test_a_loss_that_is_no_number_stops_the_run(run):
