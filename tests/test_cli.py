@@ -111,7 +111,7 @@ def test_names_that_are_not_utf8(detect, photo_path, tmp_path, monkeypatch):
     assert "n\\udcff.png" in (tmp_path / "results.csv").read_text(encoding="utf-8")
 
 
-def test_what_cannot_be_written_is_said_and_costs_nothing_else(detect, photo_path, tmp_path):
+def test_what_cannot_be_written_is_said_and_loses_no_result(detect, photo_path, tmp_path):
     for name in ("astronaut_au.png", "results.json"):
         (tmp_path / "out" / name).mkdir(parents=True)  # where a folder lies no file can be put
     shutil.copy(photo_path, tmp_path / "other.png")
@@ -119,9 +119,13 @@ def test_what_cannot_be_written_is_said_and_costs_nothing_else(detect, photo_pat
         photo_path, tmp_path / "other.png", "--json", "--csv", "--output", tmp_path / "out"
     )
     assert code == 1 and "other.png: 1 face" in out
-    assert "astronaut.png: skipped." in err and "results.json could not be written." in err
+    assert "astronaut.png: could not be drawn." in err and "results.json could not be written." in err
     first, second = csv.DictReader((tmp_path / "out" / "results.csv").open(encoding="utf-8"))
-    assert "astronaut_au.png" in first["error"] and second["face"] == "1"
+    assert "astronaut_au.png" in first["error"] and not second["error"]
+    scores = [
+        {key: value for key, value in row.items() if key not in ("photo", "error")} for row in (first, second)
+    ]
+    assert scores[0] == scores[1] and first["face"] == "1"  # the same photo under two names
     assert (tmp_path / "out" / "other_au.png").is_file()
 
 

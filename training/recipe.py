@@ -118,8 +118,8 @@ class Recipe:
         image_std: Divides them.
         clips: Clips that a network of videos trains on; `batch_size` then counts clips.
         augmentation: What varies between epochs.
-        plain_epochs: Epochs at the start in which only the mirror image varies: transformers that start from
-            random weights hardly begin to learn otherwise.
+        plain_epochs: Epochs at the start in which only the mirror image varies: a transformer that starts
+            from random weights hardly begins to learn otherwise.
         epochs: Passes over the training split.
         warmup_epochs: Epochs in which the learning rate rises linearly from 0; a cosine to 0 follows.
         schedule: How the learning rate falls after the warm-up: as half a "cosine" to 0, or as the

@@ -88,8 +88,6 @@ def _detect(detect: Any, args: argparse.Namespace) -> int:
         try:
             picture = load_picture(source)
             faces = detect(picture, threshold=args.threshold, return_maps=args.maps)
-            if args.output is not None:
-                _draw(args.output, stem, picture, faces, thresholds)
         except (OSError, ValueError) as error:
             record["error"] = str(error)
             tqdm.write(f"{name}: skipped. {error}", file=sys.stderr)
@@ -98,6 +96,12 @@ def _detect(detect: Any, args: argparse.Namespace) -> int:
             record["error"] = "no face found"
             tqdm.write(f"{name}: no face found", file=sys.stderr)
         record["faces"] = [_plain(face) for face in faces]
+        if args.output is not None:
+            try:
+                _draw(args.output, stem, picture, faces, thresholds)
+            except OSError as error:
+                record["error"] = str(error)
+                tqdm.write(f"{name}: could not be drawn. {error}", file=sys.stderr)
         if faces and (args.output is not None or not (args.json or args.csv)):
             tqdm.write(_table(name, faces), file=sys.stdout)
     given = True
@@ -174,13 +178,14 @@ def _as_csv(records: list[dict[str, Any]], labels: list[str]) -> str:
     table = csv.DictWriter(text, columns, lineterminator="\n")
     table.writeheader()
     for record in records:
+        error = record.get("error")
         if not record["faces"]:
-            table.writerow({"photo": record["photo"], "error": record["error"]})
+            table.writerow({"photo": record["photo"], "error": error})
         for i, face in enumerate(record["faces"], start=1):
             row = {"photo": record["photo"], "face": i, **face["box"], "confidence": face["confidence"]}
             for au in face["action_units"]:
                 row |= {au["label"]: au["score"], f"{au['label']}_active": int(au["active"])}
-            table.writerow(row)
+            table.writerow({**row, "error": error})
     return text.getvalue()
 
 

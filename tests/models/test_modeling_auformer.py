@@ -585,8 +585,9 @@ def test_loss_of_the_patches():
         loss += F.smooth_l1_loss(read[:, 1:], target) / len(AUS)
     expected = plain(inputs, labels=labels).loss + 0.5 * loss
     torch.testing.assert_close(model(inputs, centers, labels).loss, expected)
-    with pytest.raises(ValueError, match="patch_loss_weight=0.5 needs au_centers"):
-        model(inputs, labels=labels)
+    for wrong in (None, centers[:, :1]):
+        with pytest.raises(ValueError, match="patch_loss_weight=0.5 needs au_centers of shape"):
+            model(inputs, wrong, labels)
     assert model(inputs).loss is None
 
 

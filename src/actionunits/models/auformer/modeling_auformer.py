@@ -253,7 +253,7 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
 
         Raises:
             ValueError: The pictures have another size, attention matrices are asked of a kernel without
-            any, or the loss of the patches lacks centres.
+            any, or the loss of the patches lacks centres or has those of another number.
         """
         want_states = _default(output_hidden_states, self.config.output_hidden_states)
         want_attentions = _default(output_attentions, self.config.output_attentions)
@@ -264,9 +264,11 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
         expert_logits = None
         if self.expert_classifier is not None:
             expert_logits = self.expert_classifier(codes[:, :1], self.experts)[..., 0]  # type: ignore[index]
-        loss = None if labels is None else self._loss(logits, expert_logits, labels)
-        if loss is not None and self.patch_reader is not None:
-            loss = loss + self.config.patch_loss_weight * self._patch_loss(normed, au_centers, labels)
+        loss = None
+        if labels is not None:
+            loss = self._loss(logits, expert_logits, labels)
+            if self.patch_reader is not None:
+                loss = loss + self.config.patch_loss_weight * self._patch_loss(normed, au_centers, labels)
         output = AUDetectionOutput(
             loss=loss,
             logits=logits,
@@ -316,16 +318,19 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
             loss = loss + config.expert_loss_weight * expert_loss
         return loss
 
-    def _patch_loss(self, normed: Tensor, au_centers: Tensor | None, labels: Tensor | None) -> Tensor:
+    def _patch_loss(self, normed: Tensor, au_centers: Tensor | None, labels: Tensor) -> Tensor:
         """What the patches alone say of occurrence and places, against both."""
-        if au_centers is None:
+        expected = (*labels.shape, 2, 2)
+        if au_centers is None or tuple(au_centers.shape) != expected:
+            got = None if au_centers is None else tuple(au_centers.shape)
             raise ValueError(
-                f"patch_loss_weight={self.config.patch_loss_weight} needs au_centers: pass all that the "
-                "image processor or collator returns, model(**inputs), or set it to 0."
+                f"patch_loss_weight={self.config.patch_loss_weight} needs au_centers of shape {expected}, "
+                f"got {got}: pass all that the image processor or collator returns, model(**inputs), or set "
+                "it to 0."
             )
         logits, centers = self.patch_reader(self._patches(normed))  # type: ignore[misc]
         places = au_centers.flatten(2).to(centers.dtype) / self.config.image_size - 0.5
-        return self.au_loss(logits, labels) + F.smooth_l1_loss(centers, 5 * places)  # type: ignore[arg-type]
+        return self.au_loss(logits, labels) + F.smooth_l1_loss(centers, 5 * places)
 
     def _patches(self, tokens: Tensor) -> Tensor:
         """Leave out [CLS] and prompts: (B, T, D) -> (B, H W, D)."""
