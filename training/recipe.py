@@ -112,6 +112,9 @@ class Recipe:
         aus: FACS numbers in output order.
         target: Labels of the loss, "occurrence" (0 or 1) or "intensity" (soft labels from 0 to 1).
         full_intensity: Intensity from which on a soft label is 1; below it is intensity / full_intensity.
+        teachers: Model folders or Hub names of trained networks that soften the labels, which must be
+            intensities: distillation (`teaching.taught`).
+        teacher_weight: Share of the teachers in the soft label.
         balance_aus: Weigh action units and occurrences by their rates in the training split (ESCDA Eq. 8).
         geometry: Sizes of the aligned face, the crop and the input.
         image_mean: Subtracted from the channels, which lie in [0, 1].
@@ -155,6 +158,8 @@ class Recipe:
     aus: list[int] = field(default_factory=lambda: list(CORPUS_AUS["synthetic"]))
     target: Literal["occurrence", "intensity"] = "occurrence"
     full_intensity: float = 1.0
+    teachers: list[str] = field(default_factory=list)
+    teacher_weight: float = 0.5
     balance_aus: bool = True
     geometry: InputGeometry = InputGeometry()
     image_mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
@@ -210,6 +215,10 @@ class Recipe:
             if network.keep_pretrained and (not network.pretrained or self.epoch_selection != "last"):
                 raise ValueError(f"{name}: keep_pretrained wants `pretrained` and epoch_selection=last.")
             trained.append(name)
+        if not 0 < self.teacher_weight <= 1:
+            raise ValueError(f"teacher_weight={self.teacher_weight} must lie in (0, 1].")
+        if self.teachers and self.target != "intensity":
+            raise ValueError(f"teachers={self.teachers} soften labels; with them goes target=intensity.")
         if self.plain_epochs < 0:
             raise ValueError(f"plain_epochs={self.plain_epochs} must not be negative.")
         if not 0 <= self.warmup_epochs < self.epochs:

@@ -46,6 +46,7 @@ from actionunits.model_card import write_card
 from actionunits.models.escda import EscdaForAUDetection
 from network_training import NetworkTraining, RunLog, network_config, new_accelerator, replace_folder
 from recipe import Recipe, load_recipe
+from teaching import taught
 
 TEMPLATE = Path(__file__).parents[1] / "model_cards" / "template.md"
 logger = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ def train(output: Path, recipe: Recipe, args: argparse.Namespace, accelerator: A
     log = open_run(output, recipe, accelerator)
     splits = prepare_splits(args, recipe, accelerator, log)
     keep_recipe(output, recipe, accelerator)
+    splits["train"] = taught(splits["train"], recipe, accelerator.device)
     for name in recipe.networks:
         NetworkTraining(name, recipe, splits, output / name, new_accelerator(recipe), log).run()
     finish(output, recipe, splits, read_manifest(args.data), accelerator, log)
@@ -271,6 +273,7 @@ def describe_run(
     configuration.
     """
     described = recipe.to_dict()
+    described["teachers"] = [short_name(teacher) for teacher in recipe.teachers]
     encoder, backbones = take_out_encoder(model, described), take_out_backbones(described)
     return {
         "name": recipe.name if not member else name_of_member(recipe.name, member),
@@ -311,13 +314,18 @@ def name_of_member(name: str, member: str) -> str:
     return name.replace("escda", member, 1) if "escda" in name else f"{name}-{member}"
 
 
+def short_name(name: str) -> str:
+    """A Hub name as it is, and of a folder the end that says whose model it is, not where it lies."""
+    return "/".join(Path(name).parts[-2:])
+
+
 def take_out_encoder(model: nn.Module, recipe: dict[str, Any]) -> dict[str, Any]:
     """The figures of the local encoder that a network began with; neither model nor recipe keep its place."""
     name = getattr(model.config, "encoder_name_or_path", None)
     if name is None or not (folder := Path(name)).is_dir():
         return {}
     model.config.encoder_name_or_path = None
-    short = "/".join(folder.parts[-2:])
+    short = short_name(name)
     for network in recipe["networks"].values():
         if network["config"].get("encoder_name_or_path") == name:
             network["config"]["encoder_name_or_path"] = short
@@ -335,7 +343,7 @@ def take_out_backbones(recipe: dict[str, Any]) -> dict[str, Any]:
         if "/" not in network["backbone_from"]:
             continue
         folder = Path(network["backbone_from"])
-        network["backbone_from"] = short = "/".join(folder.parts[-2:])
+        network["backbone_from"] = short = short_name(network["backbone_from"])
         run = json.loads(file.read_text()) if (file := folder / "run.json").is_file() else {}
         found[name] = {"name": short, "recipe": run.get("recipe", {})}
     return found

@@ -1,6 +1,7 @@
 """AUFormer against its paper: sizes, the experts written out naively, limits, ablations, and the backbone."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from actionunits.losses import mdwa_loss, weighted_dice_loss
 from actionunits.models.auformer import AUFormerConfig, AUFormerForAUDetection, configuration_auformer
 from actionunits.models.auformer import modeling_auformer as auformer
 from actionunits.models.auformer.configuration_auformer import ABLATIONS, CHOICES
-from actionunits.models.auformer.modeling_auformer import resize_positions
+from actionunits.models.auformer.modeling_auformer import resize_positions, sine_cosine_positions
 from references.auformer import ExpertsAlone, FastContextExpert, PlainAUFormer, PlainExpert
 
 from .test_modeling_common import AUS, AUModelTester
@@ -427,6 +428,24 @@ def test_backbone_for_another_size_of_picture(vit_folder):
     torch.testing.assert_close(model.vit.embeddings.position_embeddings.data, expected.data)
     same = vit.embeddings.position_embeddings
     assert resize_positions(same, 4) is same
+
+
+def test_positions_without_a_checkpoint_are_sines_and_cosines():
+    """The naive formula, place by place; 18 channels are four fours, and two that stay 0."""
+    expected = [[0.0] * 18]  # [CLS]
+    for row in range(3):
+        for column in range(3):
+            waves = [
+                wave(place * 10000 ** (-k / 4))
+                for place in (row, column)
+                for wave in (math.sin, math.cos)
+                for k in range(4)
+            ]
+            expected.append([*waves, 0.0, 0.0])
+    torch.testing.assert_close(sine_cosine_positions(3, 18), torch.tensor(expected))
+    model = AUFormerForAUDetection(AUFormerConfig(backbone_config=BACKBONE))
+    positions = model.vit.embeddings.position_embeddings
+    assert torch.equal(positions[0], sine_cosine_positions(4, 16))
 
 
 def test_adapters_are_saved_without_the_backbone(vit_folder, tmp_path):

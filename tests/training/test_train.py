@@ -17,7 +17,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import network_training
 from actionunits import EscdaForAUDetection, GdaForAUDetection
-from actionunits.data import NO_AUGMENTATION, AUCollator, Augmentation, load_synthetic
+from actionunits.data import NO_AUGMENTATION, AUCollator, Augmentation, load_synthetic, prepare_synthetic
 
 GDA = {"gda": RECIPE["networks"]["gda"]}
 
@@ -363,6 +363,49 @@ def test_plain_epochs_come_first(run, monkeypatch):
     assert max(pixels[:6]) < 0.05 and min(pixels[6:]) > 0.1
 
 
+def test_teachers_soften_the_labels(run, corpus, monkeypatch):
+    """Every label the loss sees is the weighted mean that the formula says, of what the teachers answer."""
+    teachers = [str(run(name, networks=GDA, epochs=1, warmup_epochs=0, seed=i) / "model") for i, name in
+                enumerate(("first", "second"))]  # fmt: skip
+    seen: dict[int, np.ndarray] = {}
+
+    class Watched(AUCollator):
+        def inputs(self, batch, generator=None):
+            made = super().inputs(batch, generator)
+            if generator is not None:
+                for picture, labels in zip(batch["pictures"], made["labels"], strict=True):
+                    seen[hash(picture.numpy().tobytes())] = labels.numpy()
+            return made
+
+    monkeypatch.setattr(network_training, "AUCollator", Watched)
+    output = run(
+        "pupil", networks=GDA, epochs=1, warmup_epochs=0, full_intensity=0.5, teachers=teachers,
+        teacher_weight=0.25,
+    )  # fmt: skip
+    faces = prepare_synthetic(corpus, "train", output / "prepared").with_aus([1, 12, 26])
+    models = [(AutoModel.from_pretrained(t), AutoImageProcessor.from_pretrained(t)) for t in teachers]
+    for row in range(len(faces)):
+        logits = []
+        for model, processor in models:
+            inputs = processor(faces.picture(row), landmarks=faces.landmarks[row], return_tensors="pt")
+            logits.append(model.eval()(**inputs).logits[0].detach().numpy())
+        teachers_say = 1 / (1 + np.exp(-(logits[0] + logits[1]) / 2))
+        own = np.minimum(faces.intensities[row] / 0.5, 1)
+        labels = seen.pop(hash(faces.pictures[faces.rows[row]].tobytes()))
+        np.testing.assert_allclose(labels, 0.75 * own + 0.25 * teachers_say, atol=1e-5)
+    assert not seen
+    described = json.loads((output / "model" / "run.json").read_text())
+    assert described["recipe"]["teachers"] == ["first/model", "second/model"]
+    card = (output / "model" / "README.md").read_text()
+    assert "to 25 % those of teachers" in card and "`first/model`, `second/model`" in card
+
+
+def test_a_teacher_must_know_the_action_units(run):
+    teacher = run("teacher", networks=GDA, aus=[1, 12], epochs=1, warmup_epochs=0) / "model"
+    with pytest.raises(ValueError, match=r"does not know \['AU26'\]"):
+        run(networks=GDA, teachers=[str(teacher)])
+
+
 def test_a_loss_that_is_no_number_stops_the_run(run):
     with pytest.raises(FloatingPointError, match="lower base_learning_rate"):
         run(networks=GDA, base_learning_rate=1e30, clip_norm=1e30, warmup_epochs=0)
@@ -374,6 +417,8 @@ def test_a_loss_that_is_no_number_stops_the_run(run):
         ({"batch_size": 9, "gradient_accumulation": 2}, "batch_size=9 does not divide"),
         ({"batch_size": 64}, "24 training pictures do not fill one batch of 64"),
         ({"aus": [1, 27]}, r"no labels of \['AU27'\]"),
+        ({"teacher_weight": 0}, "teacher_weight=0.0 must lie in"),
+        ({"teachers": ["a"], "target": "occurrence"}, "with them goes target=intensity"),
     ],
 )
 def test_recipes_that_cannot_run_say_why(run, values, message):

@@ -171,6 +171,7 @@ class AUFormerConfig(AUConfig):
             "intermediate_size": 576,
             "image_size": 112,
             "patch_size": 14,
+            "initializer_range": 0.07,  # 1 / sqrt(192), of which the usual 0.02 is a third
         }
         defaults: dict[str, Any] = {"backbone_config": backbone, "freeze_backbone": False}
         return cls(**(defaults | kwargs))

@@ -88,7 +88,7 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
     def __init__(self, config: AUFormerConfig):
         super().__init__(config)
         backbone = config.vit_config
-        self.vit = ViTModel(backbone, add_pooling_layer=False)
+        self.vit = Backbone(backbone, add_pooling_layer=False)
         self.blocks = nn.ModuleList(AUFormerBlock(config) for _ in range(backbone.num_hidden_layers))
         self.experts = ExpertLines(config) if config.adaptation in ("moke", "convpass") else None
         self.prompts = Prompts(config) if config.adaptation == "vpt" else None
@@ -410,6 +410,18 @@ class AUFormerBlock(GradientCheckpointingLayer):
         return 0.0, None
 
 
+class Backbone(ViTModel):
+    """The vision transformer; without a checkpoint its positions begin as sines and cosines."""
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self.embeddings:
+            positions = module.position_embeddings
+            side = math.isqrt(positions.shape[1] - 1)
+            init.copy_(positions, sine_cosine_positions(side, positions.shape[-1])[None])
+
+
 class PatchReader(nn.ModuleDict):
     """For each action unit a linear layer on all patches: its logit, and where its two centres are.
 
@@ -695,6 +707,25 @@ def block_diagonal(matrices: Tensor) -> Tensor:
     """(..., N, d, e) -> (..., N d, N e) with the matrices along the diagonal."""
     eye = torch.eye(matrices.shape[-3], dtype=matrices.dtype, device=matrices.device)
     return (matrices[..., None, :] * eye[:, None, :, None]).flatten(-2).flatten(-3, -2)
+
+
+def sine_cosine_positions(side: int, channels: int) -> Tensor:
+    """Positions that a transformer without pretraining begins with, as in MAE (He et al., CVPR 2022).
+
+    Args:
+        side: Height and width of the map in patches.
+        channels: Channels; a quarter each holds sine and cosine of the row, and of the column.
+
+    Returns:
+        (1 + side^2, channels), row by row; 0 for [CLS] and for channels that four does not divide.
+    """
+    count = channels // 4
+    frequencies = 10000.0 ** -(torch.arange(count) / max(count, 1))
+    angles = torch.arange(side)[:, None] * frequencies
+    axis = torch.cat([angles.sin(), angles.cos()], dim=-1)  # (side, 2 count)
+    shape = (side, side, 2 * count)
+    both = torch.cat([axis[:, None].expand(shape), axis[None].expand(shape)], dim=-1).flatten(0, 1)
+    return F.pad(both, (0, channels - 4 * count, 1, 0))
 
 
 def resize_positions(positions: Tensor, map_size: int) -> Tensor:
