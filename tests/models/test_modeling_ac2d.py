@@ -311,6 +311,37 @@ def test_training_without_centres_is_refused_unless_unconstrained():
         model(torch.zeros(1, 3, 48, 48))
     assert model(pixels).logits.isfinite().all()
     assert make(constraint="none")[0](pixels, labels=labels).loss.isfinite()
+    with pytest.raises(ValueError, match="au_centers is missing.*trunk_loss_weight=0"):
+        make(constraint="none", trunk_loss_weight=1.0)[0](pixels, labels=labels)
+
+
+def test_loss_of_the_trunk():
+    """A logit and two centres for each action unit, read from the trunk's map in its places."""
+    plain, model = make_fresh().eval(), make_fresh(trunk_loss_weight=0.5).eval()
+    model.load_state_dict(plain.state_dict(), strict=False)
+    pixels, centers, labels = data(torch.float32)
+    labels[0, 1] = -1
+    rich = model(pixels, output_hidden_states=True).hidden_states[-1]  # (B, 8, 8, 8)
+    rich = (rich - rich.mean(1, keepdim=True)) / (rich.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    quarters = [rich[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)]
+    places = (sum(quarters) / 4).flatten(1)
+    untrained = model(pixels, centers, labels).loss - plain(pixels, centers, labels).loss
+    with torch.no_grad():
+        for head in model.trunk_reader.values():
+            assert not head.weight.any()
+            head.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
+    read = torch.stack([model.trunk_reader[f"AU{au}"](places) for au in AUS], dim=1)
+    # the top-left pixel's corner is at -0.5
+    target = (centers.flatten(2) + 0.5 - 16) / 32 * 5
+    known = labels >= 0
+    loss = F.binary_cross_entropy_with_logits(read[..., 0][known], labels[known].float())
+    loss += F.smooth_l1_loss(read[..., 1:], target)
+    at_zero = torch.log(torch.tensor(2.0)) + F.smooth_l1_loss(0 * target, target)
+    expected = plain(pixels, centers, labels).loss + 0.5 * loss
+    torch.testing.assert_close(model(pixels, centers, labels).loss, expected)
+    torch.testing.assert_close(untrained, 0.5 * at_zero)
+    model(pixels, centers, labels).loss.backward()
+    assert model.trunk_reader[f"AU{AUS[0]}"].weight.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize(
@@ -321,6 +352,7 @@ def test_training_without_centres_is_refused_unless_unconstrained():
         ({"image_size": 180}, "multiple of 8"),
         ({"depths": [1, 6, 1]}, "needs two blocks"),
         ({"attention_sigma": 0.0}, "attention_sigma=0.0 must be above 0"),
+        ({"trunk_loss_weight": -1.0}, "trunk_loss_weight=-1.0 must not be negative"),
         ({"intervention_ratio": 8, "deconfounding_start": "second_epoch"}, "intervention_ratio=8"),
         ({"constraint": "all"}, "constraint"),
     ],
@@ -344,6 +376,7 @@ VALUES = [
     {"constraint_weight": 2.0},
     {"attention_sigma": 2.0},
     {"round_centers": False},
+    {"trunk_loss_weight": 1.0},
     {"num_channels": 1},
     {"hidden_sizes": [4, 8, 16]},
     {"num_heads": [1, 1, 1]},
@@ -384,7 +417,7 @@ def make_fresh(**values):
 def test_compact_is_small_and_takes_keywords():
     config = Ac2dConfig.compact(aus=AUS, drop_path_rate=0.0)
     assert config.drop_path_rate == 0
-    assert config.image_size == 112
+    assert config.image_size == 80
     assert Ac2dForAUDetection(config).num_parameters() < 200_000
 
 

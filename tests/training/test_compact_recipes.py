@@ -17,6 +17,8 @@ def test_scores_can_be_compared():
         {key: value for key, value in load_recipe(path).to_dict().items() if key not in OWN}
         for path in RECIPES
     ]
+    for values in shared:
+        values["geometry"].pop("input_size")  # more pixels cost more; all see the same part of the face
     assert len(shared) == 6 and all(values == shared[0] for values in shared)
     assert shared[0]["max_false_alarms"] == 0.05 and shared[0]["save_dtype"] == "float16"
 

@@ -56,11 +56,15 @@ class Ac2dForAUDetection(AUPreTrainedModel):
         if config.deconfounding == "shared":
             self.intervention = CausalIntervention(config, config.hidden_sizes[1], config.map_sizes[1] ** 2)
         self.branches = nn.ModuleDict({name: AUBranch(config) for name in module_names(config)})
+        self.trunk_reader = TrunkReader(config) if config.trunk_loss_weight else None
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
+        if isinstance(module, ZeroLinear):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -86,7 +90,8 @@ class Ac2dForAUDetection(AUPreTrainedModel):
         Args:
             pixel_values: (B, 3, image_size, image_size) normalised aligned faces.
             au_centers: (B, m, 2, 2) the two centres (x, y) of every action unit, in pixels of `pixel_values`
-                (origin: centre of the top-left pixel). Needed with `labels`, unless `constraint="none"`.
+                (origin: centre of the top-left pixel). Needed with `labels`, unless `constraint="none"` and
+                `trunk_loss_weight=0`.
             labels: (B, m) occurrences in [0, 1], or -1 for unknown; adds the loss (Eqs. 7, 14 and 15).
             output_au_attentions: Return `au_attentions`, the average self-attention of the constrained block
                 (A^avg, Eq. 6), which sums to one; given centres `au_masks`, what it is held to (A^gt, Eq. 5);
@@ -105,6 +110,7 @@ class Ac2dForAUDetection(AUPreTrainedModel):
         if need_constraint or (output_au_attentions and au_centers is not None):
             target = self._predefined_attention(au_centers, batch_size=pixel_values.shape[0])
         hidden_states = self.trunk(pixel_values)
+        trunk_loss = self._trunk_loss(hidden_states[-1], au_centers, labels)
         rich = hidden_states[-1] if self.intervention is None else self._deconfound(hidden_states[-1])
         wanted = Wanted(
             mean=output_au_attentions or need_constraint,
@@ -118,7 +124,7 @@ class Ac2dForAUDetection(AUPreTrainedModel):
         logits = torch.cat([result.logit for result in results], dim=1)
         want_states = _default(output_hidden_states, config.output_hidden_states)
         return AUDetectionOutput(
-            loss=None if labels is None else self._loss(logits, results, target, labels),
+            loss=None if labels is None else self._loss(logits, results, target, labels) + trunk_loss,
             logits=logits,
             hidden_states=hidden_states if want_states else None,
             attentions=tuple(result.attention.weights for result in results) if wanted.weights else None,
@@ -227,12 +233,20 @@ class Ac2dForAUDetection(AUPreTrainedModel):
 
     def _predefined_attention(self, au_centers: Tensor | None, batch_size: int) -> Tensor:
         """Return A^gt (B, m, n), Eqs. 3-5."""
+        config, au_centers = self.config, self._checked(au_centers, batch_size)
+        centers = au_centers.to(torch.promote_types(au_centers.dtype, torch.float32))
+        size, sigma = config.attention_size, float(config.attention_sigma)
+        maps = gaussian_maps(centers, size, config.image_size, sigma, config.round_centers)  # Eqs. 3-4
+        return F.normalize(maps.flatten(2), p=1.0, dim=-1)  # Eq. 5
+
+    def _checked(self, au_centers: Tensor | None, batch_size: int) -> Tensor:
+        """Return the centres if they are there for every picture and action unit."""
         config = self.config
         if au_centers is None:
             raise ValueError(
                 "AC2D's loss holds the attention to the centres of the action units, but au_centers is "
                 "missing. Pass all that the image processor or collator returns, model(**inputs), leave out "
-                'labels, or train with constraint="none".'
+                'labels, or train with constraint="none" and trunk_loss_weight=0.'
             )
         expected = (batch_size, len(config.au_labels), 2, 2)
         if tuple(au_centers.shape) != expected:
@@ -240,10 +254,7 @@ class Ac2dForAUDetection(AUPreTrainedModel):
                 f"au_centers has shape {tuple(au_centers.shape)}, expected {expected}: this model has "
                 f"{expected[1]} action units, {', '.join(config.au_labels)}, with two centres each."
             )
-        centers = au_centers.to(torch.promote_types(au_centers.dtype, torch.float32))
-        size, sigma = config.attention_size, float(config.attention_sigma)
-        maps = gaussian_maps(centers, size, config.image_size, sigma, config.round_centers)  # Eqs. 3-4
-        return F.normalize(maps.flatten(2), p=1.0, dim=-1)  # Eq. 5
+        return au_centers
 
     def _loss(
         self, logits: Tensor, results: list["BranchResult"], target: Tensor | None, labels: Tensor
@@ -254,6 +265,15 @@ class Ac2dForAUDetection(AUPreTrainedModel):
             return loss
         logs = torch.stack([result.attention.log(config.constraint) for result in results], dim=1)
         return loss + config.constraint_weight * attention_kl_loss(logs, target, labels)
+
+    def _trunk_loss(self, rich: Tensor, au_centers: Tensor | None, labels: Tensor | None) -> Tensor | float:
+        """What the shared map alone says of occurrence and centres, against both; not in the paper."""
+        if labels is None or self.trunk_reader is None:
+            return 0.0
+        places = (self._checked(au_centers, len(labels)).flatten(2) + 0.5) / self.config.image_size - 0.5
+        logits, read = self.trunk_reader(rich)
+        loss = self.au_loss(logits, labels) + F.smooth_l1_loss(read, 5 * places.to(read.dtype))
+        return self.config.trunk_loss_weight * loss
 
     def _maps(self, results: list["BranchResult"], target: Tensor | None) -> dict[str, Tensor | None]:
         """Bring what the branches say of the places to (B, m, h, w)."""
@@ -436,6 +456,28 @@ class CausalIntervention(nn.Module):
         if self.config.deconfounding_start == "immediately":
             return active
         return torch.where(self.prototype_count > 0, active, inactive)
+
+
+class TrunkReader(nn.ModuleDict):
+    """For each action unit a linear layer on the rich feature in place: its logit, and where its centres are.
+
+    Centres are (x, y) from the middle of the picture, in fifths of its side.
+    """
+
+    def __init__(self, config: Ac2dConfig):
+        values = config.hidden_sizes[1] * config.map_sizes[2] ** 2
+        super().__init__({name: ZeroLinear(values, 5) for name in module_names(config)})
+
+    def forward(self, rich: Tensor) -> tuple[Tensor, Tensor]:
+        """Rich feature (B, C, l/4, l/4) -> logits (B, m) and centres (B, m, 4)."""
+        normed = F.layer_norm(rich.permute(0, 2, 3, 1), rich.shape[1:2]).permute(0, 3, 1, 2)
+        values = F.avg_pool2d(normed, 2, ceil_mode=True).flatten(1)
+        read = torch.stack([head(values) for head in self.values()], dim=1).float()
+        return read[..., 0], read[..., 1:]
+
+
+class ZeroLinear(nn.Linear):
+    """A linear layer that is initialised with zeros."""
 
 
 class ConvStem(nn.Module):
