@@ -124,6 +124,17 @@ def test_no_face_is_said_and_the_table_written(video, no_face, tmp_path):
     assert (tmp_path / "plain_timeline.png").is_file()
 
 
+def test_a_video_of_which_no_frame_can_be_read_has_a_table_but_no_overlay(video, monkeypatch, tmp_path):
+    def answers(*args, **kwargs):
+        yield {"frame": 0, "timestamp": 0.0, "faces": [], "image": None, "error": "the frame is damaged"}
+
+    monkeypatch.setattr("actionunits.pipelines.au_detection.answer_video", answers)
+    code, _, err = video("dark.mp4", "--csv", "--overlay")
+    assert code == 1 and "frame 0 at 0.00 s: the frame is damaged" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["dark_au.csv"]
+    assert [row["success"] for row in rows(tmp_path / "dark_au.csv")] == ["0"]
+
+
 def test_an_interruption_leaves_nothing_behind(video, clip, tmp_path, monkeypatch):
     from actionunits.timeline import Timeline
 

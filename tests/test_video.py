@@ -1,6 +1,7 @@
 import gc
 import re
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from actionunits.video import (
     ORIENTATIONS,
     VideoError,
     VideoReader,
+    _ordered,
     frames_of,
     is_video,
     whole_file,
@@ -58,6 +60,15 @@ def test_frames_at_any_rate_have_their_own_times(tmp_path, pictures, codec):
     times = [0, 40, 80, 500, 501, 502, 2000, 2033, 2066, 2100, 9000, 9001]
     frames = VideoReader(toy_videos.write(tmp_path / "clip.mp4", pictures, codec, times_ms=times))
     np.testing.assert_allclose([frame.timestamp for frame in frames], np.divide(times, 1000), atol=5e-4)
+
+
+def test_a_repeated_time_does_not_shift_those_after_it():
+    """Of a file that says two frames a second and has a burst of more."""
+    burst = [Fraction(10) + Fraction(i, 25) for i in range(5)]
+    times = [Fraction(0), burst[0], *burst, None, Fraction(14)]
+    entries = [(time, None, None) for time in times]
+    seen = [float(time) for time, _, _ in _ordered(entries, rate=Fraction(2))]
+    np.testing.assert_allclose(seen, [0, 10, 10.001, 10.04, 10.08, 10.12, 10.16, 10.66, 14], atol=1e-9)
 
 
 def test_time_counts_from_the_start_of_the_file(tmp_path, pictures):

@@ -397,13 +397,33 @@ def steps_per_epoch(count: int, recipe: Recipe, processes: int) -> int:
 
 def build_network(network: NetworkRecipe, recipe: Recipe, faces: AlignedFaces) -> nn.Module:
     """A new network, or a pretrained one for these action units, with the corpus' occurrence rates."""
-    settings: dict[str, Any] = {"aus": list(recipe.aus), **network.config}
+    settings: dict[str, Any] = {"aus": list(recipe.aus), **clip_settings(network, recipe), **network.config}
     if recipe.balance_aus:
         margin = 1 / (len(faces) + 1)  # an action unit that never or always occurs has no weight in Eq. 8
         settings["au_occurrence_rates"] = np.clip(faces.occurrence_rates(), margin, 1 - margin).tolist()
     if network.pretrained:
         return AutoModel.from_pretrained(network.pretrained, **settings, dtype=torch.float32)
     return AutoModel.from_config(network_config(network, image_size=recipe.geometry.input_size, **settings))
+
+
+def clip_settings(network: NetworkRecipe, recipe: Recipe) -> dict[str, int]:
+    """What the configuration of a network of videos says of the clips it is trained on.
+
+    Raises:
+        ValueError: The recipe says otherwise of its network.
+    """
+    if "clip_length" not in (field.name for field in fields(CONFIG_MAPPING[network.model_type])):
+        return {}
+    settings = {"clip_length": recipe.clips.length, "num_subsequences": recipe.clips.subsequences}
+    if other := {
+        name: network.config[name]
+        for name in settings
+        if network.config.get(name, settings[name]) != settings[name]
+    }:
+        raise ValueError(
+            f"the network's config has {other}, but the recipe {recipe.clips}; leave it to the recipe."
+        )
+    return settings
 
 
 def network_config(network: NetworkRecipe, **settings: Any) -> Any:

@@ -57,7 +57,7 @@ AUGMENTATION = Augmentation(
 )
 FULL_INTENSITY = 0.5  # of an action unit, from which on it is to be read for sure
 TRIPLETS_RISE = (0.4, 0.7)  # between these shares of a run the weight of the triplets rises from 0 to 1
-HELD_OUT_SHARE = 0.05  # of FEC's triplets, where no file for validation is given
+HELD_OUT_SHARE = 0.05  # at most, of FEC's triplets, where no file for validation is given
 SAID_ANEW = ("output", "cache", "workers")  # what another command may change about the same run
 
 
@@ -107,6 +107,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("give --synthetic, or --fec-table with --fec-photographs")
     if args.fec_table is not None and args.fec_photographs is None:
         parser.error("--fec-table needs --fec-photographs, the folder where they have been downloaded to")
+    if args.init and (args.preset or args.image_size):
+        parser.error("--preset and --image-size are of a new encoder; with --init that one's hold")
     if args.lr is None:
         args.lr = 5e-4 if args.synthetic is None else 3e-3
     return args
@@ -149,8 +151,9 @@ def read_triplets(args: argparse.Namespace, log: RunLog) -> tuple[Examples, Expr
             args.fec_validation_table, args.fec_photographs, cache / "fec-validation", log
         )
     else:
-        train, validation = hold_out(train, args.seed)
+        train, validation = hold_out(train, args.seed, args.validation_triplets)
     log.write("triplets", train=len(train), validation=len(validation))
+    tqdm.write(f"{len(train)} triplets to train with, {len(validation)} to check with")
     return train, validation
 
 
@@ -177,10 +180,16 @@ def fec_triplets(table: Path, photographs: Path, cache: Path, log: RunLog) -> Ex
     return triplets
 
 
-def hold_out(triplets: ExpressionTriplets, seed: int) -> tuple[ExpressionTriplets, ExpressionTriplets]:
-    """Split off triplets, none of whose faces remains in the others."""
+def hold_out(
+    triplets: ExpressionTriplets, seed: int, wanted: int
+) -> tuple[ExpressionTriplets, ExpressionTriplets]:
+    """Split off about as many triplets as wanted, none of whose faces remains in the others.
+
+    Triplets with faces on both sides are lost, so that a few percent held out cost many times as many.
+    """
     random = np.random.default_rng(seed)
-    is_held_out = random.random(len(triplets.faces)) < HELD_OUT_SHARE ** (1 / 3)
+    share = min(HELD_OUT_SHARE, wanted / len(triplets))
+    is_held_out = random.random(len(triplets.faces)) < share ** (1 / 3)
     inside = is_held_out[triplets.triplets].all(axis=1)
     outside = ~is_held_out[triplets.triplets].any(axis=1)
     parts = [

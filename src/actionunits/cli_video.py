@@ -121,11 +121,17 @@ def _sinks(
 
 @contextmanager
 def _overlay(path: Path, thresholds: dict[str, float]) -> Iterator[Sink]:
-    """Write the annotated video. What could not be read is left out, so the frame before stays."""
-    with write_video(path) as video:
+    """Write the annotated video, if there is a frame to be seen.
+
+    What could not be read is left out, so the frame before stays.
+    """
+    with ExitStack() as stack:
+        video: Any = None
 
         def add(answer: dict[str, Any]) -> None:
+            nonlocal video
             if answer["image"] is not None:
+                video = video or stack.enter_context(write_video(path))
                 drawn = draw_frame(answer["image"], answer["faces"], thresholds)
                 video.add(drawn, answer["timestamp"])
 

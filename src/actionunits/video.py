@@ -276,6 +276,9 @@ def _import_av() -> Any:
     return av
 
 
+TICK = Fraction(1, 1000)
+"""Seconds between frames to which a file gives the same time."""
+
 Entry = tuple[Fraction | None, Image.Image | None, str | None]
 """Time [s], picture, and why there is none."""
 
@@ -285,18 +288,19 @@ def _ordered(
 ) -> Iterator[tuple[Fraction, Image.Image | None, str | None]]:
     """Put frames that failed where they belong, for decoders tell of them before they give out earlier ones.
 
-    Frames without a time, or whose time does not come after the last one's (AVI stores none), follow it at
-    the average rate.
+    Frames without a time follow the last one at the average rate (AVI stores none); those whose time does not
+    come after the last one's follow it at once, so that one wrong time does not shift the true ones after it.
     """
     last: Fraction | None = None
     failed: list[tuple[Fraction, str]] = []  # a heap, earliest first
 
     def following(time: Fraction | None) -> Fraction:
         nonlocal last
-        if time is None or (last is not None and time <= last):
-            time = Fraction(0) if last is None else last + 1 / rate
-        last = time
-        return time
+        if last is not None:
+            earliest = last + (1 / rate if time is None else min(1 / rate, TICK))
+            time = earliest if time is None or time <= last else time
+        last = time or Fraction(0)
+        return last
 
     for time, picture, error in entries:
         if error is not None and time is not None:

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -281,6 +282,24 @@ def test_faces_of_fec_are_cut_out_and_aligned(fec, detector, landmarks, photo, t
     assert np.abs(cut - np.asarray(direct.resize((32, 32), Image.Resampling.BOX), float)).mean() < 3
 
 
+def test_faces_on_which_no_landmarks_lie_are_left_out(fec, detector, monkeypatch, tmp_path):
+    locate = type(detector).locate
+    monkeypatch.setattr(
+        type(detector),
+        "locate",
+        lambda self, *where: [replace(face, confidence=0.3) for face in locate(self, *where)],
+    )
+    with pytest.raises(ValueError, match="0.30 only"):
+        prepare_fec(read_fec(*fec), tmp_path / "prepared", detector)
+
+
+def test_triplets_of_an_unknown_type_are_refused(fec):
+    table, folder = fec
+    table.write_text(table.read_text().replace("ONE_CLASS_TRIPLET", "FOUR_CLASS_TRIPLET"))
+    with pytest.raises(ValueError, match="'FOUR_CLASS_TRIPLET'; known are ONE_CLASS_TRIPLET"):
+        read_fec(table, folder)
+
+
 def test_fec_trains_and_says_what_is_missing(run, fec, script, monkeypatch, detector, capsys):
     monkeypatch.setattr(script, "FaceDetector", lambda: detector)
     source = (
@@ -303,7 +322,21 @@ def test_held_out_triplets_share_no_face(script, corpus, tmp_path):
 
     faces = prepare_synthetic(corpus, "train", tmp_path)
     rows = triplets_by_distance(faces.intensities, 500, min_contrast=1.1)
-    kept, held_out = script.hold_out(ExpressionTriplets(faces, rows, np.full(500, 0.2, np.float32)), seed=0)
+    kept, held_out = script.hold_out(ExpressionTriplets(faces, rows, np.full(500, 0.2, np.float32)), 0, 100)
     assert not set(kept.triplets.ravel()) & set(held_out.triplets.ravel())
     assert len(kept) > len(held_out) > 0
     assert len(kept.margins) == len(kept)
+
+
+def test_few_held_out_triplets_cost_few_others(script, corpus, tmp_path):
+    """Of triplets without a face in common p are held out and (1 - p^1/3)^3 are left."""
+    from actionunits.data.triplets import ExpressionTriplets
+
+    faces = prepare_synthetic(corpus, "train", tmp_path).select(np.arange(30_000) % 24)
+    rows = np.arange(30_000).reshape(-1, 3)
+    triplets = ExpressionTriplets(faces, rows, np.full(10_000, 0.2, np.float32))
+    for wanted, share in ((100, 0.01), (10_000, 0.05)):
+        parts = [script.hold_out(triplets, seed, wanted) for seed in range(20)]
+        kept, held_out = (sum(map(len, part)) / 20 for part in zip(*parts, strict=True))
+        assert held_out == pytest.approx(10_000 * share, rel=0.1)
+        assert kept == pytest.approx(10_000 * (1 - share ** (1 / 3)) ** 3, rel=0.05)

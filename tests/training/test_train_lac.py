@@ -16,7 +16,7 @@ from actionunits.data.corpora import CORPORA
 from actionunits.evaluation import predict_scores
 from actionunits.image_processing_au import AUImageProcessor
 from actionunits.models.lac import LacConfig, LacForAUDetection
-from recipe import load_recipe
+from recipe import load_recipe, load_variants
 
 BACKBONE = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
 LAC = {"lac": {"model_type": "au-lac", "config": {"backbone_config": BACKBONE, "hidden_size": 8}}}
@@ -66,6 +66,22 @@ def test_it_trains_on_clips_and_goes_on_to_the_same_bits(run, train, monkeypatch
     assert weights[0] == weights[1]
 
 
+def test_the_network_says_what_clips_it_was_trained_on(run):
+    """Videos are read by them, so a network of single pictures must not read clips of the paper's length."""
+    for clips in ({}, CLIPS):
+        config = AutoModel.from_pretrained(
+            run(f"run-{len(clips)}", networks=LAC, clips=clips, epochs=1, warmup_epochs=0, batch_size=4)
+            / "model"
+        ).config
+        assert (config.clip_length, config.num_subsequences) == (
+            clips.get("length", 1),
+            clips.get("subsequences", 12),
+        )
+    wrong = {"lac": {**LAC["lac"], "config": {**LAC["lac"]["config"], "clip_length": 16}}}
+    with pytest.raises(ValueError, match="'clip_length': 16.*length=1.*leave it to the recipe"):
+        run("wrong", networks=wrong)
+
+
 def test_scores_of_clips_are_in_the_order_of_the_faces(corpus, tmp_path):
     faces = prepare_synthetic(corpus, "validation", tmp_path).with_aus([1, 12])
     torch.manual_seed(0)
@@ -95,7 +111,7 @@ def test_recipes_have_the_papers_numbers(name):
         return
     config = LacConfig(**network.config)
     assert (recipe.clips.length, recipe.clips.subsequences) == (16, 12)
-    assert (config.clip_length, config.num_subsequences) == (16, 12)
+    assert network_training.clip_settings(network, recipe) == {"clip_length": 16, "num_subsequences": 12}
     assert recipe.learning_rate == pytest.approx(1e-4)
     assert (recipe.epochs, recipe.batch_size, recipe.weight_decay) == (200, 8, 5e-4)
     assert config.processor_options["image_mean"] == recipe.image_mean
@@ -103,15 +119,43 @@ def test_recipes_have_the_papers_numbers(name):
     assert recipe.paper.mean == pytest.approx(np.mean(list(recipe.paper.f1.values())), abs=0.051)
 
 
-@pytest.mark.parametrize("variant", ["backbone", "ST", "L_loc+L_act", "L_loc+L_act+L_l2g", "L_CE", "L_WA"])
+@pytest.mark.parametrize(
+    "variant", ["backbone", "TS", "ST", "L_loc+L_act", "L_loc+L_act+L_l2g", "L_CE", "L_WA"]
+)
 def test_variants_are_the_ablations(variant):
     from actionunits.models.lac.configuration_lac import ABLATIONS
 
     recipe = load_recipe(ROOT / "training" / "recipes" / "lac-bp4d.yaml", variant=variant)
     asked = recipe.networks["lac"].config
-    assert LacConfig(**asked).to_dict() == LacConfig(**asked | ABLATIONS[variant]).to_dict()
+    ablation = ABLATIONS["backbone" if variant == "TS" else variant]
+    assert LacConfig(**asked).to_dict() == LacConfig(**asked | ablation).to_dict()
     assert recipe.learning_rate == pytest.approx(1e-4)
     assert recipe.paper.mean > 60
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("bp4d", {f"t-{t}": (t, 12) for t in (2, 4, 8, 32, 64)}),
+        ("disfa", {f"n-sep-{n}": (16, n) for n in (1, 2, 4, 8, 12, 16)}),
+    ],
+)
+def test_variants_are_tables_v_and_vi(name, table):
+    """Clips are all that they change of TS, which is the backbone alone on clips."""
+    from actionunits.models.lac.configuration_lac import ABLATIONS
+
+    path = ROOT / "training" / "recipes" / f"lac-{name}.yaml"
+    assert table.keys() <= load_variants(path).keys()
+    for variant, clips in table.items():
+        recipe = load_recipe(path, variant=variant)
+        network = recipe.networks["lac"]
+        assert (recipe.clips.length, recipe.clips.subsequences) == clips
+        assert recipe.learning_rate == pytest.approx(1e-4)
+        assert recipe.batch_size * recipe.clips.length == 64
+        settings = network_training.clip_settings(network, recipe)
+        assert (settings["clip_length"], settings["num_subsequences"]) == clips
+        config = LacConfig(**network.config | settings)
+        assert config.to_dict() == LacConfig(**network.config | settings | ABLATIONS["backbone"]).to_dict()
 
 
 def test_recordings_of_a_prepared_corpus_are_its_sequences_and_measured_clip_by_clip(tmp_path):

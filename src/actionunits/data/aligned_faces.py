@@ -157,7 +157,8 @@ def prepare_faces(
     Args:
         folder: Where the arrays go.
         records: One a picture: `{"image": encoded bytes, "landmarks": (L, 2), "occurrence": (m,),
-            "intensities": (m,) or None, "person": str, "groups": {name: value}}`.
+            "intensities": (m,) or None, "person": str, "groups": {name: value}}`; or, of one that is to be
+            skipped, `{"unreadable": reason, "person": str}`.
         count: The number of records.
         aus: FACS numbers of the m labels.
         scheme: Name of the landmark scheme.
@@ -257,6 +258,8 @@ def _ahead(pool: ThreadPoolExecutor, records: Iterable[dict], window: int = 64) 
 
 
 def _decode(record: dict[str, Any]) -> np.ndarray | str:
+    if "unreadable" in record:
+        return record["unreadable"]
     try:
         return np.asarray(Image.open(BytesIO(record["image"])).convert("RGB"))
     except (OSError, SyntaxError, ValueError, TypeError) as error:  # what Pillow raises on broken files

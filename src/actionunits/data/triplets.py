@@ -27,6 +27,9 @@ from actionunits.pictures import PictureError, load_picture
 FEC_MARGINS = {"ONE_CLASS_TRIPLET": 0.1, "TWO_CLASS_TRIPLET": 0.2, "THREE_CLASS_TRIPLET": 0.2}
 """Margin of the triplet loss by type of triplet, as FEC's authors have it: one class differs less."""
 
+LEAST_CONFIDENCE = 0.5
+"""Of the landmarks in a box of FEC, which may hold a face that ours cannot be found on."""
+
 FACE_SIDE = 256
 """Width and height in pixels of what is kept of a photograph, the box of the face in its middle half."""
 
@@ -168,7 +171,7 @@ def read_fec(table: str | Path, photographs: str | Path, agreement: float = 2 / 
             numbers = [faces.setdefault(face, len(faces)) for face in pairs]
             negative = numbers.pop(odd - 1)
             triplets.append([*numbers, negative])
-            margins.append(FEC_MARGINS[row["type"]])
+            margins.append(_margin(row["type"], table))
     if not triplets:
         raise ValueError(f"{table} leaves no triplet with the photographs in {folder}: {counts}.")
     files, boxes = zip(*faces, strict=True)
@@ -264,6 +267,12 @@ def _distance(vectors: np.ndarray, rows: np.ndarray, pair: tuple[int, int]) -> n
     return np.linalg.norm(vectors[rows[:, pair[0]]] - vectors[rows[:, pair[1]]], axis=1)
 
 
+def _margin(kind: str, table: str | Path) -> float:
+    if kind not in FEC_MARGINS:
+        raise ValueError(f"{table}: a triplet of type {kind!r}; known are {', '.join(FEC_MARGINS)}.")
+    return FEC_MARGINS[kind]
+
+
 def _fec_records(table: FecTable, detector: Any) -> Iterator[dict[str, Any]]:
     """Faces in the form of `prepare_faces`: cut to squares of one size, with landmarks in their pixels."""
     for file, box in zip(table.files, table.boxes, strict=True):
@@ -273,10 +282,12 @@ def _fec_records(table: FecTable, detector: Any) -> Iterator[dict[str, Any]]:
             # Boxes of faces at the rim reach beyond the photograph.
             pixels = box.clip(0, 1) * np.tile(photograph.size, 2) - 0.5
             face = detector.locate(photograph, [pixels])[0]
+            if face.confidence < LEAST_CONFIDENCE:
+                raise ValueError(f"the landmarks look like a face by {face.confidence:.2f} only")
             picture, landmarks = _cut_out(photograph, pixels, face.landmarks)
             yield {"image": picture, "landmarks": landmarks, **record}
-        except (PictureError, ValueError):
-            yield {"image": file.read_bytes()[:64], "landmarks": None, **record}  # is skipped, and named
+        except (PictureError, ValueError) as error:
+            yield {"unreadable": str(error), "person": file.name}
 
 
 def _cut_out(photograph: Image.Image, box: np.ndarray, landmarks: np.ndarray) -> tuple[bytes, np.ndarray]:

@@ -13,9 +13,12 @@ from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
+from transformers.utils import logging
 
 from actionunits.tracking import FaceTracker, TrackedFace
 from actionunits.video import Frame, VideoReader, frames_of
+
+logger = logging.get_logger(__name__)
 
 FACES_ON_GPU = 8
 """Faces per forward pass on a GPU. On a CPU a frame is a forward pass, as a picture is."""
@@ -69,6 +72,10 @@ def answer_video(
     """
     tracker = FaceTracker(detect.face_detector, detect_every)
     detect._sanitize_parameters(**options)  # refuses wrong ones now, not at the first frame
+    if getattr(detect.model.config, "clip_length", 1) > 1 and not hasattr(detect.model, "stream"):
+        logger.warning(
+            "This model sees time, but in this form (ONNX) each frame alone; use PyTorch for clips."
+        )
     if batch_size is None:
         batch_size = detect._batch_size or (None if detect.device.type == "cpu" else FACES_ON_GPU)
     frames = _frames(video, fps)
