@@ -7,12 +7,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 from tiny_run import ROOT
-from transformers import AutoModel
+from transformers import AutoModel, Trainer, TrainingArguments
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import network_training
-from actionunits.data import prepare_corpus, prepare_synthetic
+from actionunits.callbacks import EndOfEpochCallback
+from actionunits.data import AUCollator, Augmentation, InputGeometry, prepare_corpus, prepare_synthetic
 from actionunits.data.corpora import CORPORA
+from actionunits.data.sampling import ClipCollator, ClipDataset, sample_clips
 from actionunits.evaluation import predict_scores
 from actionunits.image_processing_au import AUImageProcessor
 from actionunits.models.lac import LacConfig, LacForAUDetection
@@ -80,6 +82,39 @@ def test_the_network_says_what_clips_it_was_trained_on(run):
     wrong = {"lac": {**LAC["lac"], "config": {**LAC["lac"]["config"], "clip_length": 16}}}
     with pytest.raises(ValueError, match="'clip_length': 16.*length=1.*leave it to the recipe"):
         run("wrong", networks=wrong)
+
+
+def test_the_trainer_draws_other_clips_each_epoch(corpus, tmp_path):
+    """As the README of LAC trains it; the order of clips aside, the Trainer sees those of `sample_clips`."""
+    faces = prepare_synthetic(corpus, "train", tmp_path / "prepared").with_aus([1, 12])
+    clips = ClipDataset(faces, faces.people, faces.people, clip_length=3, num_subsequences=2, seed=5)
+    seen: list[tuple] = []
+
+    class Watched(ClipDataset):
+        def __getitems__(self, indices):
+            seen.extend(map(tuple, self.clips[np.asarray(indices)].tolist()))
+            return super().__getitems__(indices)
+
+    clips.__class__ = Watched
+    torch.manual_seed(0)
+    model = LacForAUDetection(LacConfig(backbone_config=BACKBONE, hidden_size=8, clip_length=3, aus=[1, 12]))
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    frames = AUCollator([1, 12], geometry=InputGeometry(input_size=48), augmentation=Augmentation())
+    arguments = TrainingArguments(
+        str(tmp_path / "run"), num_train_epochs=3, per_device_train_batch_size=2, save_strategy="no",
+        remove_unused_columns=False, report_to=[], use_cpu=True, disable_tqdm=True,
+    )  # fmt: skip
+    Trainer(
+        model, arguments, train_dataset=clips, data_collator=ClipCollator(frames),
+        callbacks=[EndOfEpochCallback()],
+    ).train()  # fmt: skip
+    drawn = [sample_clips(faces.people, faces.people, 3, 2, (5, epoch)) for epoch in range(3)]
+    assert len(seen) == 18
+    for epoch, expected in enumerate(drawn):
+        assert sorted(seen[6 * epoch : 6 * epoch + 6]) == sorted(map(tuple, expected.tolist()))
+    assert sorted(seen[:6]) != sorted(seen[6:12])
+    assert any(not torch.equal(before[name], value) for name, value in model.named_parameters())
+    assert all(int(each.epochs) == 3 for each in model.statistics.values())
 
 
 def test_scores_of_clips_are_in_the_order_of_the_faces(corpus, tmp_path):
