@@ -554,10 +554,14 @@ def gathered_clip_scores(
     model.eval()
     clips = fixed_stride_clips(sequence_names(faces), clip_length)
     scores = torch.zeros(len(faces), len(faces.aus), device=accelerator.device)
-    for rows, _ in clips[accelerator.process_index :: accelerator.num_processes]:
+    processes = accelerator.num_processes
+    # Wrapped models synchronise in each forward pass, so that all processes must have as many.
+    for number in range(accelerator.process_index, math.ceil(len(clips) / processes) * processes, processes):
+        rows = clips[number % len(clips)].rows
         batch = send_to_device(faces.__getitems__(rows), accelerator.device)
         logits = model(collate.inputs(batch)["pixel_values"][None]).logits[0]
-        scores[torch.from_numpy(rows).to(scores.device)] = torch.sigmoid(logits.float())
+        if number < len(clips):
+            scores[torch.from_numpy(rows).to(scores.device)] = torch.sigmoid(logits.float())
     return accelerator.reduce(scores, "sum").cpu().numpy()
 
 

@@ -1,6 +1,7 @@
 """LAC by training/train.py: pictures of the toy corpus, and clips of them."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -134,6 +135,29 @@ def test_scores_of_clips_are_in_the_order_of_the_faces(corpus, tmp_path):
             expected = model(pixels[None, rows]).logits[0].sigmoid().numpy()
             np.testing.assert_allclose(scores[rows], expected, atol=1e-6)
     assert scores.std(0).min() > 1e-4
+
+
+def test_processes_score_as_many_clips_each(corpus, tmp_path):
+    """Five clips on two processes: three forward passes each, and together the scores of one process."""
+    faces = prepare_synthetic(corpus, "validation", tmp_path).with_aus([1, 12])
+    torch.manual_seed(0)
+    model = LacForAUDetection(LacConfig(backbone_config=BACKBONE, hidden_size=8, aus=[1, 12])).eval()
+    collate = AUCollator([1, 12], geometry=InputGeometry(input_size=48))
+    passes = []
+    model.register_forward_hook(lambda *_: passes.append(1))
+
+    def scores(rank, processes):
+        one = SimpleNamespace(
+            num_processes=processes, process_index=rank, device="cpu", reduce=lambda values, _: values
+        )
+        return network_training.gathered_clip_scores(model, faces, collate, 2, one)
+
+    whole = scores(0, 1)
+    assert len(passes) == 5
+    parts = [scores(rank, 2) for rank in (0, 1)]
+    assert len(passes) == 5 + 3 + 3
+    np.testing.assert_array_equal(sum(parts), whole)
+    assert whole.min() > 0
 
 
 @pytest.mark.parametrize("name", ["bp4d", "disfa", "synthetic-compact"])
