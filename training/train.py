@@ -78,7 +78,8 @@ def train(output: Path, recipe: Recipe, args: argparse.Namespace, accelerator: A
     log = open_run(output, recipe, accelerator)
     splits = prepare_splits(args, recipe, accelerator, log)
     keep_recipe(output, recipe, accelerator)
-    splits["train"] = taught(splits["train"], recipe, accelerator.device)
+    if any(not (output / name / "model" / "config.json").is_file() for name in recipe.networks):
+        splits["train"] = taught(splits["train"], recipe, accelerator.device)
     for name in recipe.networks:
         NetworkTraining(name, recipe, splits, output / name, new_accelerator(recipe), log).run()
     finish(output, recipe, splits, read_manifest(args.data), accelerator, log)
@@ -274,6 +275,8 @@ def describe_run(
     """
     described = recipe.to_dict()
     described["teachers"] = [short_name(teacher) for teacher in recipe.teachers]
+    for network in described["networks"].values():
+        network["pretrained"] = short_name(network["pretrained"])
     encoder, backbones = take_out_encoder(model, described), take_out_backbones(described)
     return {
         "name": recipe.name if not member else name_of_member(recipe.name, member),
@@ -316,7 +319,7 @@ def name_of_member(name: str, member: str) -> str:
 
 def short_name(name: str) -> str:
     """A Hub name as it is, and of a folder the end that says whose model it is, not where it lies."""
-    return "/".join(Path(name).parts[-2:])
+    return "/".join(Path(name).parts[-2:]) if name else ""
 
 
 def take_out_encoder(model: nn.Module, recipe: dict[str, Any]) -> dict[str, Any]:
