@@ -412,6 +412,8 @@ def clip_settings(network: NetworkRecipe, recipe: Recipe) -> dict[str, int]:
     Raises:
         ValueError: The recipe says otherwise of its network.
     """
+    if network.model_type not in CONFIG_MAPPING:  # pretrained weights have their own type
+        return {}
     if "clip_length" not in (field.name for field in fields(CONFIG_MAPPING[network.model_type])):
         return {}
     settings = {"clip_length": recipe.clips.length, "num_subsequences": recipe.clips.subsequences}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -62,5 +61,5 @@ def _logits(teacher: str, faces: AlignedFaces, recipe: Recipe, device: torch.dev
 
 def _columns(teacher: str, known: Sequence[int], wanted: Sequence[int]) -> list[int]:
     if missing := [au_label(au) for au in wanted if au not in known]:
-        raise ValueError(f"the teacher {Path(teacher)} does not know {missing}; leave it or them out.")
+        raise ValueError(f"the teacher {teacher} does not know {missing}; leave it or them out.")
     return [list(known).index(au) for au in wanted]

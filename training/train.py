@@ -77,9 +77,9 @@ def train(output: Path, recipe: Recipe, args: argparse.Namespace, accelerator: A
             network_config(network, **network.config)  # refuses a wrong name before the corpus is decoded
     log = open_run(output, recipe, accelerator)
     splits = prepare_splits(args, recipe, accelerator, log)
-    keep_recipe(output, recipe, accelerator)
     if any(not (output / name / "model" / "config.json").is_file() for name in recipe.networks):
         splits["train"] = taught(splits["train"], recipe, accelerator.device)
+    keep_recipe(output, recipe, accelerator)
     for name in recipe.networks:
         NetworkTraining(name, recipe, splits, output / name, new_accelerator(recipe), log).run()
     finish(output, recipe, splits, read_manifest(args.data), accelerator, log)
@@ -118,7 +118,7 @@ def open_run(output: Path, recipe: Recipe, accelerator: Accelerator) -> RunLog:
 
 
 def keep_recipe(output: Path, recipe: Recipe, accelerator: Accelerator) -> None:
-    """Write the recipe into the run's folder, now that the data has turned out to fit it."""
+    """Write the recipe into the run's folder, now that data and teachers have turned out to fit it."""
     stored = output / "recipe.yaml"
     if accelerator.is_main_process and not stored.is_file():
         write_atomically(stored, yaml.safe_dump(recipe.to_dict(), sort_keys=False))

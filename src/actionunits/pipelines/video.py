@@ -48,7 +48,7 @@ def answer_video(
         video: Path of a file, or an iterable of frames, each anything that `load_picture` takes.
         fps: Frames per second of an iterable, for the timestamps. A file has its own times.
         detect_every: The face detector looks at every so many frames, and whenever no face is in sight; in
-            between faces are followed. With 1, each frame has the very numbers that its picture has. With
+            between faces are followed. With 1, each face found has the very numbers of its picture. With
             more it is faster; a new face beside others may be seen so many frames late, and landmarks of
             followed faces start from the frame before, so that they and the scores differ a little.
         return_frames: Add the picture to each answer.
