@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from tiny_run import load_script
 
-from actionunits.face_landmarks import FaceLandmarker
+from actionunits.face_landmarks import FaceLandmarker, FaceLandmarkerConfig
+from actionunits.landmarks import mirror_landmarks
 
 SHAPE = {
     "image_size": 32,
@@ -69,17 +70,43 @@ def test_mirrored_crops_have_mirrored_points(batches):
     )
 
 
-def test_brows_are_lifted_along_the_face(script):
-    """Of an upright face straight up, by parts of the outer eye distance; of a turned one along with it."""
+def test_points_move_to_mediapipes_along_the_face(script):
+    """In an upright face by parts of the outer eye distance; turned ones along with them; no contour."""
     points = torch.zeros(2, 68, 2)
     points[0, 36], points[0, 45] = torch.tensor([10.0, 10.0]), torch.tensor([110.0, 10.0])
     points[0, 48], points[0, 54] = torch.tensor([30.0, 88.0]), torch.tensor([90.0, 88.0])
-    points[1] = points[0].flip(1)
-    _, lifted = script.lift_brows((torch.zeros(2), points))
-    moved = lifted - points
-    torch.testing.assert_close(moved[0, 17:27, 1], -100 * torch.tensor(script.BROW_LIFT))
-    torch.testing.assert_close(moved[1], moved[0].flip(1))
-    assert not moved[:, :17].any() and not moved[:, 27:].any() and not moved[0, :, 0].any()
+    points[1] = points[0] @ torch.tensor([[0.0, 1.0], [-1.0, 0.0]])  # a quarter turn
+    _, moved = script.with_mediapipe_points((torch.zeros(2), points))
+    moves = moved - points
+    torch.testing.assert_close(moves[0, 21], torch.tensor([-1.0, -5.8]))
+    torch.testing.assert_close(moves[0, 22], torch.tensor([1.0, -5.8]))  # its mirror image
+    torch.testing.assert_close(moves[0, 57], torch.tensor([0.0, 0.1]))
+    torch.testing.assert_close(moves[1], moves[0] @ torch.tensor([[0.0, 1.0], [-1.0, 0.0]]))
+    assert not moves[:, :17].any() and (moves[0, 17:] != 0).any(1).all()
+
+
+def test_a_network_is_centred_on_photographs(script):
+    """Its mean error there, left and right alike, is gone where every picture is cut alike."""
+
+    class Shifted(FaceLandmarker):
+        """Finds every point at 0.5 + bias of the one crop there is."""
+
+        def locate(self, image, boxes):
+            places = (self.points.bias.view(68, 2).numpy() + 0.5) * image.width - 0.5
+            return [(places.astype(np.float64), 1.0)]
+
+        def _crop_of_points(self, points):
+            return self._crop(np.full(2, 79.5), 160.0, np.zeros(2))
+
+    torch.manual_seed(0)
+    model = Shifted(FaceLandmarkerConfig(**SHAPE))
+    pictures, points = faces(6)
+    points = (points + mirror_landmarks(points, "ibug68", 160)) / 2  # no side is another
+    before = model.points.bias.clone()
+    middle = script.centred(model, (pictures, points))
+    assert torch.equal(model.points.bias, before)
+    found = torch.from_numpy(middle.locate(Image.new("RGB", (160, 160)), [None])[0][0])
+    torch.testing.assert_close(found.float(), points.mean(0), atol=1e-3, rtol=0)
 
 
 def test_a_quarter_of_a_batch_is_no_face(batches):
