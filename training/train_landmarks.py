@@ -200,7 +200,7 @@ def with_mediapipe_points(faces: Pictures) -> Pictures:
     return pictures, points + offsets @ torch.stack([across, down], 1)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def centred(model: FaceLandmarker, faces: Pictures | None) -> FaceLandmarker:
     """A copy of the network whose last layer makes up for its mean error on faces, left and right alike."""
     model = copy.deepcopy(model).eval()
