@@ -92,7 +92,7 @@ def test_a_network_is_centred_on_photographs(script):
         """Finds every point at 0.5 + bias of the one crop there is."""
 
         def locate(self, image, boxes):
-            places = (self.points.bias.view(68, 2).numpy() + 0.5) * image.width - 0.5
+            places = (self.points.bias.detach().view(68, 2).numpy() + 0.5) * image.width - 0.5
             return [(places.astype(np.float64), 1.0)]
 
         def _crop_of_points(self, points):
