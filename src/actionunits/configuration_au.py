@@ -157,6 +157,69 @@ class AUConfig(PreTrainedConfig):
             raise ValueError(f"{name} must lie between 0 and 1, got {wrong[0]}.")
 
 
+class CompositeAUConfig(AUConfig):
+    """Base class of the configurations of several networks that answer together.
+
+    The action units and occurrence rates of the whole hold for each network; where only the networks'
+    configurations name them, the whole takes them from there. Thresholds are its own. A subclass names the
+    networks in `sub_configs` and has a field for each: a configuration, a dictionary, or `None` for no such
+    network.
+
+    Raises:
+        ValueError: The networks, or they and the whole, name different action units.
+    """
+
+    def __post_init__(self, **kwargs):
+        """Make configurations of the networks' dictionaries and bring labels and rates in step."""
+        named = {}
+        for key, config_class in self.sub_configs.items():
+            if (given := getattr(self, key)) is None:
+                continue
+            network = given if isinstance(given, AUConfig) else config_class(**given)
+            setattr(self, key, network)
+            if given is network or any(name in given for name in LABEL_FIELDS):
+                named[key] = network.au_labels
+        if "num_labels" not in kwargs and self.aus is self.id2label is self.label2id is None:
+            self.id2label = next((dict(enumerate(labels)) for labels in named.values()), None)
+        if self.au_occurrence_rates is None:
+            rates = (network.au_occurrence_rates for network in self.networks.values())
+            self.au_occurrence_rates = next((rate for rate in rates if rate is not None), None)
+        super().__post_init__(**kwargs)
+        for key, labels in named.items():
+            if labels != self.au_labels:
+                raise ValueError(
+                    f"{key} names {labels}, the ensemble {self.au_labels}; "
+                    "all networks must answer for the same action units in the same order."
+                )
+        self._share()
+
+    @property
+    def networks(self) -> dict[str, AUConfig]:
+        """The networks' configurations by name: "lsc" for the field `lsc_config`."""
+        given = {key.removesuffix("_config"): getattr(self, key) for key in self.sub_configs}
+        return {name: config for name, config in given.items() if config is not None}
+
+    @property
+    def processor_options(self) -> dict[str, Any]:
+        """Options of the image processor that fits all networks."""
+        return next(iter(self.networks.values())).processor_options
+
+    def relabel(self, **names: Any) -> None:
+        """Rename the outputs of the whole and of every network."""
+        super().relabel(**names)
+        self._share()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "au_occurrence_rates" and "_name_or_path" in self.__dict__:
+            self._share()
+
+    def _share(self) -> None:
+        for network in self.networks.values():
+            network.relabel(id2label=self.id2label)
+            network.au_occurrence_rates = self.au_occurrence_rates
+
+
 def _resolve_labels(aus=None, id2label=None, label2id=None, num_labels: int | None = None) -> list[str]:
     """Return the labels in output order; BP4D's where nothing is given."""
     given: dict[str, list[str]] = {}
@@ -198,4 +261,4 @@ def _anonymous(num_labels: int) -> list[str]:
     return [f"LABEL_{i}" for i in range(num_labels)]
 
 
-__all__ = ["AUConfig"]
+__all__ = ["AUConfig", "CompositeAUConfig"]

@@ -11,10 +11,12 @@ from tiny_run import load_script
 from actionunits.face_landmarks import FaceLandmarker, FaceLandmarkerConfig
 from actionunits.landmarks import mirror_landmarks
 
+# Eight channels at least: with fewer, oneDNN's AVX2 kernel for the weights' gradient of a strided 1x1
+# convolution in channels_last writes beyond its memory (github.com/uxlfoundation/oneDNN/issues/6035).
 SHAPE = {
     "image_size": 32,
-    "hidden_sizes": [4, 4, 4, 8, 8],
-    "neck_size": 4,
+    "hidden_sizes": [8, 8, 8, 8, 8],
+    "neck_size": 8,
     "intermediate_size": 8,
     "map_size": 4,
 }

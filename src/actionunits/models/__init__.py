@@ -1,7 +1,8 @@
-"""The published methods, a folder each; importing this registers them with transformers' Auto classes."""
+"""The published methods and their mean, a folder each; importing this registers them for the Auto classes."""
 
 from .ac2d import Ac2dConfig, Ac2dForAUDetection
 from .auformer import AUFormerConfig, AUFormerForAUDetection
+from .ensemble import EnsembleConfig, EnsembleForAUDetection
 from .escda import (
     EscdaConfig,
     EscdaForAUDetection,
@@ -23,6 +24,8 @@ __all__ = [
     "AUFormerForAUDetection",
     "Ac2dConfig",
     "Ac2dForAUDetection",
+    "EnsembleConfig",
+    "EnsembleForAUDetection",
     "EscdaConfig",
     "EscdaForAUDetection",
     "GdaConfig",

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 
-from actionunits.configuration_au import LABEL_FIELDS, AUConfig
+from actionunits.configuration_au import AUConfig, CompositeAUConfig
 
 Widths = list[int] | tuple[int, ...]
 Shares = list[list[int]] | tuple[tuple[int, ...], ...]
@@ -168,7 +168,7 @@ class GdaConfig(EscdaBackboneConfig):
 
 
 @strict
-class EscdaConfig(AUConfig):
+class EscdaConfig(CompositeAUConfig):
     """Configuration of the ensemble of LSC and GDA (ESCDA, Sec. 3.3).
 
     The action units and occurrence rates of the ensemble hold for both networks; where only the networks'
@@ -192,51 +192,10 @@ class EscdaConfig(AUConfig):
     ensemble: Literal["average", "voting"] = "average"
 
     def __post_init__(self, **kwargs):
-        """Make configurations of the networks' dictionaries and bring labels and rates in step."""
-        named = {}
-        for key, config_class in self.sub_configs.items():
-            given = getattr(self, key) or {}
-            network = given if isinstance(given, AUConfig) else config_class(**given)
-            setattr(self, key, network)
-            if given is network or any(name in given for name in LABEL_FIELDS):
-                named[key] = network.au_labels
-        if "num_labels" not in kwargs and self.aus is self.id2label is self.label2id is None:
-            self.id2label = next((dict(enumerate(labels)) for labels in named.values()), None)
-        if self.au_occurrence_rates is None:
-            rates = (network.au_occurrence_rates for network in self._networks)
-            self.au_occurrence_rates = next((rate for rate in rates if rate is not None), None)
+        """Give a network that was not described its default values."""
+        self.lsc_config = self.lsc_config or {}
+        self.gda_config = self.gda_config or {}
         super().__post_init__(**kwargs)
-        for key, labels in named.items():
-            if labels != self.au_labels:
-                raise ValueError(
-                    f"{key} names {labels}, the ensemble {self.au_labels}; "
-                    "both networks must answer for the same action units in the same order."
-                )
-        self._share()
-
-    @property
-    def processor_options(self) -> dict[str, Any]:
-        """Options of the image processor that fits both networks."""
-        return self._networks[0].processor_options
-
-    def relabel(self, **names: Any) -> None:
-        """Rename the outputs of the ensemble and of both networks."""
-        super().relabel(**names)
-        self._share()
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name == "au_occurrence_rates" and "_name_or_path" in self.__dict__:
-            self._share()
-
-    @property
-    def _networks(self) -> list[AUConfig]:
-        return [getattr(self, key) for key in self.sub_configs]
-
-    def _share(self) -> None:
-        for network in self._networks:
-            network.relabel(id2label=self.id2label)
-            network.au_occurrence_rates = self.au_occurrence_rates
 
     @classmethod
     def compact(cls, **kwargs) -> "EscdaConfig":

@@ -1,0 +1,176 @@
+"""Several methods that answer together: the mean of their logits.
+
+No paper's network, but ESCDA's idea (its Sec. 3.3) one step further: networks that are built differently err
+differently, on pictures unlike those of the training above all. ESCDA itself averages probabilities; here it
+is logits, so that a network that is sure has a say where another one is not.
+
+    picture (B, 3, S, S) -> for each method, reduced to the size that it reads -> logits (B, m) -> their mean
+
+Shapes: B pictures, m action units, k networks.
+"""
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.utils.generic import can_return_tuple
+
+from actionunits.modeling_au import AUPreTrainedModel
+from actionunits.modeling_outputs import AUDetectionOutput
+from actionunits.models.ac2d.modeling_ac2d import Ac2dForAUDetection
+from actionunits.models.auformer.modeling_auformer import AUFormerForAUDetection
+from actionunits.models.escda.modeling_escda import EscdaForAUDetection
+from actionunits.models.gtlenet.modeling_gtlenet import GtleNetForAUDetection
+from actionunits.models.lac.modeling_lac import LacForAUDetection
+
+from .configuration_ensemble import EnsembleConfig, input_size
+
+METHODS: dict[str, type[AUPreTrainedModel]] = {
+    "escda": EscdaForAUDetection,
+    "gtlenet": GtleNetForAUDetection,
+    "ac2d": Ac2dForAUDetection,
+    "auformer": AUFormerForAUDetection,
+    "lac": LacForAUDetection,
+}
+FIRST_ONLY = ("au_attentions", "au_attentions_unconstrained", "au_masks", "au_evidence")
+"""Maps that only one network can show; the first does, and its hidden states."""
+
+
+class EnsembleForAUDetection(AUPreTrainedModel):
+    """Mean of the logits of several methods; each is trained alone, or all side by side."""
+
+    config: EnsembleConfig
+    _supports_sdpa = True
+
+    def __init__(self, config: EnsembleConfig):
+        super().__init__(config)
+        self.networks = nn.ModuleDict(
+            {name: METHODS[name](network) for name, network in config.networks.items()}
+        )
+        self.post_init()
+
+    @classmethod
+    def from_networks(cls, *networks: AUPreTrainedModel, **config_kwargs: Any) -> "EnsembleForAUDetection":
+        """Put trained networks together; their weights are copied.
+
+        Args:
+            networks: Of different methods, for the same action units in the same order.
+            config_kwargs: Fields of `EnsembleConfig`, such as `au_thresholds`.
+
+        Returns:
+            The ensemble in evaluation mode, on the device and in the type of the first network.
+
+        Raises:
+            ValueError: Two networks are of one method, one is of none that goes into an ensemble, there is
+                none at all, or they answer for different action units.
+        """
+        names = [_method_of(network) for network in networks]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"An ensemble has one network of each of its methods, got {names}.")
+        configs = {f"{name}_config": copy.deepcopy(n.config) for name, n in zip(names, networks, strict=True)}
+        for config in configs.values():
+            config.name_or_path = ""  # where it came from is nobody's business
+        model = cls(EnsembleConfig(**configs, **config_kwargs))  # type: ignore[arg-type]
+        model.to(device=networks[0].device, dtype=networks[0].dtype)  # type: ignore[call-arg]
+        for name, network in zip(names, networks, strict=True):
+            model.networks[name].load_state_dict(network.state_dict())
+        return model.eval()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        au_centers: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_au_attentions: bool = False,
+        **kwargs: Any,
+    ) -> AUDetectionOutput:
+        """Detect action units.
+
+        Args:
+            pixel_values: (B, 3, image_size, image_size) normalised aligned faces.
+            au_centers: (B, m, 2, 2) the two centres (x, y) of every action unit, in pixels of `pixel_values`
+                (origin: centre of the top-left pixel); for networks that need them.
+            labels: (B, m) occurrences in [0, 1], or -1 for unknown; adds the loss, the sum of the networks'.
+            output_au_attentions: Return what the first network shows of where it looks.
+            kwargs: Passed to the first network, such as `output_hidden_states`.
+
+        Returns:
+            Besides the ensemble's logits, `branch_logits` (B, k, m), the networks'.
+
+        Raises:
+            ValueError: Pictures of another size, or what a network finds wrong with its input.
+        """
+        self._check_size(pixel_values)
+        inputs = {"pixel_values": pixel_values, "au_centers": au_centers, "labels": labels}
+        outputs: list[AUDetectionOutput] = []
+        for network in self.networks.values():
+            wanted = {} if outputs else {"output_au_attentions": output_au_attentions, **kwargs}
+            outputs.append(network(**self._inputs_of(network, inputs), return_dict=True, **wanted))
+        first = outputs[0]
+        logits = torch.stack([output["logits"] for output in outputs], dim=1)  # (B, k, m)
+        return AUDetectionOutput(
+            loss=None if labels is None else torch.stack([output["loss"] for output in outputs]).sum(),
+            logits=logits.mean(dim=1),
+            branch_logits=logits,
+            hidden_states=first.hidden_states,
+            attentions=first.attentions,
+            **{name: getattr(first, name) for name in FIRST_ONLY},
+        )
+
+    def end_of_epoch(self, batches: Iterable[Mapping[str, Tensor]] | None = None) -> None:
+        """Tell the networks that keep state by the epoch that one has ended; see `EndOfEpochCallback`.
+
+        Args:
+            batches: Inputs of the ensemble that show the training set once, for networks that look again.
+        """
+        for network in self.networks.values():
+            if hasattr(network, "end_of_epoch"):
+                inputs = None if batches is None else (self._inputs_of(network, batch) for batch in batches)
+                network.end_of_epoch(inputs)  # type: ignore[operator]
+
+    def _inputs_of(self, network: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The ensemble's inputs as one of its networks reads them."""
+        side, size = self.config.image_size, input_size(network.config)
+        return {
+            **inputs,
+            "pixel_values": reduced(inputs["pixel_values"], size),
+            "au_centers": reduced_centers(inputs.get("au_centers"), side, size),
+        }
+
+    def _check_size(self, pixel_values: Tensor) -> None:
+        side = self.config.image_size
+        if pixel_values.ndim != 4 or tuple(pixel_values.shape[2:]) != (side, side):
+            raise ValueError(
+                f"Pictures of shape {tuple(pixel_values.shape)}, but the ensemble reads "
+                f"(B, 3, {side}, {side}); let the image processor crop them."
+            )
+
+
+def reduced(pixel_values: Tensor, size: int) -> Tensor:
+    """Return pictures (B, 3, S, S) with (B, 3, size, size) pixels, each the mean of what it covers."""
+    if pixel_values.shape[-1] == size:
+        return pixel_values
+    pictures = pixel_values.float()  # a CPU reduces no half precision
+    pictures = F.interpolate(pictures, (size, size), mode="bilinear", antialias=True)
+    return pictures.to(pixel_values.dtype)
+
+
+def reduced_centers(au_centers: Tensor | None, side: int, size: int) -> Tensor | None:
+    """Return places in pictures of `side` pixels as places in those of `size` (origin: see `forward`)."""
+    if au_centers is None or side == size:
+        return au_centers
+    return (au_centers + 0.5) * (size / side) - 0.5
+
+
+def _method_of(network: AUPreTrainedModel) -> str:
+    for name, model_class in METHODS.items():
+        if type(network) is model_class:
+            return name
+    raise ValueError(f"A {type(network).__name__} is none of {[m.__name__ for m in METHODS.values()]}.")
+
+
+__all__ = ["EnsembleForAUDetection"]

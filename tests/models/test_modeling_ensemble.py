@@ -1,0 +1,188 @@
+"""The mean of several methods: what goes to each network, and what comes of their answers."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel
+
+from actionunits import (
+    Ac2dForAUDetection,
+    AUImageProcessor,
+    EnsembleConfig,
+    EnsembleForAUDetection,
+)
+from actionunits.models.ensemble.modeling_ensemble import reduced, reduced_centers
+
+from .test_modeling_ac2d import TINY as AC2D
+from .test_modeling_ac2d import TestAc2d as Ac2dTester
+from .test_modeling_auformer import TestFrozen as AUFormerTester
+from .test_modeling_common import AUS, AUModelTester
+from .test_modeling_escda import BACKBONE, BRANCH
+from .test_modeling_escda import TestEscda as EscdaTester
+from .test_modeling_gtlenet import TestGtleNet as GtleNetTester
+from .test_modeling_lac import TestLac as LacTester
+
+ESCDA = {"lsc_config": BACKBONE | BRANCH, "gda_config": BACKBONE}
+TESTERS = (EscdaTester, GtleNetTester, Ac2dTester, AUFormerTester, LacTester)
+
+
+class TestEnsemble(AUModelTester):
+    model_class = EnsembleForAUDetection
+    config = {"escda_config": ESCDA, "ac2d_config": AC2D}  # 48 and 32 pixels
+    has_attention = True
+    without_gradient = EscdaTester.without_gradient + Ac2dTester.without_gradient
+
+    def make_model(self, **kwargs):
+        model = super().make_model(**kwargs)
+        model.end_of_epoch()
+        return model.eval()
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """A network of each method, whose inputs have 48, 48, 32, 32 and 32 pixels."""
+    return [tester().make_model() for tester in TESTERS]
+
+
+def naive_reduction(picture, size):
+    """Bilinear reduction of a (3, S, S) picture by Pillow, channel by channel in floats."""
+    channels = [
+        Image.fromarray(channel.numpy(), mode="F").resize((size, size), Image.Resampling.BILINEAR)
+        for channel in picture
+    ]
+    return torch.stack([torch.from_numpy(np.array(channel)) for channel in channels])
+
+
+def test_answer_is_the_mean_of_the_networks_logits(networks):
+    model = EnsembleForAUDetection.from_networks(*networks)
+    inputs = TestEnsemble().make_inputs(model.config)
+    sizes = [network.config.processor_options["size"]["height"] for network in networks]
+    assert model.config.image_size == max(sizes) > min(sizes)
+    expected = []
+    for network, size in zip(networks, sizes, strict=True):
+        pictures = torch.stack([naive_reduction(picture, size) for picture in inputs["pixel_values"]])
+        centers = (inputs["au_centers"] + 0.5) * size / max(sizes) - 0.5
+        expected.append(network(pictures, centers).logits)
+    output = model(**inputs)
+    torch.testing.assert_close(output.branch_logits, torch.stack(expected, 1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output.logits, sum(expected) / len(networks), rtol=1e-4, atol=1e-5)
+
+
+def test_loss_is_the_sum_of_the_networks_losses(networks):
+    same_size = [network for network in networks if network.config.processor_options["size"]["height"] == 32]
+    model = EnsembleForAUDetection.from_networks(*same_size)
+    tester = TestEnsemble()
+    inputs, labels = tester.make_inputs(model.config), tester.make_labels(model.config)
+    expected = sum(network(**inputs, labels=labels).loss for network in same_size)
+    torch.testing.assert_close(model(**inputs, labels=labels).loss, expected)
+
+
+def test_networks_come_back_as_they_went(networks, tmp_path):
+    EnsembleForAUDetection.from_networks(*networks).save_pretrained(tmp_path)
+    loaded, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    for network, inside in zip(networks, loaded.networks.values(), strict=True):
+        assert type(inside) is type(network)
+        for name, value in network.state_dict().items():
+            torch.testing.assert_close(inside.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_one_network_loads_from_the_ensemble(networks, tmp_path):
+    EnsembleForAUDetection.from_networks(*networks).save_pretrained(tmp_path)
+    expected = networks[2]
+    network, info = Ac2dForAUDetection.from_pretrained(
+        tmp_path, config=expected.config, key_mapping={r"^networks\.ac2d\.": ""}, output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    inputs = Ac2dTester().make_inputs(network.config)
+    torch.testing.assert_close(network(**inputs).logits, expected(**inputs).logits)
+
+
+def test_centres_stay_on_their_pixels():
+    """A face reduced by the image processor and one reduced by the ensemble have the same centres."""
+    landmarks = np.random.default_rng(0).uniform(40, 160, (68, 2))
+    photo = Image.new("RGB", (200, 200))
+    large, small = (
+        AUImageProcessor(aus=AUS, size={"height": size, "width": size})(
+            photo, landmarks=landmarks, return_tensors="pt"
+        )["au_centers"]
+        for size in (112, 80)
+    )
+    torch.testing.assert_close(reduced_centers(large, 112, 80), small, rtol=0, atol=1e-3)
+    assert reduced_centers(large, 112, 112) is large
+    assert reduced_centers(None, 112, 80) is None
+
+
+def test_an_even_picture_stays_even():
+    pictures = torch.full((1, 3, 48, 48), 0.25)
+    torch.testing.assert_close(reduced(pictures, 32), torch.full((1, 3, 32, 32), 0.25))
+    assert reduced(pictures, 48) is pictures
+
+
+def test_maps_are_the_first_networks(networks):
+    escda, _, ac2d, *_ = networks
+    model = EnsembleForAUDetection.from_networks(escda, ac2d)
+    inputs = EscdaTester().make_inputs(escda.config)
+    options = {"output_au_attentions": True, "output_hidden_states": True, "output_attentions": True}
+    output, expected = model(**inputs, **options), escda(**inputs, **options)
+    for name in ("au_attentions", "au_attentions_unconstrained", "au_masks", "au_evidence"):
+        torch.testing.assert_close(output[name], expected[name])
+    for name in ("hidden_states", "attentions"):
+        assert len(output[name]) == len(expected[name])
+
+
+def test_epochs_end_for_the_networks_that_keep_state(networks):
+    model = EnsembleForAUDetection.from_networks(networks[0], networks[2]).train()
+    inputs = TestEnsemble().make_inputs(model.config, 4)
+    before = model.networks["ac2d"].prototypes.clone()
+    model(**inputs)
+    model.end_of_epoch()
+    assert not torch.equal(model.networks["ac2d"].prototypes, before)
+
+
+def test_an_epoch_that_is_looked_at_again_is_reduced(networks):
+    static = Ac2dTester().make_model(deconfounding="static")
+    model = EnsembleForAUDetection.from_networks(networks[0], static).train()
+    inputs = TestEnsemble().make_inputs(model.config, 4)
+    model(**inputs)
+    model.end_of_epoch([inputs])
+    alone = copy.deepcopy(static).train()
+    small = {"pixel_values": reduced(inputs["pixel_values"], 32)}
+    small["au_centers"] = reduced_centers(inputs["au_centers"], 48, 32)
+    alone(**small)
+    alone.end_of_epoch([small])
+    torch.testing.assert_close(model.networks["ac2d"].prototypes, alone.prototypes)
+
+
+def test_members_that_do_not_go_together(networks):
+    escda, _, ac2d, *_ = networks
+    with pytest.raises(ValueError, match=r"one network of each of its methods, got \['ac2d', 'ac2d'\]"):
+        EnsembleForAUDetection.from_networks(ac2d, ac2d)
+    with pytest.raises(ValueError, match=r"got \[\]"):
+        EnsembleForAUDetection.from_networks()
+    with pytest.raises(ValueError, match="A GdaForAUDetection is none of"):
+        EnsembleForAUDetection.from_networks(escda.gda)
+    with pytest.raises(ValueError, match="all networks must answer for the same action units"):
+        EnsembleForAUDetection.from_networks(escda, Ac2dTester().make_model(aus=[1, 2]))
+
+
+def test_pictures_of_another_size_are_refused(networks):
+    model = EnsembleForAUDetection.from_networks(networks[0], networks[2])
+    for shape in ((1, 3, 32, 32), (1, 3, 48, 32), (1, 2, 3, 48, 48)):
+        with pytest.raises(ValueError, match=r"the ensemble reads \(B, 3, 48, 48\)"):
+            model(torch.zeros(shape))
+
+
+def test_configuration_names_its_networks():
+    assert list(EnsembleConfig().networks) == ["escda", "ac2d"]
+    assert EnsembleConfig().image_size == 176
+    config = EnsembleConfig.compact(gtlenet_config={"aus": [4, 12]}, aus=[4, 12])
+    assert list(config.networks) == ["escda", "gtlenet", "ac2d"]
+    assert config.escda_config.lsc_config.aus == config.ac2d_config.aus == [4, 12]
+    config.aus = [12]
+    assert config.escda_config.gda_config.aus == config.gtlenet_config.aus == [12]
+    only = EnsembleConfig(lac_config={"clip_length": 1})
+    assert list(only.networks) == ["lac"] and only.processor_options["size"] == {"height": 224, "width": 224}
