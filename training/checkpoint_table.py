@@ -25,7 +25,7 @@ from tqdm import tqdm
 from transformers import CONFIG_MAPPING, AutoModel
 
 from actionunits import checkpoints
-from actionunits.model_card import card_name, group_gaps
+from actionunits.model_card import card_name, group_gaps, members_of
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- begin: python training/checkpoint_table.py --write -->", "<!-- end -->"
@@ -43,6 +43,7 @@ OTHERWISE = {
     "au-lac": "clips of one frame",
 }
 """What beside the size is not the paper's; GTLE-Net's encoder says for itself."""
+NO_PAPER = "no paper averages these"
 COLUMNS = (
     "`checkpoints/`",
     "method",
@@ -69,18 +70,17 @@ class Row:
 
     def cells(self, time: float) -> list[str]:
         """The cells of the line, in the order of `COLUMNS`; the time is relative to the first one's."""
-        model_type = self.run["model_type"]
         mean = self.report["calibrated"]["mean"]
         gaps = group_gaps(self.report)
         return [
             f"[`{self.name}`](model_cards/{card_name(self.run)}.md)",
-            METHODS[model_type],
+            method_name(self.run),
             f"{self.run['parameters'] / 1e6:.1f} M",
             f"{self.megabytes:.1f} MB",
             f"{time:.2g}",
             *(f"{mean[key]:.2f}" for key in ("f1", "auc", "correlation")),
             f"{gaps[0].size:.2f} ({gaps[0].kind}: {gaps[0].worst}, {gaps[0].best})" if gaps else "unknown",
-            "; ".join([paper_size(self.model), *deviations(self.run)]),
+            NO_PAPER if members_of(self.run) else "; ".join([paper_size(self.model), *deviations(self.run)]),
         ]
 
 
@@ -116,6 +116,12 @@ def read_row(name: str) -> Row:
     run, metrics = (json.loads((folder / f"{file}.json").read_text()) for file in ("run", "metrics"))
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return Row(name, AutoModel.from_pretrained(folder).eval(), run, metrics["test"], size / 1e6)
+
+
+def method_name(run: dict[str, Any]) -> str:
+    """The method of a run, or of what it is the mean of."""
+    names = [METHODS[member["model_type"]] for member in members_of(run)]
+    return f"mean of {', '.join(names[:-1])} and {names[-1]}" if names else METHODS[run["model_type"]]
 
 
 def paper_size(model: Any) -> str:

@@ -35,7 +35,7 @@ HERE = Path(__file__).parent
 CARDS = HERE.parent / "model_cards"
 LARGEST = 16_000_000  # bytes of a folder in the package
 FILES = ("config.json", "preprocessor_config.json", "model.safetensors", "metrics.json", "run.json")
-BEST = "escda"
+BEST = "ensemble"
 """The result that the pipeline loads: its folder in the package is `default`."""
 ENCODER = shlex.split(
     "--preset compact --image-size 64 --batch 11 --steps 3000 --validate-every 500 --precision bf16"
@@ -44,6 +44,7 @@ ENCODER = shlex.split(
 RESULTS = {
     "default" if name == BEST else name: folder
     for name, folder in {
+        "ensemble": "ensemble/model",
         "escda": "escda/model",
         "lsc": "escda/members/lsc",
         "gda": "escda/members/gda",
@@ -55,6 +56,8 @@ RESULTS = {
     }.items()
 }
 """Folder in the package -> folder of the result in OUTPUT."""
+MEMBERS = ("lsc", "gda", "ac2d")
+"""The networks whose mean the pipeline loads."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +153,14 @@ def make_steps(head: Path, photos: Path, output: Path, changes: Sequence[str] = 
         "auformer": train("auformer", "--set", backbone, needs=["corpus", "auformer-backbone"]),
         "lac": train("lac"),
         "gtlenet": train("gtlenet", "--set", encoder, needs=["corpus", "expression"]),
+        "ensemble": Step(
+            "average",
+            [*(output / RESULTS[name] for name in MEMBERS), "--output", output / "ensemble"],
+            ["escda", "ac2d"],
+            "ensemble/model/run.json",
+        ),
     }
-    for name in ("escda", "ac2d", "auformer", "lac", "gtlenet"):
+    for name in ("escda", "ac2d", "auformer", "lac", "gtlenet", "ensemble"):
         models = sorted(
             folder for folder in RESULTS.values() if folder.startswith(f"{name}/")
         )  # members first

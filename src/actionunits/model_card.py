@@ -103,14 +103,19 @@ def make_card(model: Path, template: Path) -> ModelCard:
         _card_data(card_name(run), run, report),
         template_str=template.read_text(encoding="utf-8"),
         name=card_name(run),
-        method=METHODS[config["model_type"]],
-        paper=PAPERS[config["model_type"]],
+        method=method_of(run),
+        papers=papers_of(run),
+        members=[card_name(member) for member in members_of(run)],
         placeholder=PLACEHOLDER,
         action_units=[{"label": label, "name": _au_name(label)} for label in labels],
         run=run,
         config=config,
         recipe=recipe,
-        is_compact=any(network.get("preset") == "compact" for network in recipe["networks"].values()),
+        is_compact=any(
+            network.get("preset") == "compact"
+            for each in [run, *members_of(run)]
+            for network in each["recipe"]["networks"].values()
+        ),
         terms=terms,
         is_free=all(corpus.is_free for corpus in terms),
         sources=manifest.get("sources") or SOURCES,
@@ -129,6 +134,24 @@ def make_card(model: Path, template: Path) -> ModelCard:
 def card_name(run: Mapping[str, Any]) -> str:
     """What the card of a run's result is called: as its recipe, but for one network of an ensemble."""
     return run.get("name") or run["recipe"]["name"]
+
+
+def members_of(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The runs of the networks whose mean a model is; none where it is a network itself."""
+    return list((run.get("members") or {}).values())
+
+
+def method_of(run: Mapping[str, Any]) -> str:
+    """What a card says of the method."""
+    members = [METHODS[member["model_type"]] for member in members_of(run)]
+    if not members:
+        return METHODS[run["model_type"]]
+    return f"the mean of the logits of {len(members)} networks ({'; '.join(members)})"
+
+
+def papers_of(run: Mapping[str, Any]) -> list[str]:
+    """The papers of a model, each once."""
+    return list(dict.fromkeys(PAPERS[each["model_type"]] for each in members_of(run) or [run]))
 
 
 @dataclass(frozen=True)

@@ -72,4 +72,6 @@ def training_corpora(run: Mapping[str, Any]) -> list[str]:
     encoder = run.get("encoder") or {}
     if encoder and encoder.get("triplets") != OPEN_TRIPLETS:
         corpora.append(encoder.get("triplets") or f"what {encoder['name']} was trained on")
+    for member in (run.get("members") or {}).values():
+        corpora += [name for name in training_corpora(member) if name not in corpora]
     return corpora

@@ -1,4 +1,4 @@
-"""The mean of several methods: what goes to each network, and what comes of their answers."""
+"""The mean of several networks: what goes to each network, and what comes of their answers."""
 
 import copy
 
@@ -22,18 +22,23 @@ from .test_modeling_auformer import TestFrozen as AUFormerTester
 from .test_modeling_common import AUS, AUModelTester
 from .test_modeling_escda import BACKBONE, BRANCH
 from .test_modeling_escda import TestEscda as EscdaTester
+from .test_modeling_escda import TestGda as GdaTester
+from .test_modeling_escda import TestLsc as LscTester
 from .test_modeling_gtlenet import TestGtleNet as GtleNetTester
 from .test_modeling_lac import TestLac as LacTester
 
-ESCDA = {"lsc_config": BACKBONE | BRANCH, "gda_config": BACKBONE}
-TESTERS = (EscdaTester, GtleNetTester, Ac2dTester, AUFormerTester, LacTester)
+TESTERS = (LscTester, GdaTester, GtleNetTester, Ac2dTester, AUFormerTester, LacTester)
 
 
 class TestEnsemble(AUModelTester):
     model_class = EnsembleForAUDetection
-    config = {"escda_config": ESCDA, "ac2d_config": AC2D}  # 48 and 32 pixels
+    config = {
+        "lsc_config": BACKBONE | BRANCH,
+        "gda_config": BACKBONE,
+        "ac2d_config": AC2D,
+    }  # 48 and 32 pixels
     has_attention = True
-    without_gradient = EscdaTester.without_gradient + Ac2dTester.without_gradient
+    without_gradient = LscTester.without_gradient + Ac2dTester.without_gradient
 
     def make_model(self, **kwargs):
         model = super().make_model(**kwargs)
@@ -43,7 +48,7 @@ class TestEnsemble(AUModelTester):
 
 @pytest.fixture(scope="module")
 def networks():
-    """A network of each method, whose inputs have 48, 48, 32, 32 and 32 pixels."""
+    """A network of each kind; the first two read 48 pixels, others fewer."""
     return [tester().make_model() for tester in TESTERS]
 
 
@@ -92,7 +97,7 @@ def test_networks_come_back_as_they_went(networks, tmp_path):
 
 def test_one_network_loads_from_the_ensemble(networks, tmp_path):
     EnsembleForAUDetection.from_networks(*networks).save_pretrained(tmp_path)
-    expected = networks[2]
+    expected = networks[3]
     network, info = Ac2dForAUDetection.from_pretrained(
         tmp_path, config=expected.config, key_mapping={r"^networks\.ac2d\.": ""}, output_loading_info=True
     )
@@ -122,20 +127,22 @@ def test_an_even_picture_stays_even():
     assert reduced(pictures, 48) is pictures
 
 
-def test_maps_are_the_first_networks(networks):
-    escda, _, ac2d, *_ = networks
-    model = EnsembleForAUDetection.from_networks(escda, ac2d)
-    inputs = EscdaTester().make_inputs(escda.config)
+def test_maps_are_those_of_the_first_network_that_has_them(networks):
+    lsc, gda, _, ac2d, *_ = networks
+    model = EnsembleForAUDetection.from_networks(gda, ac2d, lsc)
+    assert list(model.networks) == ["lsc", "gda", "ac2d"]
+    inputs = LscTester().make_inputs(lsc.config)
     options = {"output_au_attentions": True, "output_hidden_states": True, "output_attentions": True}
-    output, expected = model(**inputs, **options), escda(**inputs, **options)
-    for name in ("au_attentions", "au_attentions_unconstrained", "au_masks", "au_evidence"):
-        torch.testing.assert_close(output[name], expected[name])
+    output, local, whole = (each(**inputs, **options) for each in (model, lsc, gda))
+    for name in ("au_attentions", "au_attentions_unconstrained", "au_masks"):
+        torch.testing.assert_close(output[name], local[name])
+    torch.testing.assert_close(output["au_evidence"], whole["au_evidence"])
     for name in ("hidden_states", "attentions"):
-        assert len(output[name]) == len(expected[name])
+        assert len(output[name]) == len(local[name])
 
 
 def test_epochs_end_for_the_networks_that_keep_state(networks):
-    model = EnsembleForAUDetection.from_networks(networks[0], networks[2]).train()
+    model = EnsembleForAUDetection.from_networks(networks[0], networks[3]).train()
     inputs = TestEnsemble().make_inputs(model.config, 4)
     before = model.networks["ac2d"].prototypes.clone()
     model(**inputs)
@@ -158,31 +165,31 @@ def test_an_epoch_that_is_looked_at_again_is_reduced(networks):
 
 
 def test_members_that_do_not_go_together(networks):
-    escda, _, ac2d, *_ = networks
-    with pytest.raises(ValueError, match=r"one network of each of its methods, got \['ac2d', 'ac2d'\]"):
+    lsc, _, _, ac2d, *_ = networks
+    with pytest.raises(ValueError, match=r"one network of each kind, got \['ac2d', 'ac2d'\]"):
         EnsembleForAUDetection.from_networks(ac2d, ac2d)
     with pytest.raises(ValueError, match=r"got \[\]"):
         EnsembleForAUDetection.from_networks()
-    with pytest.raises(ValueError, match="A GdaForAUDetection is none of"):
-        EnsembleForAUDetection.from_networks(escda.gda)
+    with pytest.raises(ValueError, match="A EscdaForAUDetection is none of"):
+        EnsembleForAUDetection.from_networks(EscdaTester().make_model())
     with pytest.raises(ValueError, match="all networks must answer for the same action units"):
-        EnsembleForAUDetection.from_networks(escda, Ac2dTester().make_model(aus=[1, 2]))
+        EnsembleForAUDetection.from_networks(lsc, Ac2dTester().make_model(aus=[1, 2]))
 
 
 def test_pictures_of_another_size_are_refused(networks):
-    model = EnsembleForAUDetection.from_networks(networks[0], networks[2])
+    model = EnsembleForAUDetection.from_networks(networks[0], networks[3])
     for shape in ((1, 3, 32, 32), (1, 3, 48, 32), (1, 2, 3, 48, 48)):
         with pytest.raises(ValueError, match=r"the ensemble reads \(B, 3, 48, 48\)"):
             model(torch.zeros(shape))
 
 
 def test_configuration_names_its_networks():
-    assert list(EnsembleConfig().networks) == ["escda", "ac2d"]
+    assert list(EnsembleConfig().networks) == ["lsc", "gda", "ac2d"]
     assert EnsembleConfig().image_size == 176
     config = EnsembleConfig.compact(gtlenet_config={"aus": [4, 12]}, aus=[4, 12])
-    assert list(config.networks) == ["escda", "gtlenet", "ac2d"]
-    assert config.escda_config.lsc_config.aus == config.ac2d_config.aus == [4, 12]
+    assert list(config.networks) == ["lsc", "gda", "gtlenet", "ac2d"]
+    assert config.lsc_config.aus == config.ac2d_config.aus == [4, 12]
     config.aus = [12]
-    assert config.escda_config.gda_config.aus == config.gtlenet_config.aus == [12]
+    assert config.gda_config.aus == config.gtlenet_config.aus == [12]
     only = EnsembleConfig(lac_config={"clip_length": 1})
     assert list(only.networks) == ["lac"] and only.processor_options["size"] == {"height": 224, "width": 224}

@@ -72,8 +72,9 @@ def test_all_steps_run_in_order_and_finished_ones_do_not_again(command):
         f"train {name}" for name in ("escda", "ac2d", "auformer-backbone", "auformer", "lac", "gtlenet")
     ]
     assert [step for step in everything if step.startswith("calibrate ")] == [
-        f"calibrate {name}" for name in ("escda", "ac2d", "auformer", "lac", "gtlenet")
+        f"calibrate {name}" for name in ("escda", "ac2d", "auformer", "lac", "gtlenet", "ensemble")
     ]
+    assert everything.index("average ensemble") > everything.index("train gtlenet")
     assert everything[-1] == "check_real_photos real_photos.json"
     assert command() == []
 
@@ -97,6 +98,12 @@ def test_only_what_is_asked_for_and_what_it_needs(command):
         "calibrate auformer",
     ]
     assert command("--only", "lsc") == ["train escda", "calibrate escda"]
+    assert command("--only", "default") == [
+        "train ac2d",
+        "average ensemble",
+        "calibrate ensemble",
+        "check_real_photos real_photos.json",
+    ]
 
 
 def test_results_of_another_machine_need_no_corpus(command, tmp_path):

@@ -1,4 +1,4 @@
-"""The mean of several methods, which errs less than each of them."""
+"""The mean of several networks, which errs less on photographs than each of them."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 

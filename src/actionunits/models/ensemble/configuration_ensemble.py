@@ -1,4 +1,4 @@
-"""Configuration of several methods that answer together."""
+"""Configuration of several networks that answer together."""
 
 from typing import Any
 
@@ -7,22 +7,23 @@ from huggingface_hub.dataclasses import strict
 from actionunits.configuration_au import LABEL_FIELDS, CompositeAUConfig
 from actionunits.models.ac2d.configuration_ac2d import Ac2dConfig
 from actionunits.models.auformer.configuration_auformer import AUFormerConfig
-from actionunits.models.escda.configuration_escda import EscdaConfig
+from actionunits.models.escda.configuration_escda import GdaConfig, LscConfig
 from actionunits.models.gtlenet.configuration_gtlenet import GtleNetConfig
 from actionunits.models.lac.configuration_lac import LacConfig
 
 
 @strict
 class EnsembleConfig(CompositeAUConfig):
-    """Configuration of the mean of several methods, at most one network of each.
+    """Configuration of the mean of several networks, at most one of each kind.
 
     The networks share the action units, the occurrence rates and the picture, which is that of the network
     with the largest input; the others see it reduced. So they must be trained on faces aligned, cropped and
     normalised alike.
 
     Args:
-        escda_config: `EscdaConfig`, its fields as a dictionary, or `None` for an ensemble without ESCDA. The
-            other fields likewise. Where all are `None`, it is the mean of ESCDA and AC2D.
+        lsc_config: `LscConfig`, its fields as a dictionary, or `None` for an ensemble without LSC. The other
+            fields likewise. Where all are `None`, it is the mean of LSC, GDA and AC2D.
+        gda_config: GDA's; LSC and GDA together are ESCDA.
         gtlenet_config: GTLE-Net's.
         ac2d_config: AC2D's.
         auformer_config: AUFormer's.
@@ -31,23 +32,25 @@ class EnsembleConfig(CompositeAUConfig):
 
     model_type = "au-ensemble"
     sub_configs = {
-        "escda_config": EscdaConfig,
+        "lsc_config": LscConfig,
+        "gda_config": GdaConfig,
         "gtlenet_config": GtleNetConfig,
         "ac2d_config": Ac2dConfig,
         "auformer_config": AUFormerConfig,
         "lac_config": LacConfig,
     }
 
-    escda_config: dict | EscdaConfig | None = None
+    lsc_config: dict | LscConfig | None = None
+    gda_config: dict | GdaConfig | None = None
     gtlenet_config: dict | GtleNetConfig | None = None
     ac2d_config: dict | Ac2dConfig | None = None
     auformer_config: dict | AUFormerConfig | None = None
     lac_config: dict | LacConfig | None = None
 
     def __post_init__(self, **kwargs):
-        """Take ESCDA and AC2D where no network is named."""
+        """Take LSC, GDA and AC2D where no network is named."""
         if all(getattr(self, key) is None for key in self.sub_configs):
-            self.escda_config, self.ac2d_config = {}, {}
+            self.lsc_config, self.gda_config, self.ac2d_config = {}, {}, {}
         super().__post_init__(**kwargs)
 
     @property
@@ -63,10 +66,14 @@ class EnsembleConfig(CompositeAUConfig):
 
     @classmethod
     def compact(cls, **kwargs) -> "EnsembleConfig":
-        """Return the mean of compact ESCDA and AC2D; keywords replace its values."""
+        """Return the mean of compact LSC, GDA and AC2D; keywords replace its values."""
         labels = {name: kwargs[name] for name in LABEL_FIELDS if name in kwargs}
-        escda, ac2d = EscdaConfig.compact(**labels), Ac2dConfig.compact(**labels)
-        return cls(**({"escda_config": escda, "ac2d_config": ac2d} | kwargs))
+        networks = {
+            "lsc_config": LscConfig.compact(**labels),
+            "gda_config": GdaConfig.compact(**labels),
+            "ac2d_config": Ac2dConfig.compact(**labels),
+        }
+        return cls(**(networks | kwargs))
 
 
 def input_size(config: Any) -> int:

@@ -1,10 +1,10 @@
-"""Several methods that answer together: the mean of their logits.
+"""Several networks that answer together: the mean of their logits.
 
 No paper's network, but ESCDA's idea (its Sec. 3.3) one step further: networks that are built differently err
 differently, on pictures unlike those of the training above all. ESCDA itself averages probabilities; here it
-is logits, so that a network that is sure has a say where another one is not.
+is logits, so that a network that is sure counts for more than one that is not.
 
-    picture (B, 3, S, S) -> for each method, reduced to the size that it reads -> logits (B, m) -> their mean
+    picture (B, 3, S, S) -> for each network, reduced to the size that it reads -> logits (B, m) -> their mean
 
 Shapes: B pictures, m action units, k networks.
 """
@@ -22,25 +22,29 @@ from actionunits.modeling_au import AUPreTrainedModel
 from actionunits.modeling_outputs import AUDetectionOutput
 from actionunits.models.ac2d.modeling_ac2d import Ac2dForAUDetection
 from actionunits.models.auformer.modeling_auformer import AUFormerForAUDetection
-from actionunits.models.escda.modeling_escda import EscdaForAUDetection
+from actionunits.models.escda.modeling_escda import GdaForAUDetection, LscForAUDetection
 from actionunits.models.gtlenet.modeling_gtlenet import GtleNetForAUDetection
 from actionunits.models.lac.modeling_lac import LacForAUDetection
 
 from .configuration_ensemble import EnsembleConfig, input_size
 
-METHODS: dict[str, type[AUPreTrainedModel]] = {
-    "escda": EscdaForAUDetection,
+NETWORKS: dict[str, type[AUPreTrainedModel]] = {
+    "lsc": LscForAUDetection,
+    "gda": GdaForAUDetection,
     "gtlenet": GtleNetForAUDetection,
     "ac2d": Ac2dForAUDetection,
     "auformer": AUFormerForAUDetection,
     "lac": LacForAUDetection,
 }
-FIRST_ONLY = ("au_attentions", "au_attentions_unconstrained", "au_masks", "au_evidence")
-"""Maps that only one network can show; the first does, and its hidden states."""
+SHOWN = (
+    *("au_attentions", "au_attentions_unconstrained", "au_masks", "au_evidence"),
+    *("hidden_states", "attentions"),
+)
+"""What a network shows of its inside; the ensemble shows that of the first network that has it."""
 
 
 class EnsembleForAUDetection(AUPreTrainedModel):
-    """Mean of the logits of several methods; each is trained alone, or all side by side."""
+    """Mean of the logits of several networks; each is trained alone, or all side by side."""
 
     config: EnsembleConfig
     _supports_sdpa = True
@@ -48,7 +52,7 @@ class EnsembleForAUDetection(AUPreTrainedModel):
     def __init__(self, config: EnsembleConfig):
         super().__init__(config)
         self.networks = nn.ModuleDict(
-            {name: METHODS[name](network) for name, network in config.networks.items()}
+            {name: NETWORKS[name](network) for name, network in config.networks.items()}
         )
         self.post_init()
 
@@ -57,19 +61,19 @@ class EnsembleForAUDetection(AUPreTrainedModel):
         """Put trained networks together; their weights are copied.
 
         Args:
-            networks: Of different methods, for the same action units in the same order.
+            networks: Of different kinds, for the same action units in the same order.
             config_kwargs: Fields of `EnsembleConfig`, such as `au_thresholds`.
 
         Returns:
             The ensemble in evaluation mode, on the device and in the type of the first network.
 
         Raises:
-            ValueError: Two networks are of one method, one is of none that goes into an ensemble, there is
-                none at all, or they answer for different action units.
+            ValueError: Two networks are of one kind, one is of none that goes into an ensemble, there is none
+                at all, or they answer for different action units.
         """
-        names = [_method_of(network) for network in networks]
+        names = [_name_of(network) for network in networks]
         if not names or len(set(names)) < len(names):
-            raise ValueError(f"An ensemble has one network of each of its methods, got {names}.")
+            raise ValueError(f"An ensemble has one network of each kind, got {names}.")
         configs = {f"{name}_config": copy.deepcopy(n.config) for name, n in zip(names, networks, strict=True)}
         for config in configs.values():
             config.name_or_path = ""  # where it came from is nobody's business
@@ -95,8 +99,9 @@ class EnsembleForAUDetection(AUPreTrainedModel):
             au_centers: (B, m, 2, 2) the two centres (x, y) of every action unit, in pixels of `pixel_values`
                 (origin: centre of the top-left pixel); for networks that need them.
             labels: (B, m) occurrences in [0, 1], or -1 for unknown; adds the loss, the sum of the networks'.
-            output_au_attentions: Return what the first network shows of where it looks.
-            kwargs: Passed to the first network, such as `output_hidden_states`.
+            output_au_attentions: Return where the networks look, each map (and hidden states, if asked for)
+                from the first network that has it.
+            kwargs: Passed to all networks, such as `output_hidden_states`.
 
         Returns:
             Besides the ensemble's logits, `branch_logits` (B, k, m), the networks'.
@@ -106,19 +111,16 @@ class EnsembleForAUDetection(AUPreTrainedModel):
         """
         self._check_size(pixel_values)
         inputs = {"pixel_values": pixel_values, "au_centers": au_centers, "labels": labels}
-        outputs: list[AUDetectionOutput] = []
-        for network in self.networks.values():
-            wanted = {} if outputs else {"output_au_attentions": output_au_attentions, **kwargs}
-            outputs.append(network(**self._inputs_of(network, inputs), return_dict=True, **wanted))
-        first = outputs[0]
+        wanted = {"output_au_attentions": output_au_attentions, **kwargs, "return_dict": True}
+        outputs: list[AUDetectionOutput] = [
+            network(**self._inputs_of(network, inputs), **wanted) for network in self.networks.values()
+        ]
         logits = torch.stack([output["logits"] for output in outputs], dim=1)  # (B, k, m)
         return AUDetectionOutput(
             loss=None if labels is None else torch.stack([output["loss"] for output in outputs]).sum(),
             logits=logits.mean(dim=1),
             branch_logits=logits,
-            hidden_states=first.hidden_states,
-            attentions=first.attentions,
-            **{name: getattr(first, name) for name in FIRST_ONLY},
+            **{name: _first(getattr(output, name) for output in outputs) for name in SHOWN},
         )
 
     def end_of_epoch(self, batches: Iterable[Mapping[str, Tensor]] | None = None) -> None:
@@ -166,11 +168,15 @@ def reduced_centers(au_centers: Tensor | None, side: int, size: int) -> Tensor |
     return (au_centers + 0.5) * (size / side) - 0.5
 
 
-def _method_of(network: AUPreTrainedModel) -> str:
-    for name, model_class in METHODS.items():
+def _first(values: Iterable[Any]) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+def _name_of(network: AUPreTrainedModel) -> str:
+    for name, model_class in NETWORKS.items():
         if type(network) is model_class:
             return name
-    raise ValueError(f"A {type(network).__name__} is none of {[m.__name__ for m in METHODS.values()]}.")
+    raise ValueError(f"A {type(network).__name__} is none of {[m.__name__ for m in NETWORKS.values()]}.")
 
 
 __all__ = ["EnsembleForAUDetection"]

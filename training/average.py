@@ -1,0 +1,135 @@
+"""Put trained networks together: a model whose answer is the mean of their logits. Nothing is trained.
+
+    python training/average.py escda/members/lsc escda/members/gda ac2d/model --output ensemble
+    python training/calibrate.py ensemble/model --data CORPUS --photos FACES
+
+The networks are of different kinds (`EnsembleConfig` has a field for each), trained on one corpus, on faces
+aligned, cropped and normalised alike. The first command writes `ensemble/model` without figures, the second
+chooses its thresholds, measures, and writes the card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoImageProcessor, AutoModel
+
+from actionunits import AUImageProcessor, EnsembleForAUDetection
+from actionunits.half_precision import save_in_half
+from network_training import replace_folder
+from train import installed_versions
+
+NAME = "ensemble-synthetic-compact"
+SHARED = (
+    *("aus", "target", "full_intensity", "balance_aus", "image_mean", "image_std"),
+    *("epoch_selection", "max_false_alarms", "save_dtype"),
+)
+"""Entries of a recipe that say what the scores mean and what the pictures are."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the networks' folders, write the ensemble's."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("networks", nargs="+", type=Path, help="folders that train.py wrote")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write `model` into")
+    parser.add_argument("--name", default=NAME, help="what the card calls it")
+    args = parser.parse_args(arguments)
+    try:
+        average(args.networks, args.output / "model", args.name)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    print(f"wrote {args.output / 'model'}; choose its thresholds with calibrate.py")
+
+
+def average(folders: Sequence[Path], output: Path, name: str = NAME) -> None:
+    """Write the ensemble of the networks of some folders.
+
+    Raises:
+        FileNotFoundError: A folder has no `run.json`.
+        ValueError: The networks do not go together; the message says why.
+    """
+    runs = [read_run(folder) for folder in folders]
+    processors = [AutoImageProcessor.from_pretrained(folder) for folder in folders]
+    check_pictures(folders, processors)
+    model = EnsembleForAUDetection.from_networks(*(AutoModel.from_pretrained(folder) for folder in folders))
+    processor = max(processors, key=lambda p: p.size["height"])
+    run = {
+        "name": name,
+        "member": "",
+        "recipe": shared_recipe(folders, runs) | {"name": name, "networks": {}},
+        "members": {member: run_of(model.config.networks[member], runs) for member in model.networks},
+        "corpus": runs[0]["corpus"],
+        "model_type": model.config.model_type,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "versions": installed_versions(),
+        "finished": datetime.now(timezone.utc).date().isoformat(),
+    }
+    partial = output.with_name(f"{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    in_half = run["recipe"]["save_dtype"] == "float16"
+    save_in_half(model, partial) if in_half else model.save_pretrained(partial)
+    processor.save_pretrained(partial)
+    (partial / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+    replace_folder(partial, output)
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The `run.json` of a folder."""
+    file = folder / "run.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} has no run.json; take folders that train.py wrote.")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def run_of(config: Any, runs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The run of a network: the one of its type."""
+    return next(run for run in runs if run["model_type"] == config.model_type)
+
+
+def shared_recipe(folders: Sequence[Path], runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the recipes of all networks have in common, with the largest input.
+
+    Raises:
+        ValueError: The corpora differ, or an entry of `SHARED`.
+    """
+    recipes = [run["recipe"] for run in runs]
+    for folder, run in zip(folders, runs, strict=True):
+        if run["corpus"]["manifest"] != runs[0]["corpus"]["manifest"]:
+            raise ValueError(f"{folder} was trained on another corpus than {folders[0]}.")
+        for key in SHARED:
+            if run["recipe"][key] != recipes[0][key]:
+                raise ValueError(
+                    f"{folder} was trained with {key}={run['recipe'][key]!r}, "
+                    f"{folders[0]} with {recipes[0][key]!r}; an ensemble needs networks trained alike."
+                )
+    common = {k: v for k, v in recipes[0].items() if all(recipe.get(k) == v for recipe in recipes)}
+    size = max(recipe["geometry"]["input_size"] for recipe in recipes)
+    return common | {"geometry": recipes[0]["geometry"] | {"input_size": size}}
+
+
+def check_pictures(folders: Sequence[Path], processors: Sequence[AUImageProcessor]) -> None:
+    """Refuse networks whose pictures differ in more than their size.
+
+    Raises:
+        ValueError: They do; the message names the option.
+    """
+    first, *others = ({**processor.to_dict(), "size": None} for processor in processors)
+    for folder, options in zip(folders[1:], others, strict=True):
+        for key in sorted(first.keys() | options.keys()):
+            if (wanted := first.get(key)) != (found := options.get(key)):
+                raise ValueError(
+                    f"The pictures of {folder} have {key}={found!r}, those of {folders[0]} {wanted!r}; "
+                    "an ensemble shows all networks the same picture."
+                )
+
+
+if __name__ == "__main__":
+    main()
