@@ -227,10 +227,18 @@ class LacForAUDetection(AUPreTrainedModel):
         """
         b, t, m, d = vectors.shape
         if self.lstm is not None:
-            sequences, state = self.lstm(vectors.transpose(1, 2).reshape(b * m, t, d), state)
+            sequences, state = self._remember(vectors.transpose(1, 2).reshape(b * m, t, d), state)
             vectors = sequences.view(b, m, t, d).transpose(1, 2)  # f''
         weight, bias = self.classifier.weight, self.classifier.bias  # type: ignore[union-attr]
         return (vectors * weight).sum(-1) + bias, state
+
+    def _remember(self, sequences: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """Run the LSTM over sequences (B * m, T, d)."""
+        assert self.lstm is not None
+        if sequences.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            return self.lstm(sequences, state)
+        with torch.autocast("cpu", enabled=False):  # CPUs without AVX-512 have no LSTM in bf16
+            return self.lstm(sequences.to(self.dtype), state)
 
     def end_of_epoch(self, batches: Any = None) -> None:
         """Make the counts of the epoch that ends the loss weights of the next one (Eqs. 13-14).
