@@ -18,7 +18,7 @@ from actionunits.model_card import (
     weights_hashes,
     write_card,
 )
-from actionunits.publishing_terms import training_terms
+from actionunits.publishing_terms import training_corpora, training_terms
 from toy_run import AUS, write_toy_run
 
 CARDS = Path(__file__).parents[1] / "model_cards"
@@ -173,6 +173,18 @@ def test_what_nobody_recorded_counts_as_licensed():
         True
     ]
     assert [corpus.is_free for corpus in training_terms({"corpus": {"manifest": {}}})] == [False]
+
+
+def test_a_mean_is_bound_by_the_data_of_each_of_its_networks():
+    prepared = {"corpus": {"manifest": {"corpus": "bp4d", "plan": {}}}}
+    rendered = {"corpus": {"manifest": {"generator": "x"}}}
+    run = rendered | {"members": {"lsc": rendered, "ac2d": prepared, "gda": rendered}}
+    assert training_corpora(run) == ["synthetic", "bp4d"]
+    assert [corpus.name for corpus in training_terms(run)] == ["the open synthetic corpus", "BP4D"]
+    encoder = {"name": "somebody/encoder", "triplets": "FEC"}
+    assert training_corpora(rendered | {"members": {"gtlenet": rendered | {"encoder": encoder}}})[1:] == [
+        "FEC"
+    ]
 
 
 def test_weights_are_hashed(model):

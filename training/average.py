@@ -27,10 +27,11 @@ from train import installed_versions
 
 NAME = "ensemble-synthetic-compact"
 SHARED = (
+    *("split", "crossing"),
     *("aus", "target", "full_intensity", "balance_aus", "image_mean", "image_std"),
     *("epoch_selection", "max_false_alarms", "save_dtype"),
 )
-"""Entries of a recipe that say what the scores mean and what the pictures are."""
+"""Entries of a recipe that say who was trained on, what the pictures are and what the scores mean."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -98,17 +99,17 @@ def shared_recipe(folders: Sequence[Path], runs: Sequence[Mapping[str, Any]]) ->
     """What the recipes of all networks have in common, with the largest input.
 
     Raises:
-        ValueError: The corpora differ, or an entry of `SHARED`.
+        ValueError: The corpora or their splits differ, or an entry of `SHARED`.
     """
     recipes = [run["recipe"] for run in runs]
     for folder, run in zip(folders, runs, strict=True):
-        if run["corpus"]["manifest"] != runs[0]["corpus"]["manifest"]:
-            raise ValueError(f"{folder} was trained on another corpus than {folders[0]}.")
+        if run["corpus"] != runs[0]["corpus"]:
+            raise ValueError(f"{folder} was trained on another corpus or other people than {folders[0]}.")
         for key in SHARED:
-            if run["recipe"][key] != recipes[0][key]:
+            if (found := run["recipe"].get(key)) != (wanted := recipes[0].get(key)):
                 raise ValueError(
-                    f"{folder} was trained with {key}={run['recipe'][key]!r}, "
-                    f"{folders[0]} with {recipes[0][key]!r}; an ensemble needs networks trained alike."
+                    f"{folder} was trained with {key}={found!r}, {folders[0]} with {wanted!r}; "
+                    "an ensemble needs networks trained alike."
                 )
     common = {k: v for k, v in recipes[0].items() if all(recipe.get(k) == v for recipe in recipes)}
     size = max(recipe["geometry"]["input_size"] for recipe in recipes)

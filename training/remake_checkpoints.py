@@ -153,30 +153,21 @@ def make_steps(head: Path, photos: Path, output: Path, changes: Sequence[str] = 
         "auformer": train("auformer", "--set", backbone, needs=["corpus", "auformer-backbone"]),
         "lac": train("lac"),
         "gtlenet": train("gtlenet", "--set", encoder, needs=["corpus", "expression"]),
-        "ensemble": Step(
-            "average",
-            [*(output / RESULTS[name] for name in MEMBERS), "--output", output / "ensemble"],
-            ["escda", "ac2d"],
-            "ensemble/model/run.json",
-        ),
     }
-    for name in ("escda", "ac2d", "auformer", "lac", "gtlenet", "ensemble"):
-        models = sorted(
-            folder for folder in RESULTS.values() if folder.startswith(f"{name}/")
-        )  # members first
-        options = [
-            *(output / model for model in models),
-            "--data",
-            corpus,
-            "--photos",
-            photos,
-            "--cache",
-            cache,
-        ]
-        result = f"{models[-1]}/run.json"
-        steps[thresholds_of(name)] = Step(
-            "calibrate", options, ["corpus", name], result, "neutral_photographs"
-        )
+
+    def calibrate(name: str) -> Step:
+        models = sorted(place for place in RESULTS.values() if place.startswith(f"{name}/"))  # members first
+        places = ["--data", corpus, "--photos", photos, "--cache", cache]
+        options = [*(output / model for model in models), *places]
+        return Step("calibrate", options, ["corpus", name], f"{models[-1]}/run.json", "neutral_photographs")
+
+    for name in ("escda", "ac2d", "auformer", "lac", "gtlenet"):
+        steps[thresholds_of(name)] = calibrate(name)
+    members = [*(output / RESULTS[name] for name in MEMBERS), "--output", output / BEST]
+    steps[BEST] = Step(
+        "average", members, [step_of(name) for name in MEMBERS], f"{RESULTS['default']}/run.json"
+    )
+    steps[thresholds_of(BEST)] = calibrate(BEST)
     report = output / "real_photos.json"
     options = ["--photos", photos, "--model", output / RESULTS["default"], "--output", report]
     return {**steps, "real_photos": Step("check_real_photos", options, [thresholds_of(BEST)], report.name)}

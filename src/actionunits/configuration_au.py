@@ -210,8 +210,11 @@ class CompositeAUConfig(AUConfig):
         self._share()
 
     def __setattr__(self, name: str, value: Any) -> None:
+        is_complete = "_name_or_path" in self.__dict__
+        if is_complete and name in self.sub_configs and isinstance(value, dict):
+            value = self.sub_configs[name](**value)
         super().__setattr__(name, value)
-        if name == "au_occurrence_rates" and "_name_or_path" in self.__dict__:
+        if is_complete and (name == "au_occurrence_rates" or name in self.sub_configs):
             self._share()
 
     def _share(self) -> None:

@@ -30,6 +30,26 @@ class AUPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False  # the Trainer, not the loss, divides by the accumulation steps
     supports_gradient_checkpointing = True
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a saved model; what its configuration freezes is frozen again."""
+        result = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = result[0] if isinstance(result, tuple) else result
+        model.freeze()
+        return result
+
+    @classmethod
+    def _from_config(cls, config: AUConfig, **kwargs: Any) -> Any:
+        model = super()._from_config(config, **kwargs)
+        model.load_named_parts()
+        return model
+
+    def freeze(self) -> None:
+        """Take the gradients from what the configuration says is frozen; loading weights gives them back."""
+
+    def load_named_parts(self) -> None:
+        """Load what the configuration names by a folder or a name on the Hub, such as a backbone."""
+
     def adapt_to_aus(self, aus: Iterable[int]):
         """Return a copy of this model for other action units; those it knows keep their heads.
 

@@ -65,9 +65,10 @@ def training_terms(run: Mapping[str, Any] | None) -> list[DataTerms]:
 def training_corpora(run: Mapping[str, Any]) -> list[str]:
     """Return the names of the corpora that a run was trained on, as keys of `TERMS`."""
     corpus = run.get("corpus") or {}
-    named = corpus.get("name") or run.get("recipe", {}).get("corpus")
+    manifest = corpus.get("manifest") or {}
+    named = corpus.get("name") or run.get("recipe", {}).get("corpus") or manifest.get("corpus")
     if not named:
-        named = "synthetic" if "generator" in (corpus.get("manifest") or {}) else "unnamed corpus"
+        named = "synthetic" if "generator" in manifest else "unnamed corpus"
     corpora = [named] if isinstance(named, str) else list(named)
     encoder = run.get("encoder") or {}
     if encoder and encoder.get("triplets") != OPEN_TRIPLETS:

@@ -78,6 +78,15 @@ def make(**kwargs):
     return model, tester.make_inputs(model.config)["pixel_values"], tester.make_labels(model.config)
 
 
+def test_a_frozen_encoder_stays_frozen_when_it_is_loaded(tmp_path):
+    TestGtleNet().make_model(freeze_encoder=True).save_pretrained(tmp_path)
+    model = AutoModel.from_pretrained(tmp_path)
+    assert not any(p.requires_grad for p in model.trunk.parameters())
+    assert all(p.requires_grad for p in model.classifiers.parameters())
+    free = AutoModel.from_pretrained(tmp_path, freeze_encoder=False)
+    assert all(p.requires_grad for p in free.trunk.parameters())
+
+
 # The paper's sizes.
 
 

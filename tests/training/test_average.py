@@ -77,9 +77,13 @@ def test_networks_that_were_not_trained_alike_are_refused(average, folders, run,
     other = run("other", networks=AC2D, epochs=1, target="occurrence", save_dtype="float16") / "model"
     assert "was trained with target='occurrence'" in refused(lsc, other)
     described = json.loads((ac2d / "run.json").read_text())
-    described["corpus"]["manifest"]["plan"] = {"seed": 1}
+    of_lsc = json.loads((lsc / "run.json").read_text())
+    fold = described["recipe"] | {"split": described["recipe"]["split"] | {"fold": "2"}}
+    (ac2d / "run.json").write_text(json.dumps(described | {"recipe": fold, "corpus": of_lsc["corpus"]}))
+    assert "was trained with split={'fold': '2'," in refused(lsc, ac2d)
+    described["corpus"]["splits"]["train"]["people"] = 1
     (ac2d / "run.json").write_text(json.dumps(described))
-    assert "was trained on another corpus than" in refused(lsc, ac2d)
+    assert "was trained on another corpus or other people than" in refused(lsc, ac2d)
     processor = json.loads((ac2d / "preprocessor_config.json").read_text()) | {"image_mean": [0.4, 0.5, 0.5]}
     (ac2d / "preprocessor_config.json").write_text(json.dumps(processor))
     assert "have image_mean=(0.4, 0.5, 0.5)" in refused(lsc, ac2d)

@@ -101,7 +101,7 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
         if config.adapters_only:
             self._keys_to_ignore_on_load_missing = [r"^vit\."]  # type: ignore[assignment]
         self.post_init()
-        self.vit.requires_grad_(not config.freeze_backbone)
+        self.freeze()
 
     @classmethod
     def from_backbone(
@@ -128,12 +128,10 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
             AUFormerConfig.from_backbone(name, backbone_revision, **config_kwargs), dtype=dtype
         )
 
-    @classmethod
-    def _from_config(cls, config: AUFormerConfig, **kwargs: Any) -> "AUFormerForAUDetection":
-        model = super()._from_config(config, **kwargs)
-        if config.backbone_name_or_path is not None:
-            model.load_backbone()
-        return model
+    def load_named_parts(self) -> None:
+        """Load the backbone if the configuration names one."""
+        if self.config.backbone_name_or_path is not None:
+            self.load_backbone()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -144,8 +142,12 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
         if model.config.adapters_only:
             model.load_backbone(**hub_arguments)
             model.config.adapters_only = False
-        model.vit.requires_grad_(not model.config.freeze_backbone)  # weights not in the folder lost it
+        model.freeze()  # weights not in the folder lost it
         return result
+
+    def freeze(self) -> None:
+        """Freeze the vision transformer if the configuration says so."""
+        self.vit.requires_grad_(not self.config.freeze_backbone)
 
     def save_pretrained(
         self, save_directory: Any, *args: Any, adapters_only: bool = False, **kwargs: Any

@@ -51,21 +51,28 @@ class EnsembleForAUDetection(AUPreTrainedModel):
 
     def __init__(self, config: EnsembleConfig):
         super().__init__(config)
-        self.networks = nn.ModuleDict(
-            {name: NETWORKS[name](network) for name, network in config.networks.items()}
-        )
+        for name, network in config.networks.items():
+            if not NETWORKS[name]._supports_sdpa:
+                network._attn_implementation = "eager"  # it has no attention, whatever is set for all
+            setattr(self, name, NETWORKS[name](network))
         self.post_init()
+
+    @property
+    def networks(self) -> dict[str, AUPreTrainedModel]:
+        """The networks by name, in the order of `branch_logits`."""
+        return {name: getattr(self, name) for name in self.config.networks}
 
     @classmethod
     def from_networks(cls, *networks: AUPreTrainedModel, **config_kwargs: Any) -> "EnsembleForAUDetection":
         """Put trained networks together; their weights are copied.
 
         Args:
-            networks: Of different kinds, for the same action units in the same order.
+            networks: Of different kinds, for the same action units in the same order, whose image processors
+                differ in the size of the picture at most.
             config_kwargs: Fields of `EnsembleConfig`, such as `au_thresholds`.
 
         Returns:
-            The ensemble in evaluation mode, on the device and in the type of the first network.
+            The ensemble in evaluation mode, on the device of the first network; types stay as they are.
 
         Raises:
             ValueError: Two networks are of one kind, one is of none that goes into an ensemble, there is none
@@ -78,10 +85,20 @@ class EnsembleForAUDetection(AUPreTrainedModel):
         for config in configs.values():
             config.name_or_path = ""  # where it came from is nobody's business
         model = cls(EnsembleConfig(**configs, **config_kwargs))  # type: ignore[arg-type]
-        model.to(device=networks[0].device, dtype=networks[0].dtype)  # type: ignore[call-arg]
         for name, network in zip(names, networks, strict=True):
-            model.networks[name].load_state_dict(network.state_dict())
-        return model.eval()
+            values = {key: value.clone() for key, value in network.state_dict().items()}
+            model.networks[name].load_state_dict(values, assign=True)
+        return model.to(networks[0].device).eval()  # type: ignore[arg-type]
+
+    def freeze(self) -> None:
+        """Freeze what the networks' configurations freeze."""
+        for network in self.networks.values():
+            network.freeze()
+
+    def load_named_parts(self) -> None:
+        """Load the backbones and encoders that the networks' configurations name."""
+        for network in self.networks.values():
+            network.load_named_parts()
 
     @can_return_tuple
     def forward(
@@ -100,7 +117,7 @@ class EnsembleForAUDetection(AUPreTrainedModel):
                 (origin: centre of the top-left pixel); for networks that need them.
             labels: (B, m) occurrences in [0, 1], or -1 for unknown; adds the loss, the sum of the networks'.
             output_au_attentions: Return where the networks look, each map (and hidden states, if asked for)
-                from the first network that has it.
+                from the first network that has it; `au_evidence` is in units of that network's logit.
             kwargs: Passed to all networks, such as `output_hidden_states`.
 
         Returns:

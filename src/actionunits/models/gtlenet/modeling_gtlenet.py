@@ -62,7 +62,7 @@ class GtleNetForAUDetection(AUPreTrainedModel):
             self.mask_extractor = MapExtractor(config, channels, 1, config.mask_channels, config.mask_depth)
         self.classifiers = AUClassifiers(config, 3 if self.feature_extractor is not None else channels)
         self.post_init()
-        self.trunk.requires_grad_(not config.freeze_encoder)
+        self.freeze()
 
     @classmethod
     def from_encoder(
@@ -87,12 +87,10 @@ class GtleNetForAUDetection(AUPreTrainedModel):
         config = GtleNetConfig.from_encoder(str(encoder_name_or_path), encoder_revision, **config_kwargs)
         return cls._from_config(config, dtype=dtype)
 
-    @classmethod
-    def _from_config(cls, config: GtleNetConfig, **kwargs: Any) -> "GtleNetForAUDetection":
-        model = super()._from_config(config, **kwargs)
-        if config.encoder_name_or_path is not None:
-            model.load_encoder()
-        return model
+    def load_named_parts(self) -> None:
+        """Load the encoder if the configuration names one."""
+        if self.config.encoder_name_or_path is not None:
+            self.load_encoder()
 
     @torch.no_grad()
     def load_encoder(self, **hub_arguments: Any) -> None:
@@ -120,6 +118,10 @@ class GtleNetForAUDetection(AUPreTrainedModel):
                 f"{wrong[:8] or 'none'}. Use from_encoder, which reads the checkpoint's own configuration."
             )
         self.trunk.load_state_dict(theirs)
+
+    def freeze(self) -> None:
+        """Freeze the encoder if the configuration says so."""
+        self.trunk.requires_grad_(not self.config.freeze_encoder)
 
     def train(self, mode: bool = True) -> "GtleNetForAUDetection":
         """Set training mode; a frozen encoder keeps its batch statistics, too."""

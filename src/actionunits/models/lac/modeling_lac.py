@@ -98,12 +98,10 @@ class LacForAUDetection(AUPreTrainedModel):
         config = LacConfig.from_backbone(str(backbone_name_or_path), backbone_revision, **config_kwargs)
         return cls._from_config(config, dtype=dtype)
 
-    @classmethod
-    def _from_config(cls, config: LacConfig, **kwargs: Any) -> "LacForAUDetection":
-        model = super()._from_config(config, **kwargs)
-        if config.backbone_name_or_path is not None:
-            model.load_backbone()
-        return model
+    def load_named_parts(self) -> None:
+        """Load the backbone if the configuration names one."""
+        if self.config.backbone_name_or_path is not None:
+            self.load_backbone()
 
     @torch.no_grad()
     def load_backbone(self) -> None:
