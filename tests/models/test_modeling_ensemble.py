@@ -227,7 +227,7 @@ def test_members_that_do_not_go_together(networks):
         EnsembleForAUDetection.from_networks(ac2d, ac2d)
     with pytest.raises(ValueError, match=r"got \[\]"):
         EnsembleForAUDetection.from_networks()
-    with pytest.raises(ValueError, match="A EscdaForAUDetection is none of"):
+    with pytest.raises(ValueError, match="EscdaForAUDetection is none of the networks of an ensemble: Lsc"):
         EnsembleForAUDetection.from_networks(EscdaTester().make_model())
     with pytest.raises(ValueError, match="all networks must answer for the same action units"):
         EnsembleForAUDetection.from_networks(lsc, Ac2dTester().make_model(aus=[1, 2]))

@@ -193,7 +193,8 @@ def _name_of(network: AUPreTrainedModel) -> str:
     for name, model_class in NETWORKS.items():
         if type(network) is model_class:
             return name
-    raise ValueError(f"A {type(network).__name__} is none of {[m.__name__ for m in NETWORKS.values()]}.")
+    known = ", ".join(model_class.__name__ for model_class in NETWORKS.values())
+    raise ValueError(f"{type(network).__name__} is none of the networks of an ensemble: {known}.")
 
 
 __all__ = ["EnsembleForAUDetection"]
