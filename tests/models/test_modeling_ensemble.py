@@ -32,11 +32,7 @@ TESTERS = (LscTester, GdaTester, GtleNetTester, Ac2dTester, AUFormerTester, LacT
 
 class TestEnsemble(AUModelTester):
     model_class = EnsembleForAUDetection
-    config = {
-        "lsc_config": BACKBONE | BRANCH,
-        "gda_config": BACKBONE,
-        "ac2d_config": AC2D,
-    }  # 48 and 32 pixels
+    config = {"lsc_config": BACKBONE | BRANCH, "ac2d_config": AC2D}  # of 48 and 32 pixels
     has_attention = True
     without_gradient = LscTester.without_gradient + Ac2dTester.without_gradient
 
