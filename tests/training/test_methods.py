@@ -198,12 +198,8 @@ def test_the_trainer_trains(model_type, corpus, cache, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", benchmark.METHODS)
 def test_fast_and_plain_are_the_same_network(method):
-    parameters, multiply_adds = benchmark.count(method, plain=False)
-    assert multiply_adds > parameters
-    if benchmark.METHODS[method].has_plain:
-        with torch.device("meta"):
-            plain = benchmark.METHODS[method].build(True)
-        assert sum(parameter.numel() for parameter in plain.parameters()) == parameters
+    variants = (False, True) if benchmark.METHODS[method].has_plain else (False,)
+    assert len({benchmark.count(method, plain)[0] for plain in variants}) == 1
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,6 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
         if model.config.adapters_only:
             model.load_backbone(**hub_arguments)
             model.config.adapters_only = False
-        model.freeze()  # weights not in the folder lost it
         return result
 
     def freeze(self) -> None:
