@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import AutoModel
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import actionunits  # noqa: F401  (registers the models)
@@ -16,8 +21,10 @@ from actionunits.data import AlignedFaces
 from actionunits.evaluation import predict_scores
 from recipe import Recipe
 
+SAMPLED = 256  # pictures that tell one corpus from another
 
-def taught(faces: AlignedFaces, recipe: Recipe, device: torch.device) -> AlignedFaces:
+
+def taught(faces: AlignedFaces, recipe: Recipe, device: torch.device, cache: Path) -> AlignedFaces:
     """The same faces, their intensities such that the soft label is part the corpus' and part the teachers'.
 
     With y = min(intensity / full_intensity, 1), logits z_k of the K teachers and the teachers' weight w:
@@ -30,6 +37,7 @@ def taught(faces: AlignedFaces, recipe: Recipe, device: torch.device) -> Aligned
         faces: The training split, with the recipe's action units.
         recipe: Names the teachers.
         device: Where the teachers compute.
+        cache: Keeps what each teacher said, for a run that goes on and for other runs.
 
     Raises:
         ValueError: A teacher does not know one of the action units, or the corpus has no intensities.
@@ -40,7 +48,7 @@ def taught(faces: AlignedFaces, recipe: Recipe, device: torch.device) -> Aligned
         raise ValueError(
             "teachers soften graded labels, but this corpus has no intensities; set teachers=[]."
         )
-    logits = np.mean([_logits(teacher, faces, recipe, device) for teacher in recipe.teachers], axis=0)
+    logits = np.mean([_logits(teacher, faces, recipe, device, cache) for teacher in recipe.teachers], axis=0)
     own = np.clip(faces.intensities / recipe.full_intensity, None, 1)
     soft = (1 - recipe.teacher_weight) * own + recipe.teacher_weight / (1 + np.exp(-logits))
     unknown = (faces.occurrence == UNKNOWN) | (faces.intensities == UNKNOWN)
@@ -48,15 +56,41 @@ def taught(faces: AlignedFaces, recipe: Recipe, device: torch.device) -> Aligned
     return replace(faces, intensities=soft.astype(np.float32))
 
 
-def _logits(teacher: str, faces: AlignedFaces, recipe: Recipe, device: torch.device) -> np.ndarray:
+def _logits(
+    teacher: str, faces: AlignedFaces, recipe: Recipe, device: torch.device, cache: Path
+) -> np.ndarray:
     """What one teacher says of all faces, (N, m)."""
     model = AutoModel.from_pretrained(teacher).to(device).eval()
     columns = _columns(teacher, model.config.aus, recipe.aus)
     processor = AutoImageProcessor.from_pretrained(teacher)
+    answers = cache / f"teacher-{_fingerprint(model, processor, faces)}.npy"
+    if answers.is_file():
+        return np.load(answers)[:, columns]
     known = replace(faces, aus=tuple(model.config.aus))  # as many scores as the teacher gives
-    scores = predict_scores(model, processor, known, recipe.eval_batch_size)[:, columns]
+    scores = predict_scores(model, processor, known, recipe.eval_batch_size)
     scores = scores.astype(np.float64).clip(1e-7, 1 - 1e-7)
-    return np.log(scores / (1 - scores))
+    logits = np.log(scores / (1 - scores))
+    _save(answers, logits)
+    return logits[:, columns]
+
+
+def _fingerprint(model: nn.Module, processor: BaseImageProcessor, faces: AlignedFaces) -> str:
+    """Names what answers depend on: weights, processor, faces (some of their pictures)."""
+    digest = hashlib.sha256(f"{model.config.to_json_string()}{processor.to_json_string()}".encode())
+    some = faces.rows[:: max(len(faces) // SAMPLED, 1)]
+    arrays = (faces.rows, faces.alignments, faces.landmarks, faces.pictures[some])
+    for values in (*model.state_dict().values(), *map(torch.from_numpy, arrays)):
+        digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    """Under a name of this process' own first, for several may write the same."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        np.save(file, array)
+    partial.replace(path)
 
 
 def _columns(teacher: str, known: Sequence[int], wanted: Sequence[int]) -> list[int]:

@@ -9,7 +9,7 @@ The same command again continues an interrupted run where its last checkpoint li
 
     RUN/recipe.yaml     the recipe as it was used
         log.jsonl       one line an event: losses, learning rate, metrics of every epoch
-        prepared/       pictures decoded and aligned once
+        prepared/       pictures decoded and aligned once, and what teachers say of them
         NETWORK/        checkpoints/, best/ and the trained network's model/, for each network of the recipe
         model/          the result: weights, image processor, thresholds, metrics.json, run.json, README.md
         members/NAME/   the same for each network of an ensemble alone
@@ -78,7 +78,8 @@ def train(output: Path, recipe: Recipe, args: argparse.Namespace, accelerator: A
     log = open_run(output, recipe, accelerator)
     splits = prepare_splits(args, recipe, accelerator, log)
     if any(not (output / name / "model" / "config.json").is_file() for name in recipe.networks):
-        splits["train"] = taught(splits["train"], recipe, accelerator.device)
+        answers = args.cache or output / "prepared"
+        splits["train"] = taught(splits["train"], recipe, accelerator.device, answers)
     keep_recipe(output, recipe, accelerator)
     for name in recipe.networks:
         NetworkTraining(name, recipe, splits, output / name, new_accelerator(recipe), log).run()

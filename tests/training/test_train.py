@@ -16,8 +16,11 @@ from transformers import AutoModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import network_training
+import teaching
 from actionunits import EscdaForAUDetection, GdaForAUDetection
 from actionunits.data import NO_AUGMENTATION, AUCollator, Augmentation, load_synthetic, prepare_synthetic
+from actionunits.evaluation import predict_scores
+from recipe import load_recipe
 
 GDA = {"gda": RECIPE["networks"]["gda"]}
 
@@ -398,6 +401,30 @@ def test_teachers_soften_the_labels(run, corpus, monkeypatch):
     assert described["recipe"]["teachers"] == ["first/model", "second/model"]
     card = (output / "model" / "README.md").read_text()
     assert "to 25 % those of teachers" in card and "`first/model`, `second/model`" in card
+
+
+def test_a_teacher_is_asked_once_about_the_same_pictures(run, corpus, tmp_path, monkeypatch):
+    output = run("teacher", networks=GDA, epochs=1, warmup_epochs=0)
+    recipe = replace(load_recipe(output / "recipe.yaml"), teachers=[str(output / "model")])
+    faces = prepare_synthetic(corpus, "train", output / "prepared")
+    asked = []
+
+    def predict(model, processor, pictures, batch_size):
+        asked.append(len(pictures))
+        return predict_scores(model, processor, pictures, batch_size)
+
+    monkeypatch.setattr(teaching, "predict_scores", predict)
+
+    def answers(of, aus):
+        wanted = replace(recipe, aus=aus)
+        return teaching.taught(of.with_aus(aus), wanted, torch.device("cpu"), tmp_path).intensities
+
+    first = answers(faces, [1, 12, 26])
+    np.testing.assert_array_equal(answers(faces, [26, 1]), first[:, [2, 0]])
+    assert asked == [24]
+    answers(replace(faces, pictures=255 - faces.pictures), [1, 12, 26])
+    answers(faces.select(np.arange(12)), [1, 12, 26])
+    assert asked == [24, 24, 12] and len(list(tmp_path.glob("*.npy"))) == 3
 
 
 def test_a_teacher_must_know_the_action_units(run):
