@@ -4,6 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from actionunits.synthesis import sampling
 from actionunits.synthesis.head_model import AU_SHAPES
 from actionunits.synthesis.sampling import (
     EXCLUSIVE,
@@ -12,6 +13,7 @@ from actionunits.synthesis.sampling import (
     OWN_WAY,
     RESTING_FOLDS,
     SYNTHETIC_AUS,
+    WIDE_JAW,
     label_intensities,
     label_occurrence,
     neutral_scene,
@@ -97,3 +99,28 @@ def test_the_lower_lip_follows_a_lifted_upper_lip_in_half_of_the_closed_mouths(h
     follows = [(s.expression[lower] < -0.02).all() for s in shut]
     assert len(shut) > 50 and 0.35 < np.mean(follows) < 0.65
     assert not any((s.expression[lower] < 0).any() for s in open_)
+
+
+def test_smiles_move_what_others_move_too_without_their_labels(head, monkeypatch):
+    """A toothy smile lifts the upper lip, a closed one presses the lips, and both dimple the cheeks."""
+
+    def mean_weights(*aus):
+        monkeypatch.setattr(sampling, "sample_action_units", lambda rng: dict.fromkeys(aus, 0.5))
+        scenes = [sample_scene(head, np.random.default_rng(seed)) for seed in range(300)]
+        assert all(label_intensities(s, 0.0)[SYNTHETIC_AUS.index(14)] == 0.5 * (14 in aus) for s in scenes)
+        weights = np.mean([s.expression for s in scenes], 0)
+        shapes = ("mouthUpperUp", "mouthDimple", "mouthPress")
+        return [float(weights[head.expression_index(shape)].mean()) for shape in shapes]
+
+    assert mean_weights(12) == pytest.approx([0, 0.175, 0.15], abs=0.02)
+    assert mean_weights(12, 25) == pytest.approx([0.25, 0.175, 0], abs=0.02)
+    gains = AU_SHAPES[14]
+    expected = [0, 0.5 * gains["mouthDimple"], 0.5 * gains["mouthPress"]]
+    assert mean_weights(14) == pytest.approx(expected, abs=0.03)
+
+
+def test_some_jaws_drop_farther_than_26_has_labels_for(head, monkeypatch):
+    monkeypatch.setattr(sampling, "sample_action_units", lambda rng: {26: 1.0})
+    jaw, most = head.expression_index("jawOpen")[0], max(OWN_WAY) * AU_SHAPES[26]["jawOpen"]
+    opened = np.array([sample_scene(head, np.random.default_rng(s)).expression[jaw] for s in range(300)])
+    assert 0.1 < np.mean(opened > most) < 0.4 and opened.max() < most + WIDE_JAW + 0.09

@@ -59,7 +59,7 @@ MOUSTACHE = Paint(1.0, (UPPER_LIP,), HAIR, 0.95, soft=0.06, grain=0.6)
 
 
 def make_up(image: Any, landmarks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A quarter of the faces wear some paint, a tenth a beard or its shade, a few a moustache.
+    """A quarter of the faces wear some paint, one in seven a beard or its shade, one in twelve a moustache.
 
     Args:
         image: (S, S, 3) linear light.
@@ -71,9 +71,9 @@ def make_up(image: Any, landmarks: np.ndarray, rng: np.random.Generator) -> np.n
         for paint in PAINTS:
             if rng.random() < paint.chance:
                 image = _put_on(image, paint, landmarks, rng)
-    elif kind < 0.35:
+    elif kind < 0.39:
         image = _put_on(image, BEARD, landmarks, rng)
-    elif kind < 0.38:
+    elif kind < 0.47:
         image = _put_on(image, MOUSTACHE, landmarks, rng)
     return image
 

@@ -19,12 +19,12 @@ from .wrinkles import WRINKLED_AUS
 SYNTHETIC_AUS = CORPUS_AUS["synthetic"]
 OCCURRENCE_FROM = 0.25  # intensity from which an AU counts as occurring: visible on the contact sheet
 
-# Combinations that faces make, each about equally often; broad smiles, the commonest, are named twice.
+# Combinations that faces make, each about equally often; broad smiles and surprise are named twice.
 # fmt: off
 PROTOTYPES: tuple[tuple[int, ...], ...] = (
     (6, 12), (6, 12, 25), (6, 12, 25, 10), (6, 12, 25, 26), (12,), (12, 25), (6, 7, 12, 25), (6, 12, 25),
     (12, 25), (6, 7, 12, 25, 26),
-    (1, 2, 5, 25, 26), (1, 2, 5, 25), (1, 2), (1, 2, 26, 25), (1,), (2,), (5,),
+    (1, 2, 5, 25, 26), (1, 2, 5, 25), (1, 2), (1, 2, 26, 25), (1,), (2,), (5,), (1, 2, 5, 25, 26), (1, 2, 5),
     (1, 4, 15), (1, 4, 15, 17), (1, 4), (15,), (15, 17), (17,), (1, 2, 4), (1, 2, 4, 5, 20, 25),
     (4, 5, 7, 23), (4, 7, 24), (4, 7), (4,), (4, 5, 7, 10, 25), (4, 17, 24), (7,),
     (9, 10, 17), (9, 10, 25), (9,), (4, 7, 9), (4, 9), (10,), (10, 25), (9, 17),
@@ -61,6 +61,7 @@ RESTING_FACE: tuple[tuple[str, float], ...] = (
 OWN_WAY = (0.75, 1.3)
 RESTING_FOLDS = 0.45  # greatest strength of the folds that a face has at rest, whatever it does
 RELAXED_LID = 0.1  # weight of eyeBlink: the head model's own eyes are open a little too wide
+WIDE_JAW = 0.45  # greatest weight of jawOpen beyond AU 26 at full intensity: AU 27, which has no label
 FULL_LIP_GAP = 1.1  # opening in model units (cm) that counts as AU 25 at intensity 1
 
 
@@ -229,8 +230,7 @@ def _sample_expression(head: HeadModel, action_units, gaze, rng: np.random.Gener
     look = {"eyeLookUp": max(gaze[1], 0) / 0.5, "eyeLookDown": max(-gaze[1], 0) / 0.5}
     extra = {"eyeBlink": 0.0 if 5 in action_units else closed, **look}
     extra |= {shape: rng.normal(0, spread) for shape, spread in RESTING_FACE}
-    if action_units.keys() >= {12, 25} and 10 not in action_units:
-        extra["mouthUpperUp"] += rng.uniform(0, 0.4)  # a toothy smile lifts the lip without AU 10
+    extra |= {shape: extra.get(shape, 0.0) + weight for shape, weight in _company(action_units, rng).items()}
     lifted = max(action_units.get(9, 0.0), action_units.get(10, 0.0))
     if lifted and not action_units.keys() & {25, 26} and rng.random() < 0.5:
         extra["mouthLowerDown"] = (
@@ -238,10 +238,24 @@ def _sample_expression(head: HeadModel, action_units, gaze, rng: np.random.Gener
         )  # the lower lip follows, and the mouth stays shut
     for shape, chance, most in UNLABELLED:
         if rng.random() < chance:
-            extra[shape] = rng.uniform(0, most)
+            extra[shape] = extra.get(shape, 0.0) + rng.uniform(0, most)
     for shape, weight in extra.items():
         weights[head.expression_index(shape)] += weight
     return weights
+
+
+def _company(action_units: dict[int, float], rng: np.random.Generator) -> dict[str, float]:
+    """Shape -> weight of what other AUs' muscles do in the company of these, without being coded."""
+    extra: dict[str, float] = {}
+    if action_units.keys() >= {12, 25} and 10 not in action_units:
+        extra["mouthUpperUp"] = rng.uniform(0, 0.5)  # a toothy smile lifts the lip without AU 10
+    if 12 in action_units and 14 not in action_units:
+        extra["mouthDimple"] = rng.uniform(0, 0.35)  # and dimples the cheeks without AU 14,
+        if not action_units.keys() & {24, 25, 26}:
+            extra["mouthPress"] = rng.uniform(0, 0.3)  # with the lips held together
+    if action_units.get(26, 0.0) > 0.6 and rng.random() < 0.4:
+        extra["jawOpen"] = rng.uniform(0, WIDE_JAW)
+    return extra
 
 
 def _own_way(head: HeadModel, rng: np.random.Generator) -> np.ndarray:
