@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from actionunits import FaceDetector, checkpoints, cli
+from actionunits.cli_common import stems
 from actionunits.pipelines import AUDetectionPipeline
 
 HAS_WEIGHTS = all(
@@ -146,6 +147,11 @@ def test_photos_of_one_name_do_not_overwrite_each_other(detect, photo_path, tmp_
     )
     assert code == 0
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["ännä_1-2_au.png", "ännä_1_au.png"]
+
+
+def test_a_number_behind_a_name_is_a_name_like_others():
+    names = ["a/smile-2.png", "b/smile.png", "c/Smile.jpg", "smile.png", "https://x.org/smile.png?v=2"]
+    assert list(stems(names)) == ["smile-2", "smile", "Smile-3", "smile-4", "smile-5"]
 
 
 def test_threshold(detect, photo_path):

@@ -4,10 +4,10 @@ import copy
 
 import numpy as np
 import pytest
-from huggingface_hub.errors import StrictDataclassFieldValidationError
-from transformers import AutoConfig
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
+from transformers import AutoConfig, pipeline
 
-from actionunits import GdaConfig
+from actionunits import Ac2dConfig, AUImageProcessor, GdaConfig, GdaForAUDetection, LscConfig
 from actionunits.configuration_au import AUConfig
 
 SHORT = {"aus": [1, 4, 12]}
@@ -92,6 +92,12 @@ def test_same_number_of_labels_changes_nothing():
         ({"id2label": {0: "AU1", 1: "AU1"}}, "different labels"),
         ({"id2label": {}}, "must name the outputs"),
         ({"num_labels": 0}, "at least one output"),
+        ({"num_labels": "3"}, "num_labels='3': a model needs a number"),
+        (
+            {"id2label": ["AU1", "AU2"]},
+            r"must be a dict such as \{0: 'AU1', 1: 'AU12'\}, got \['AU1', 'AU2'\]",
+        ),
+        ({"label2id": ["AU1", "AU2"]}, r"must be a dict such as \{'AU1': 0, 'AU12': 1\}"),
     ],
 )
 def test_names_that_make_no_sense(names, message, tmp_path):
@@ -192,3 +198,28 @@ def test_unused_keywords_come_back(tmp_path):
     config, unused = AUConfig.from_pretrained(tmp_path, aus=[6], foo=1, return_unused_kwargs=True)
     assert config.aus == [6]
     assert unused == {"foo": 1}
+
+
+def test_action_units_without_a_place_have_no_centres(photo, landmarks):
+    config = GdaConfig.compact(aus=[6, 46])
+    processor = AUImageProcessor(**config.processor_options)
+    assert processor.au_definition == "none"
+    model = GdaForAUDetection(config)
+    detect = pipeline("au-detection", model=model, image_processor=processor)
+    (face,) = detect({"image": photo, "landmarks": landmarks})
+    assert [unit["label"] for unit in face["action_units"]] == ["AU6", "AU46"]
+    assert AUImageProcessor(**GdaConfig.compact(aus=[6, 45]).processor_options).aus == [6, 45]
+
+
+@pytest.mark.parametrize("labels", [["keys"], ["weight"], ["training"], [""], ["a.b", "a_b"]])
+def test_labels_that_cannot_name_layers_are_refused(labels):
+    config = GdaConfig.compact(id2label=dict(enumerate(labels)))
+    with pytest.raises(ValueError, match=f"The label {labels[0]!r} cannot name a layer"):
+        GdaForAUDetection(config)
+
+
+@pytest.mark.parametrize("config", [GdaConfig, LscConfig, Ac2dConfig])
+@pytest.mark.parametrize("size", [0, -8])
+def test_pictures_have_pixels(config, size):
+    with pytest.raises(StrictDataclassClassValidationError, match=f"image_size={size}"):
+        config.compact(image_size=size)

@@ -253,6 +253,12 @@ def test_trainer_metrics_read_logits_and_tuples():
     assert compute(SimpleNamespace(predictions=(logits, None), label_ids=labels)) == expected
 
 
+def test_trainer_metrics_without_labels_are_no_figures():
+    nothing = SimpleNamespace(predictions=np.zeros((2, 2)), label_ids=np.full((2, 2), UNKNOWN))
+    figures = metrics.trainer_metrics([6, 12])(nothing)
+    assert set(figures) == {"f1", "auc"} and all(np.isnan(value) for value in figures.values())
+
+
 def test_evaluate_metric_agrees_over_batches(predictions):
     pytest.importorskip("evaluate")
     scores, labels = predictions

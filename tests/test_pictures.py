@@ -1,5 +1,7 @@
 import base64
 import io
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
 import pytest
@@ -31,8 +33,37 @@ def test_data_urls(photo):
     small = photo.resize((40, 40))
     url = "data:image/png;base64," + base64.b64encode(_file(small)).decode()
     np.testing.assert_array_equal(load_picture(url), small)
-    with pytest.raises(PictureError, match="could not be fetched"):
+    np.testing.assert_array_equal(load_picture("DATA" + url[4:]), small)
+    with pytest.raises(PictureError, match="no picture that Pillow can read"):
         load_picture("data:image/png;base64,AAAA")
+    with pytest.raises(PictureError, match="could not be fetched"):
+        load_picture("data:image/png;base64,A")
+    with pytest.raises(FileNotFoundError, match="is empty"):
+        load_picture("")
+
+
+def test_urls_of_the_web(photo):
+    """A picture of 16 bits by HTTP is the same as by its path; what the server refuses is said."""
+    grey = np.asarray(photo.convert("L"))
+    file = _file(Image.fromarray(grey.astype(np.uint16) * 257))
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self):
+            known = self.path == "/photo.png?size=1" and "Python" not in self.headers["User-Agent"]
+            self.send_response(200 if known else 404)
+            self.end_headers()
+            self.wfile.write(file if known else b"")
+
+        def log_message(self, *args):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/"
+        np.testing.assert_array_equal(np.asarray(load_picture(f"{url}photo.png?size=1"))[..., 0], grey)
+        with pytest.raises(PictureError, match=f"{url}other.png could not be fetched: .*404"):
+            load_picture(f"{url}other.png")
+        server.shutdown()
 
 
 def test_exif_orientation_is_applied(photo):

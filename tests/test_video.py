@@ -225,6 +225,8 @@ def test_pictures_as_frames(pictures, tmp_path):
     frames = list(frames_of([pictures[0], tmp_path / "bad.png", np.asarray(pictures[2])], fps=10))
     assert [frame.timestamp for frame in frames] == [0, 0.1, 0.2]
     assert frames[1].picture is None and "no picture that Pillow can read" in frames[1].error
+    lost, found = frames_of([None, pictures[0]])
+    assert lost.picture is None and lost.error == "the frame is lost" and found.picture is not None
     assert frames[2].picture.tobytes() == pictures[2].tobytes()
     assert next(frames_of(pictures)).timestamp is None
     with pytest.raises(TypeError, match="give a path"):

@@ -115,6 +115,11 @@ def au_centers(
     return stack([place(points[..., 0], points[..., 1], *table[au]) for au in aus], -3)
 
 
+def have_centers(aus: Iterable[int]) -> bool:
+    """Whether each of these action units has a place; both definitions know the same ones."""
+    return all(au in SHAO or au in SHAO_EXTENSION for au in aus)
+
+
 def gaussian_maps(
     centers: torch.Tensor,
     map_size: int | tuple[int, int],

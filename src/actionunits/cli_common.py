@@ -1,6 +1,7 @@
 """What several of the commands share: the options of the model, and names for the files they write."""
 
 import argparse
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -81,12 +82,17 @@ def check_device(device: str | None) -> None:
 
 
 def stems(files: Iterable[str]) -> Iterator[str]:
-    """Yield a file name without suffix for each; a second a/smile.jpg, b/smile.jpg becomes smile-2."""
-    seen: dict[str, int] = {}
+    """Yield a file name without suffix for each; a second a/smile.jpg, b/smile.jpg becomes smile-2.
+
+    No two are the same, also where a file system takes upper for lower case.
+    """
+    taken: set[str] = set()
     for file in files:
         stem = re.sub(r"[^\w.-]+", "_", Path(file.split("?")[0]).stem) or "photo"
-        seen[stem] = seen.get(stem, 0) + 1
-        yield stem if seen[stem] == 1 else f"{stem}-{seen[stem]}"
+        numbered = (stem if n == 1 else f"{stem}-{n}" for n in itertools.count(1))
+        free = next(name for name in numbered if name.casefold() not in taken)
+        taken.add(free.casefold())
+        yield free
 
 
 def _probability(text: str) -> float:

@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from actionunits.action_units import CORPUS_AUS, au_label, check_aus, parse_au_label
+from actionunits.au_regions import have_centers
 
 logger = logging.get_logger(__name__)
 
@@ -103,7 +104,8 @@ class AUConfig(PreTrainedConfig):
         """
         image_size = getattr(self, "image_size", self._crop_size)
         crop, size = ({"height": side, "width": side} for side in (self._crop_size, image_size))
-        centers = {"au_definition": "none"} if self.aus is None else {"aus": list(self.aus)}
+        placed = self.aus is not None and have_centers(self.aus)
+        centers = {"aus": list(self.aus)} if placed else {"au_definition": "none"}
         return {"aligned_size": self._aligned_size, "crop_size": crop, "size": size, **centers}
 
     def relabel(self, **names: Any) -> None:
@@ -231,6 +233,8 @@ def _resolve_labels(aus=None, id2label=None, label2id=None, num_labels: int | No
     if id2label is not None:
         given["id2label"] = _in_order(id2label)
     if label2id is not None:
+        if not isinstance(label2id, Mapping):
+            raise ValueError(f"label2id must be a dict such as {{'AU1': 0, 'AU12': 1}}, got {label2id!r}.")
         given["label2id"] = _in_order({index: label for label, index in label2id.items()})
     if not given:
         return [au_label(au) for au in CORPUS_AUS["bp4d"]] if num_labels is None else _anonymous(num_labels)
@@ -249,6 +253,8 @@ def _resolve_labels(aus=None, id2label=None, label2id=None, num_labels: int | No
 
 
 def _in_order(id2label: Mapping[int | str, str]) -> list[str]:
+    if not isinstance(id2label, Mapping):
+        raise ValueError(f"id2label must be a dict such as {{0: 'AU1', 1: 'AU12'}}, got {id2label!r}.")
     by_index = {int(index): label for index, label in id2label.items()}
     labels = [by_index.get(i) for i in range(len(id2label))]
     if not labels or None in labels or len(set(labels)) < len(labels):
@@ -259,8 +265,10 @@ def _in_order(id2label: Mapping[int | str, str]) -> list[str]:
 
 
 def _anonymous(num_labels: int) -> list[str]:
-    if num_labels < 1:
-        raise ValueError(f"num_labels={num_labels}: a model needs at least one output.")
+    if not isinstance(num_labels, int) or num_labels < 1:
+        raise ValueError(
+            f"num_labels={num_labels!r}: a model needs a number of outputs, at least one output."
+        )
     return [f"LABEL_{i}" for i in range(num_labels)]
 
 

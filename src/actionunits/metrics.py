@@ -257,8 +257,8 @@ def trainer_metrics(aus: Sequence[int], thresholds: ArrayLike = 0.5) -> Callable
                 "pass model.config.aus."
             )
         return {
-            "f1": _defined_mean(f1) or 0.0,
-            "auc": _defined_mean(roc_auc(scores, prediction.label_ids)) or 0.0,
+            "f1": _mean_or_nan(f1),
+            "auc": _mean_or_nan(roc_auc(scores, prediction.label_ids)),
             **{f"f1_{au_label(au)}": float(x) for au, x in zip(aus, f1, strict=True) if not np.isnan(x)},
         }
 
@@ -403,6 +403,11 @@ def _add_intervals(report: dict[str, Any], bounds: np.ndarray) -> None:
 def _defined_mean(values: np.ndarray) -> float | None:
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if defined.size else None
+
+
+def _mean_or_nan(values: np.ndarray) -> float:
+    mean = _defined_mean(values)
+    return math.nan if mean is None else mean
 
 
 def _json(value: float) -> float | None:

@@ -11,9 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from actionunits.configuration_au import AUConfig
 from actionunits.losses import occurrence_weights, weighted_au_loss
+
+logger = logging.get_logger(__name__)
 
 
 class AUPreTrainedModel(PreTrainedModel):
@@ -29,6 +32,17 @@ class AUPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)  # type: ignore[assignment]
     accepts_loss_kwargs = False  # the Trainer, not the loss, divides by the accumulation steps
     supports_gradient_checkpointing = True
+
+    def __init__(self, config: AUConfig, *inputs: Any, **kwargs: Any):
+        super().__init__(config, *inputs, **kwargs)
+        if config.aus is not None:  # heads of other action units are left out on purpose, hundreds of lines
+            known = "|".join(map(str, config.aus))
+            self._keys_to_ignore_on_load_unexpected = [rf"\.AU(?!(?:{known})(?:\.|$))[0-9]+(?:\.|$)"]
+
+    @property
+    def needs_au_centers(self) -> bool:
+        """Whether the model cannot do without `au_centers`, at inference either."""
+        return False
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -80,6 +94,12 @@ class AUPreTrainedModel(PreTrainedModel):
         **kwargs: Any,
     ) -> None:
         arguments = getattr(gradient_checkpointing_func, "keywords", {})
+        if arguments.get("use_reentrant"):
+            logger.warning_once(
+                "use_reentrant=True would lose gradients and count batches twice; it is taken for False."
+            )
+            gradient_checkpointing_func = functools.partial(gradient_checkpointing_func, use_reentrant=False)
+            arguments = gradient_checkpointing_func.keywords
         if arguments.get("use_reentrant") is False and "context_fn" not in arguments:
             gradient_checkpointing_func = functools.partial(
                 gradient_checkpointing_func,
@@ -110,8 +130,19 @@ class AUClassifier(nn.ModuleDict):
 
 
 def module_names(config: AUConfig) -> list[str]:
-    """Return the labels of the outputs as names for submodules, which may not contain dots."""
-    return [label.replace(".", "_") for label in config.au_labels]
+    """Return the labels of the outputs as names for submodules, which may not contain dots.
+
+    Raises:
+        ValueError: A label that torch has another use for, or two that would have one name.
+    """
+    names = [label.replace(".", "_") for label in config.au_labels]
+    taken = (nn.ModuleDict(), AUClassifier)
+    for label, name in zip(config.au_labels, names, strict=True):
+        if not name or names.count(name) > 1 or any(hasattr(one, name) for one in taken):
+            raise ValueError(
+                f"The label {label!r} cannot name a layer; choose another, such as {f'label_{name}'!r}."
+            )
+    return names
 
 
 def sum_over_processes(x: Tensor) -> Tensor:

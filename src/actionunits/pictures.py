@@ -5,11 +5,11 @@ import os
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from transformers.image_utils import load_image
 
 MIN_SIDE = 24
 """Smallest width and height [pixels]; below this no face can be read."""
@@ -18,6 +18,7 @@ BACKGROUND = (128, 128, 128)
 """What shows through transparent pixels: the grey that also fills the surroundings of an aligned face."""
 
 _URL_TIMEOUT = 30.0  # [s]
+_USER_AGENT = "actionunits"  # some servers turn away the one that Python gives itself
 
 
 class PictureError(ValueError):
@@ -75,12 +76,11 @@ def _open(source: Any) -> tuple[str, Image.Image]:
         return "The picture", _from_array(source)
     if isinstance(source, bytes):
         return "The picture", _from_bytes("The picture", source)
-    if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
+    if isinstance(source, str) and source.lower().startswith(("http://", "https://", "data:")):
         name = source if len(source) < 100 else f"{source[:60]}..."
-        try:
-            return name, load_image(source, timeout=_URL_TIMEOUT)
-        except Exception as error:
-            raise PictureError(f"{name} could not be fetched: {error}") from error
+        return name, _from_bytes(name, _fetch(name, source))
+    if source == "":
+        raise FileNotFoundError("The name of a picture file is empty.")
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if path.is_dir():
@@ -92,6 +92,14 @@ def _open(source: Any) -> tuple[str, Image.Image]:
         f"Cannot read a picture from {type(source).__name__}; "
         "give a path, a URL, bytes, a PIL image, an array or a tensor."
     )
+
+
+def _fetch(name: str, url: str) -> bytes:
+    try:
+        with urlopen(Request(url, headers={"User-Agent": _USER_AGENT}), timeout=_URL_TIMEOUT) as answer:
+            return answer.read()
+    except Exception as error:  # of the network, the server, the address or its encoding
+        raise PictureError(f"{name} could not be fetched: {error}") from error
 
 
 def _from_bytes(name: str, data: bytes) -> Image.Image:

@@ -237,11 +237,14 @@ def frames_of(pictures: Iterable[Any], fps: float | None = None) -> Iterator[Fra
     """Make frames of pictures.
 
     Args:
-        pictures: Anything that `load_picture` takes, each.
+        pictures: Anything that `load_picture` takes, each; None, as OpenCV says it, for a lost frame.
         fps: Pictures per second; without it the frames have no timestamp.
     """
     for index, source in enumerate(pictures):
         timestamp = None if fps is None else index / fps
+        if source is None:
+            yield Frame(index, timestamp, None, "the frame is lost")
+            continue
         try:
             yield Frame(index, timestamp, load_picture(source))
         except (OSError, ValueError) as error:

@@ -246,6 +246,65 @@ def test_a_frame_list_chooses_the_frames(load, own):
         assert check.published["jaanet"]["found_frames"] == 2 and "jaanet" in check.has
 
 
+def spoil(table, old, new, count=-1):
+    text = table.read_text()
+    assert old in text
+    table.write_text(text.replace(old, new, count))
+
+
+@pytest.mark.parametrize("names", ["AU01,au12", "AU1, AU12", "AU_01_c,AU12_c"])
+def test_label_columns_may_be_written_differently(load, own, names):
+    root = own("folder")
+    before = load("folder", root=root, split="full")["occurrence"][:]
+    spoil(root / "labels.csv", "AU1,AU12", names)
+    assert CORPORA["folder"].evaluated_aus(root) == (1, 12)
+    assert load("folder", root=root, split="full")["occurrence"][:] == before
+    assert CORPORA["folder"].check(root).found["labelled frames"] == 24
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("AU1,AU12", "AU1,AU1", "has a column 'AU1' that is no label of an action unit of its own"),
+        ("AU1,AU12", "AU1,AU12_r", "has a column 'AU12_r'"),
+        ("AU1,AU12", "AU1,AU99", r"labels\.csv: Unknown action unit 99"),
+        ("AU1,AU12", "one,twelve", "has no column of an action unit"),
+        ("person-0,train", "person-0,Train", r"labels\.csv, row 2: the split 'Train' is none of train, val"),
+        ("person-0,train,0", "person-0,train,yes", r"labels\.csv, row 2: could not convert.*'yes'"),
+        ("person-0,train,0", "person-0,train", r"labels\.csv, row 2: it has fewer or more cells"),
+        ("person-0,train,0", "person-0,train,0,0", r"labels\.csv, row 2: it has fewer or more cells"),
+    ],
+)
+def test_what_cannot_be_read_of_an_own_table_is_named(load, own, old, new, message):
+    root = own("folder")
+    spoil(root / "labels.csv", old, new, 1)
+    with pytest.raises(ValueError, match=message):
+        load("folder", root=root)
+    with pytest.raises(ValueError, match=message):
+        CORPORA["folder"].check(root)
+
+
+def test_an_own_table_needs_rows_and_a_known_encoding(load, own):
+    root = own("folder")
+    header, *rows = (root / "labels.csv").read_text().splitlines()
+    (root / "labels.csv").write_text(header + "\n")
+    with pytest.raises(ValueError, match="a header and no rows"):
+        load("folder", root=root)
+    (root / "labels.csv").write_bytes("\n".join([header, *rows]).replace("person-0", "Zoë").encode("latin-1"))
+    with pytest.raises(ValueError, match=r"labels\.csv is no text file"):
+        load("folder", root=root)
+
+
+def test_rows_without_a_split_are_counted(load, own, caplog):
+    root = own("folder")
+    spoil(root / "labels.csv", "person-5,test", "person-5,")
+    assert {name: len(rows) for name, rows in load("folder", root=root).items()} == {
+        "train": 16,
+        "validation": 4,
+    }
+    assert "folder: 4 of 24 rows name no split" in caplog.text
+
+
 def test_a_changed_label_file_is_read_anew(load, own):
     root = own("folder")
     before = load("folder", root=root, split="full")

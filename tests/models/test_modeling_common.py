@@ -271,10 +271,12 @@ class AUModelTester:
             losses.append(loss.item())
         assert losses[-1] < 0.7 * losses[0], losses[::3]
 
-    def test_gradient_checkpointing_changes_nothing(self, model, labels):
+    @pytest.mark.parametrize("reentrant", [None, True])
+    def test_gradient_checkpointing_changes_nothing(self, model, labels, reentrant):
         plain, checkpointed = model.train(), copy.deepcopy(model)
         enable = "activation_checkpointing_enable"  # since transformers 5.20; deprecates the other
-        getattr(checkpointed, enable if hasattr(checkpointed, enable) else "gradient_checkpointing_enable")()
+        enable = enable if hasattr(checkpointed, enable) else "gradient_checkpointing_enable"
+        getattr(checkpointed, enable)(*([] if reentrant is None else [{"use_reentrant": reentrant}]))
         assert any(getattr(module, "gradient_checkpointing", False) for module in checkpointed.modules())
         inputs = self.make_inputs(model.config)
         for one in (plain, checkpointed):
@@ -295,6 +297,7 @@ class AUModelTester:
             other, info = AutoModel.from_pretrained(folder, aus=aus, output_loading_info=True)
             assert info["missing_keys"]
             assert all(".AU43." in name for name in info["missing_keys"])
+            assert not info["unexpected_keys"]  # the heads that nobody asked for
         assert other.config.au_labels == ["AU25", "AU43", "AU1"]
         logits = other(**self.make_inputs(other.config)).logits
         expected = model(**inputs).logits[:, [AUS.index(25), AUS.index(1)]]

@@ -11,6 +11,7 @@ from transformers import pipeline
 from transformers.models.auto import AutoModel, AutoModelForImageClassification
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.pipelines.pt_utils import KeyDataset
+from transformers.utils import logging
 
 import actionunits
 from actionunits import AUDetectionPipeline, AUImageProcessor, GdaConfig, GdaForAUDetection, checkpoints
@@ -180,6 +181,34 @@ def test_known_boxes(detect, photo, landmarks):
     faces = detect({"image": photo, "boxes": [[0, 150, 40, 190], [55, 35, 152, 132]]})
     assert [round(face["confidence"], 2) for face in faces] == [0.97, 0.02]
     assert detect({"image": photo, "boxes": []}) == []
+
+
+def test_empty_landmarks_are_none(detect, photo, landmarks):
+    """The rows of a corpus without points have an empty list; that is not to say that nobody is there."""
+    for empty in ([], np.empty((0, 2))):
+        (face,) = detect({"image": photo, "landmarks": empty})
+        assert face["landmarks"] == landmarks.tolist() and face["confidence"] == 0.97
+    (face,) = detect({"image": photo, "landmarks": [], "boxes": [55, 35, 152, 132]})
+    assert list(face["box"].values()) == [55, 35, 152, 132]
+
+
+def test_a_box_whose_face_lies_outside_is_left_out(detect, photo, caplog):
+    logging.get_logger("actionunits").addHandler(caplog.handler)
+    pictures = [photo, {"image": photo, "boxes": [[0, 0, 4, 4], [55, 35, 152, 132]]}]
+    first, second = detect(pictures)
+    logging.get_logger("actionunits").removeHandler(caplog.handler)
+    assert [list(face["box"].values()) for face in second] == [[55, 35, 152, 132]]
+    np.testing.assert_allclose(scores(second), scores(first), atol=1e-5)
+    assert "Left out the box [0.0, 0.0, 4.0, 4.0]" in caplog.text
+
+
+def test_five_points_do_for_models_that_need_no_centres(detect, photo, landmarks, detector):
+    five = reduce_landmarks(landmarks, "ibug68", "five")
+    with pytest.raises(ValueError, match=r"EscdaForAUDetection looks around.*the scheme 'five' do not tell"):
+        detect({"image": photo, "landmarks": five})
+    gda = pipeline("au-detection", model=detect.model.gda, image_processor=detect.image_processor)
+    (face,) = gda({"image": photo, "landmarks": five})
+    assert face["landmark_scheme"] == "five" and np.isfinite(scores([face])).all()
 
 
 def test_wrong_inputs(detect, photo, landmarks):

@@ -19,9 +19,18 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.pipelines.base import ChunkPipeline
+from transformers.utils import logging
 
 from actionunits.alignment import Alignment
-from actionunits.face_detection import Face, FaceDetector, box_around, check_boxes, largest_first
+from actionunits.au_regions import have_centers
+from actionunits.face_detection import (
+    Face,
+    FaceDetector,
+    box_around,
+    can_be_aligned,
+    check_boxes,
+    largest_first,
+)
 from actionunits.image_processing_au import AUImageProcessor, decision_thresholds
 from actionunits.landmarks import check_inside, check_landmarks
 from actionunits.modeling_outputs import AUDetectionOutput
@@ -29,6 +38,8 @@ from actionunits.pictures import load_picture
 from actionunits.pipelines.video import Shot, answer_video
 from actionunits.tracking import Track, TrackedFace
 from actionunits.video import is_video
+
+logger = logging.get_logger(__name__)
 
 FACES_PER_BATCH = 8
 """Batch size for a picture or a list. Streams go face by face unless told otherwise: nothing waits."""
@@ -238,24 +249,36 @@ class AUDetectionPipeline(ChunkPipeline):
                 )
             input_ = known["image"]
         picture = load_picture(input_)
-        if known.get("landmarks") is not None:
+        if _any_given(known.get("landmarks")):
             faces = _given_faces(picture.size, known["landmarks"], known.get("boxes"))
             return picture, largest_first(faces)
         if known.get("boxes") is not None:
             boxes = check_boxes(known["boxes"], picture.size)
-            return picture, largest_first(self.face_detector.locate(picture, boxes))
+            located = self.face_detector.locate(picture, boxes)
+            return picture, largest_first([f for f in located if _is_usable(f, picture.size)])
         return picture, self.face_detector(picture)
 
     def _features(self, picture: Image.Image, face: Face) -> dict[str, torch.Tensor]:
         """Model input of one face, batch of one. Where the landmarks tell no centres, these are NaN."""
         aus = self.model.config.aus
+        placed = aus is not None and have_centers(aus)
         features = self.image_processor(
             picture,
             landmarks=face.landmarks,
             landmark_scheme=face.scheme,
             return_tensors="pt",
-            **({"aus": aus} if aus else {"au_definition": "none"}),
+            **({"aus": aus} if placed else {"au_definition": "none"}),
         )
+        if getattr(self.model, "needs_au_centers", False) and "au_centers" not in features:
+            raise ValueError(
+                f"{type(self.model).__name__} looks around the centres of its action units, which "
+                + (
+                    f"landmarks of the scheme {face.scheme!r} do not tell; give more of them "
+                    "(49, 66, 68, 98 or 478 points), or none."
+                    if placed
+                    else f"the labels {self.model.config.au_labels} do not have; use a model that needs none."
+                )
+            )
         unknown = torch.full_like(self._no_features()["au_centers"], torch.nan)
         return {"au_centers": unknown, **features}
 
@@ -286,6 +309,23 @@ def _processor_of(model: Any) -> AUImageProcessor:
             "The model was not loaded from a folder; pass image_processor=AUImageProcessor(...)."
         )
     return AutoImageProcessor.from_pretrained(model.name_or_path)
+
+
+def _any_given(landmarks: Any) -> bool:
+    """Whether there are landmarks; the rows of a corpus without any have an empty list."""
+    return landmarks is not None and (not hasattr(landmarks, "__len__") or len(landmarks) > 0)
+
+
+def _is_usable(face: Face, picture_size: tuple[int, int]) -> bool:
+    """Whether the landmarks found in a box make a face; if not, say which box is left out."""
+    if usable := can_be_aligned(face, picture_size):
+        return usable
+    logger.warning(
+        "Left out the box %s: most of what looks like a face there lies outside of the %d x %d picture.",
+        np.round(face.box, 1).tolist(),
+        *picture_size,
+    )
+    return False
 
 
 def _given_faces(picture_size: tuple[int, int], landmarks: Any, boxes: Any) -> list[Face]:

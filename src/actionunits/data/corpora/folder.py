@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from actionunits.action_units import UNKNOWN, parse_au_label
+from actionunits.action_units import UNKNOWN, check_aus
 from actionunits.data.corpora import tiny
 from actionunits.data.corpora.base import AUCorpus, Recording
+from actionunits.data.corpora.reading import naming
+from actionunits.data.protocols import OFFICIAL
 
 TABLE = "labels.csv"
+_AU_COLUMN = re.compile(r"AU_?0*([1-9][0-9]*)(?:_c)?", re.IGNORECASE)  # "AU12", "au01", "AU01_c"
+_LIKE_AU = re.compile(r"AU[_ ]?[0-9]", re.IGNORECASE)
 
 
 class Folder(AUCorpus):
@@ -30,7 +35,7 @@ DIR/
                          x0,y0,x1,y1,...                (optional: landmarks in pixels, any known scheme)
   anywhere/face.jpg ...  the pictures"""
     traps = (
-        "An empty cell is unknown, not an absence.",
+        "An empty cell is unknown, not an absence; a row without a split is in none.",
         "Give every person a name of their own: splits are made by it.",
     )
 
@@ -39,6 +44,7 @@ DIR/
         self.require(root, self.label_files(root), TABLE)
         if missing := {"image", "subject"} - set(self._header(root)):
             raise ValueError(f"{root / TABLE} lacks the columns {sorted(missing)}.")
+        self._label_columns(root)
 
     def label_files(self, root: Path) -> list[Path]:
         """The table."""
@@ -46,33 +52,28 @@ DIR/
 
     def evaluated_aus(self, root: Path) -> tuple[int, ...]:
         """FACS numbers of the table's label columns, in its order."""
-        return tuple(au for name in self._header(root) if (au := parse_au_label(name)) is not None)
+        return tuple(self._label_columns(root))
 
     def recordings(self, root: Path, aus: Sequence[int]) -> Iterator[Recording]:
-        """One recording a row."""
-        labelled = self.evaluated_aus(root)
-        if missing := [au for au in aus if au not in labelled]:
+        """One recording a row.
+
+        Raises:
+            ValueError: The table has no rows, or one that cannot be read; the message names it.
+        """
+        columns = self._label_columns(root)
+        if missing := [au for au in aus if au not in columns]:
             raise ValueError(
-                f"{root / TABLE} has no column of the action units {missing}; it has {list(labelled)}."
+                f"{root / TABLE} has no column of the action units {missing}; it has {list(columns)}."
             )
-        with (root / TABLE).open(newline="", encoding="utf-8-sig") as file:
-            for number, row in enumerate(csv.DictReader(file), start=2):
-                frame = int(row.get("frame") or number - 1)
-                picture = root / row["image"]
-                points = _points(row)
-                cells = [row[f"AU{au}"].strip() for au in aus]
-                yield Recording(
-                    subject=row["subject"],
-                    sequence=row.get("sequence") or row["image"],
-                    frames=np.array([frame]),
-                    codes=np.array([[float(cell) if cell else UNKNOWN for cell in cells]]),
-                    pictures={frame: picture} if picture.is_file() else {},
-                    landmarks=lambda problems, frame=frame, points=points: (
-                        {} if points is None else {frame: points}
-                    ),  # type: ignore[misc]
-                    split=row.get("split") or "",
-                    source=f"{root / TABLE}, row {number}",
-                )
+        number = 1
+        for number, row in enumerate(self._rows(root), start=2):
+            source = f"{root / TABLE}, row {number}"
+            try:
+                yield _recording(root, row, [columns[au] for au in aus], number - 1, source)
+            except ValueError as error:
+                raise ValueError(f"{source}: {error}") from error
+        if number == 1:
+            raise ValueError(f"{root / TABLE} has a header and no rows.")
 
     def write_tiny(self, root: Path) -> None:
         """Six people, four pictures each."""
@@ -95,8 +96,59 @@ DIR/
         tiny.write_table(root / TABLE, header, rows)
 
     def _header(self, root: Path) -> list[str]:
-        with (root / TABLE).open(newline="", encoding="utf-8-sig") as file:
-            return next(csv.reader(file), [])
+        with naming(root / TABLE), (root / TABLE).open(newline="", encoding="utf-8-sig") as file:
+            return [name.strip() for name in next(csv.reader(file), [])]
+
+    def _label_columns(self, root: Path) -> dict[int, str]:
+        """FACS number -> name of its column."""
+        columns: dict[int, str] = {}
+        for name in filter(_LIKE_AU.match, self._header(root)):
+            match = _AU_COLUMN.fullmatch(name)
+            if match is None or int(match[1]) in columns:
+                raise ValueError(
+                    f"{root / TABLE} has a column {name!r} that is no label of an action unit of its own; "
+                    "name label columns AU1, AU12, ..., each once, and others differently."
+                )
+            columns[int(match[1])] = name
+        if not columns:
+            raise ValueError(f"{root / TABLE} has no column of an action unit, such as AU12.")
+        try:
+            check_aus(columns)
+        except ValueError as error:
+            raise ValueError(f"{root / TABLE}: {error}") from error
+        return columns
+
+    def _rows(self, root: Path) -> Iterator[dict[str, str]]:
+        """Every row as column -> cell; one with too few or too many cells has None among them."""
+        with naming(root / TABLE), (root / TABLE).open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file, fieldnames=self._header(root))
+            next(rows, None)
+            yield from rows
+
+
+def _recording(
+    root: Path, row: dict[str, str], columns: Sequence[str], number: int, source: str
+) -> Recording:
+    """The row `number`, counted from 1 below the header."""
+    if None in row or None in row.values():
+        raise ValueError("it has fewer or more cells than the header; mend it, empty cells need commas too.")
+    split = row.get("split", "").strip()
+    if split and split not in OFFICIAL["folder"]:
+        raise ValueError(f"the split {split!r} is none of {', '.join(OFFICIAL['folder'])}.")
+    frame = int(row.get("frame") or number)
+    picture = root / row["image"].strip()
+    points = _points(row)
+    cells = [row[column].strip() for column in columns]
+    return Recording(
+        subject=row["subject"].strip(),
+        sequence=row.get("sequence", "").strip() or row["image"].strip(),
+        frames=np.array([frame]),
+        codes=np.array([[float(cell) if cell else UNKNOWN for cell in cells]]),
+        pictures={frame: picture} if picture.is_file() else {},
+        landmarks=lambda problems: {} if points is None else {frame: points},
+        split=split,
+        source=source,
+    )
 
 
 def _points(row: dict[str, str]) -> np.ndarray | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import yaml
+
+logger = logging.getLogger(__name__)
 
 OFFICIAL = {
     "gft": ("train", "test"),
@@ -204,6 +207,8 @@ def split_rows(
         names = np.asarray(official, dtype=object)
         if not (found := [split for split in OFFICIAL[corpus] if (names == split).any()]):
             raise ValueError(f"{corpus}: no row names a split of {list(OFFICIAL[corpus])}.")
+        if outside := int((~np.isin(names.astype(str), OFFICIAL[corpus])).sum()):
+            logger.warning("%s: %d of %d rows name no split and are in none", corpus, outside, len(names))
         splits = {split: np.flatnonzero(names == split) for split in found}
     elif fold is None:
         raise ValueError(

@@ -140,7 +140,7 @@ class Ac2dConfig(AUConfig):
                     f"{heads} heads do not divide {channels} channels; see hidden_sizes, num_heads."
                 )
         for size, reduction in zip(self.map_sizes, self.key_reductions, strict=True):
-            if size % reduction:
+            if size < 1 or size % reduction:
                 raise ValueError(
                     f"image_size={self.image_size} gives maps of {self.map_sizes} cells, which "
                     f"key_reductions={self.key_reductions} do not divide; take a multiple of 8, such as 176."

@@ -63,15 +63,6 @@ class AUFormerPreTrainedModel(AUPreTrainedModel):
         else:
             super()._init_weights(module)
 
-    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
-        function = kwargs.get("gradient_checkpointing_func", args[0] if args else None)
-        if getattr(function, "keywords", {}).get("use_reentrant"):
-            raise ValueError(
-                "use_reentrant=True loses the gradients of experts, because the frozen embeddings need none; "
-                "pass use_reentrant=False."
-            )
-        super()._set_gradient_checkpointing(enable, *args, **kwargs)
-
 
 class AUFormerForAUDetection(AUFormerPreTrainedModel):
     """AUFormer: a vision transformer that learns action units through experts while it stays frozen itself.

@@ -62,6 +62,11 @@ class EnsembleForAUDetection(AUPreTrainedModel):
         """The networks by name, in the order of `branch_logits`."""
         return {name: getattr(self, name) for name in self.config.networks}
 
+    @property
+    def needs_au_centers(self) -> bool:
+        """Whether one of the networks does."""
+        return any(network.needs_au_centers for network in self.networks.values())
+
     @classmethod
     def from_networks(cls, *networks: AUPreTrainedModel, **config_kwargs: Any) -> "EnsembleForAUDetection":
         """Put trained networks together; their weights are copied.

@@ -74,12 +74,14 @@ class EscdaBackboneConfig(AUConfig):
         return -(-self.image_size // 16)
 
     def validate_architecture(self):
-        """Check that the stage fields speak of equally many stages."""
+        """Check that the stage fields speak of equally many stages, and that there is a picture."""
         lengths = {name: len(getattr(self, name)) for name in self._stage_fields}
         if set(lengths.values()) != {3}:
             raise ValueError(
                 f"Each of these needs an entry for each of the 3 stages; lengths seen: {lengths}."
             )
+        if self.image_size < 1:
+            raise ValueError(f"image_size={self.image_size} must be a number of pixels, such as 112.")
 
 
 _COMPACT_BACKBONE: dict[str, Any] = {

@@ -69,6 +69,11 @@ class LscForAUDetection(EscdaPreTrainedModel):
         self.branches = nn.ModuleDict({name: LscBranch(config) for name in module_names(config)})
         self.post_init()
 
+    @property
+    def needs_au_centers(self) -> bool:
+        """Whether the attention is masked around them."""
+        return self.config.constraint != "none"
+
     @can_return_tuple
     def forward(
         self,
@@ -225,6 +230,11 @@ class EscdaForAUDetection(EscdaPreTrainedModel):
         self.lsc = LscForAUDetection(config.lsc_config)  # type: ignore[arg-type]
         self.gda = GdaForAUDetection(config.gda_config)  # type: ignore[arg-type]
         self.post_init()
+
+    @property
+    def needs_au_centers(self) -> bool:
+        """Whether LSC does."""
+        return self.lsc.needs_au_centers
 
     @classmethod
     def from_networks(
