@@ -271,7 +271,7 @@ class AUDetectionPipeline(ChunkPipeline):
         )
         if getattr(self.model, "needs_au_centers", False) and "au_centers" not in features:
             raise ValueError(
-                f"{type(self.model).__name__} looks around the centres of its action units, which "
+                f"{type(self.model).__name__} needs the centres of its action units, au_centers, which "
                 + (
                     f"landmarks of the scheme {face.scheme!r} do not tell; give more of them "
                     "(49, 66, 68, 98 or 478 points), or none."
