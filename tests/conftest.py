@@ -1,5 +1,8 @@
 """What many tests share: a real photo with known landmarks, tiny models, and a known-answer landmarker."""
 
+import os
+
+import cv2
 import pytest
 import torch
 from PIL import Image
@@ -11,6 +14,16 @@ from known_landmarker import ASTRONAUT, KnownLandmarker
 from tiny_models import TINY_MODELS
 
 logging.disable_progress_bar()
+
+
+def pytest_configure():
+    """Let workers share the cores; each would take all of them, and what tests start would, too."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        torch.set_num_threads(threads)
+        cv2.setNumThreads(threads)
 
 
 @pytest.fixture

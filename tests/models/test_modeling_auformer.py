@@ -597,7 +597,7 @@ def test_loss_of_the_patches():
         read = model.patch_reader[f"AU{au}"](places)
         each = F.binary_cross_entropy_with_logits(read[:, 0], labels[:, i].float(), reduction="none")
         loss += each[known[:, i]].sum() / known.sum()
-        target = (centers[:, i].reshape(3, 4) - 16) / 32 * 5
+        target = (centers[:, i].reshape(3, 4) + 0.5 - 16) / 32 * 5
         loss += F.smooth_l1_loss(read[:, 1:], target) / len(AUS)
     expected = plain(inputs, labels=labels).loss + 0.5 * loss
     torch.testing.assert_close(model(inputs, centers, labels).loss, expected)

@@ -229,7 +229,7 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
         Args:
             pixel_values: (B, 3, image_size, image_size) normalised aligned faces.
             au_centers: (B, N, 2, 2) the two centres (x, y) of every action unit, in pixels of `pixel_values`
-                from its top left corner; needed for the loss of the patches only (`patch_loss_weight`).
+                (origin: centre of the top-left pixel); for the loss of the patches (`patch_loss_weight`).
             labels: (B, N) occurrences in [0, 1], or -1 for unknown; adds the loss (Eq. 9).
             output_au_attentions: Return `au_attentions` (B, N, H, W), the probability that each action unit's
                 last expert gives at each place, by the head that answers for [CLS]; without experts, that of
@@ -321,7 +321,7 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
                 "it to 0."
             )
         logits, centers = self.patch_reader(self._patches(normed))  # type: ignore[misc]
-        places = au_centers.flatten(2).to(centers.dtype) / self.config.image_size - 0.5
+        places = (au_centers.flatten(2).to(centers.dtype) + 0.5) / self.config.image_size - 0.5
         return self.au_loss(logits, labels) + F.smooth_l1_loss(centers, 5 * places)
 
     def _patches(self, tokens: Tensor) -> Tensor:
