@@ -13,7 +13,19 @@ from actionunits.pictures import sample_photo
 from known_landmarker import ASTRONAUT, KnownLandmarker
 from tiny_models import TINY_MODELS
 
+MOST_WORKERS = 4  # each needs one or two GB
+
 logging.disable_progress_bar()
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the options
+def pytest_cmdline_main(config):
+    """Spread the files of the whole suite over the cores if pytest-xdist is there; `pytest -n0` does not."""
+    is_whole = (
+        config.args_source is pytest.Config.ArgsSource.TESTPATHS and "PYTEST_XDIST_WORKER" not in os.environ
+    )
+    if is_whole and getattr(config.option, "numprocesses", 0) is None and not config.option.usepdb:
+        config.option.numprocesses, config.option.dist = min(os.cpu_count() or 1, MOST_WORKERS), "loadfile"
 
 
 def pytest_configure():

@@ -49,7 +49,10 @@ def test_urls_of_the_web(photo):
 
     class Server(BaseHTTPRequestHandler):
         def do_GET(self):
-            known = self.path == "/photo.png?size=1" and "Python" not in self.headers["User-Agent"]
+            known = (
+                self.path in ("/photo.png?size=1", "/f%C3%BCr%20%7Ea.png")
+                and "Python" not in self.headers["User-Agent"]
+            )
             self.send_response(200 if known else 404)
             self.end_headers()
             self.wfile.write(file if known else b"")
@@ -60,7 +63,8 @@ def test_urls_of_the_web(photo):
     with HTTPServer(("127.0.0.1", 0), Server) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/"
-        np.testing.assert_array_equal(np.asarray(load_picture(f"{url}photo.png?size=1"))[..., 0], grey)
+        for name in ("photo.png?size=1", "für %7Ea.png"):
+            np.testing.assert_array_equal(np.asarray(load_picture(url + name))[..., 0], grey)
         with pytest.raises(PictureError, match=f"{url}other.png could not be fetched: .*404"):
             load_picture(f"{url}other.png")
         server.shutdown()

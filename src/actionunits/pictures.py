@@ -2,9 +2,11 @@
 
 import importlib.util
 import os
+import string
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -95,6 +97,8 @@ def _open(source: Any) -> tuple[str, Image.Image]:
 
 
 def _fetch(name: str, url: str) -> bytes:
+    if not url.lower().startswith("data:"):
+        url = quote(url, safe=string.punctuation)  # letters beyond ASCII, and spaces
     try:
         with urlopen(Request(url, headers={"User-Agent": _USER_AGENT}), timeout=_URL_TIMEOUT) as answer:
             return answer.read()
