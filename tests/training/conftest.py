@@ -48,8 +48,9 @@ def run(train, corpus, tmp_path):
 
 @pytest.fixture(autouse=True)
 def fresh_accelerator():
-    """Accelerate keeps its precision for the whole process otherwise."""
+    """Accelerate keeps its precision for the whole process otherwise, that of other tests' Trainers, too."""
     from accelerate.state import AcceleratorState
 
+    AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
