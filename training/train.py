@@ -97,7 +97,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="prepared corpus, or the synthetic one (or its URL)")
     parser.add_argument("--folds", nargs="+", default=[], help="a run for each, such as 1 2 3, and the mean")
     parser.add_argument("--output", required=True, type=Path, help="folder of the run")
-    parser.add_argument("--cache", type=Path, help="decoded pictures, to share between runs")
+    parser.add_argument(
+        "--cache", type=Path, help="decoded pictures and what teachers say of them, to share between runs"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a value")
     return parser.parse_args(arguments)
 

@@ -243,7 +243,8 @@ def f1_interval(
 def trainer_metrics(aus: Sequence[int], thresholds: ArrayLike = 0.5) -> Callable[[Any], dict[str, float]]:
     """A `compute_metrics` for `transformers.Trainer`: logits and labels to mean F1, AUC and F1 per AU.
 
-    An AU without a known label in the evaluation set has no figure and no part in the mean.
+    An AU without a known label in the evaluation set has no figure and no part in the mean; without any
+    the mean is nan.
     """
 
     def compute_metrics(prediction: Any) -> dict[str, float]:

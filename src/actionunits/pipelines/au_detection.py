@@ -106,8 +106,9 @@ class AUDetectionPipeline(ChunkPipeline):
         Args:
             inputs: A picture (path, URL, bytes, PIL image, array, tensor), or, where faces are known,
                 `{"image": picture, "landmarks": (N, 2) or (F, N, 2), "boxes": (4,) or (F, 4)}` with either or
-                both; or a list of these. A generator, a torch dataset, or a `datasets.Dataset` (its columns
-                image and, if there, landmarks and boxes) is answered by an iterator.
+                both (empty landmarks are none; a box with no face that could be aligned is left out, with a
+                warning); or a list of these. A generator, a torch dataset, or a `datasets.Dataset` (its
+                columns image and, if there, landmarks and boxes) is answered by an iterator.
             video: A video instead: path of a file, or an iterable of frames, each anything that is a picture.
                 The path of a file with the suffix of a video may also be given as `inputs`.
             **kwargs: `threshold`: score from which an action unit is active, for all or as {"AU12": 0.3} for
