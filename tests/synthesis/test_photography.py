@@ -3,7 +3,7 @@
 import numpy as np
 
 from actionunits.synthesis.make_up import BEARD, LIPS, MOUSTACHE, PAINTS, make_up
-from actionunits.synthesis.photography import FILL, cast_shadow, cut_tightly, occlude
+from actionunits.synthesis.photography import FILL, _fringe, cast_shadow, cut_tightly, occlude
 
 from .conftest import mean_face
 
@@ -59,11 +59,24 @@ def test_tight_cut_keeps_the_face_and_fills_around_it():
 
 def test_what_hides_the_face_is_now_and_then_a_cap_above_the_brows_or_a_hand_below_them():
     hidden, share = many(lambda picture, rng: occlude(picture, POINTS, rng), GRAY, count=800)
-    assert 0.2 < share < 0.35
+    assert 0.2 < share < 0.4
     assert all(np.isfinite(r).all() and r.min() >= 0 and r.max() <= 1 for r in hidden)
     changed = np.array([np.abs(r - 0.5).sum(-1) > 0.02 for r in hidden])
     capped = changed[:, 1, :].all(1)  # only a cap covers the whole of the upper rim
-    assert 0.1 < capped.mean() < 0.35  # 6 of about 27 that are hidden at all
+    assert 0.1 < capped.mean() < 0.35  # 6 of about 33 that are hidden at all
     nose, chin = np.round(POINTS[[30, 8]]).astype(int)
     only_cap = capped & ~changed[:, chin[1], chin[0]] & ~changed[:, nose[1], nose[0]]
     assert only_cap.sum() > 0.7 * capped.sum()
+
+
+def test_a_fringe_hides_forehead_and_now_and_then_brows_but_neither_mouth_nor_chin():
+    combed = np.array([_fringe(GRAY, POINTS, np.random.default_rng(seed)) for seed in range(200)])
+    assert combed.dtype == np.float32 and combed.min() >= 0 and combed.max() <= 1
+    hidden = (np.abs(combed - 0.5).max(-1) > 0.05).mean(0)
+    forehead = np.round(POINTS[27] + 0.9 * (POINTS[27] - POINTS[33])).astype(int)
+    brows, eyes = (np.round(POINTS[part]).astype(int) for part in (slice(17, 27), slice(36, 48)))
+    assert hidden[forehead[1], forehead[0]] > 0.8
+    assert 0.2 < hidden[brows[:, 1], brows[:, 0]].mean() < 0.7
+    assert hidden[eyes[:, 1], eyes[:, 0]].mean() < 0.2
+    assert hidden[round(float(POINTS[33, 1])) :].max() < 0.02
+    assert np.array_equal(GRAY, np.full_like(GRAY, 0.5))

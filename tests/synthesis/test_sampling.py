@@ -42,6 +42,19 @@ def test_intensities_are_intensities_and_every_action_unit_comes_alone_and_in_co
     assert 0.12 < np.mean([not face for face in many]) < 0.25
 
 
+def test_cheeks_go_with_strong_smiles_and_outer_brows_with_inner_ones_mostly(many):
+    def share(shown, among):
+        return np.mean([shown in face for face in among])
+
+    smiles = [face for face in many if 12 in face]
+    weak, strong = ([f for f in smiles if (f[12] > 0.8) == s] for s in (False, True))
+    # 5 of the 16 smiles among the prototypes come without AU 6; of the strong ones it joins three quarters.
+    assert share(6, weak) < 0.75 < share(6, strong) < 0.97
+    assert 0.01 < share(6, [face for face in many if 12 not in face]) < 0.06
+    assert 0.7 < share(1, [face for face in many if 2 in face]) < 0.9
+    assert share(2, [face for face in many if 1 in face]) < 0.65  # inner brows rise alone as well
+
+
 def test_lips_decide_about_25_and_silence_23_and_24(head):
     scene = neutral_scene(head, {12: 0.7, 23: 0.9, 24: 0.4})
     closed = dict(zip(SYNTHETIC_AUS, label_intensities(scene, 0.0), strict=True))

@@ -9,6 +9,12 @@ import cv2
 import numpy as np
 from PIL import Image
 
+# Linear RGB of black, brown, chestnut, blond, red and grey hair.
+HAIR = (
+    *((0.01, 0.01, 0.01), (0.03, 0.02, 0.012), (0.09, 0.05, 0.03)),
+    *((0.35, 0.24, 0.12), (0.22, 0.07, 0.03), (0.3, 0.3, 0.3)),
+)
+HAIR_SCALE = 3  # strands are drawn so many times larger
 FILL = 128  # grey level with which an alignment fills what lies outside of the picture
 
 
@@ -30,12 +36,15 @@ def random_background(rng: np.random.Generator, size: int = 64) -> np.ndarray:
 
 
 def occlude(image: Any, landmarks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Now and then: glasses, a cap or fringe, fingers, or something of one colour before part of a face."""
+    """Now and then: glasses, a cap or a fringe, fingers, or something of one colour before part of a face."""
     image = image.copy()
     if rng.random() < 0.12:
         image = _glasses(image, landmarks, rng)
-    if rng.random() < 0.06:
+    cover = rng.random()
+    if cover < 0.06:
         image = _cap(image, landmarks, rng)
+    elif cover < 0.13:
+        image = _fringe(image, landmarks, rng)
     if rng.random() < 0.05:
         image = _fingers(image, landmarks, rng)
     if rng.random() < 0.08:
@@ -117,7 +126,7 @@ def _shaken(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _cap(image: Any, landmarks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A hat's brim or a fringe of hair: all above a line somewhere between hairline and brows."""
+    """A hat's brim: all above a line somewhere between hairline and brows."""
     up = landmarks[27] - landmarks[33]
     across = (landmarks[16] - landmarks[0]) * rng.uniform(0.6, 0.9)
     middle = landmarks[27] + up * rng.uniform(0.45, 1.0)
@@ -130,6 +139,32 @@ def _cap(image: Any, landmarks: np.ndarray, rng: np.random.Generator) -> np.ndar
     shade = cv2.GaussianBlur(cover, (0, 0), 0.06 * float(np.linalg.norm(across)))
     image = image * (1 - 0.5 * shade * rng.random())[..., None]  # the brim's shadow
     return (image * (1 - cover[..., None]) + color * cover[..., None]).astype(np.float32)
+
+
+def _fringe(image: Any, landmarks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Hair that falls over the forehead and now and then the brows, swept to one side, with gaps."""
+    up, across = landmarks[27] - landmarks[33], (landmarks[16] - landmarks[0]) / 2
+    color = np.array(HAIR[rng.integers(len(HAIR))], np.float32) * rng.uniform(0.6, 1.5)
+    reach, sweep = rng.uniform(0.15, 1.0), rng.normal(0, 0.4)
+    width = 0.03 * float(np.linalg.norm(across)) * HAIR_SCALE
+    cover = np.zeros([HAIR_SCALE * length for length in image.shape[:2]], np.uint8)
+    shade = np.zeros_like(cover)
+    for place in np.sort(rng.uniform(-1, 1, int(rng.integers(60, 220)))):
+        root = landmarks[27] + 2.4 * up + 0.8 * place * across
+        tip = landmarks[27] + (reach + rng.normal(0, 0.13) - 0.25 * place**2) * up
+        tip = tip + (place + sweep + rng.normal(0, 0.08)) * across
+        bend = (root + tip) / 2 + (0.3 * place - 0.3 * sweep) * across
+        share = np.linspace(0, 1, 9)[:, None]
+        strand = (1 - share) ** 2 * root + 2 * share * (1 - share) * bend + share**2 * tip
+        strand = [np.round(strand * HAIR_SCALE * 16).astype(np.int32)]
+        thickness = max(1, round(width * rng.uniform(0.3, 1.6)))
+        cv2.polylines(cover, strand, False, 255, thickness, cv2.LINE_AA, 4)
+        cv2.polylines(shade, strand, False, int(rng.integers(90, 256)), thickness, cv2.LINE_AA, 4)
+    size = image.shape[1::-1]
+    opaque, bright = (
+        cv2.resize(m, size, interpolation=cv2.INTER_AREA)[..., None] / np.float32(255) for m in (cover, shade)
+    )
+    return (image * (1 - opaque) + color * bright).astype(np.float32)
 
 
 def _fingers(image: Any, landmarks: np.ndarray, rng: np.random.Generator) -> np.ndarray:

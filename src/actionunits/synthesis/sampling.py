@@ -37,6 +37,10 @@ EXCLUSIVE: tuple[tuple[int, int], ...] = (
     *((12, 15), (24, 25), (24, 26), (23, 26), (23, 25), (5, 7), (17, 26), (23, 24), (14, 20)),
     *((23, 10), (24, 10), (12, 20)),
 )
+# What people rarely do apart. A strong smile lifts the cheeks: intensities of AU 12, chances of AU 6 with it.
+CHEEKS_OF_SMILES = ((0.3, 0.8), (0.0, 0.75))
+LONE_CHEEKS = 0.3  # share of the faces drawn with AU 6 and without 12 that keep it
+LONE_OUTER_BROWS = 0.6  # share of the faces drawn with AU 2 and without 1 that stay so
 # Movements beside the labelled ones, so that they are not mistaken for them: shape, chance, greatest weight.
 UNLABELLED: tuple[tuple[str, float, float], ...] = (
     *(("jawLeft", 0.04, 0.5), ("jawRight", 0.04, 0.5), ("mouthLeft", 0.04, 0.5), ("mouthRight", 0.04, 0.5)),
@@ -192,7 +196,8 @@ def sample_action_units(rng: np.random.Generator) -> dict[int, float]:
         if chosen.issuperset(pair):
             chosen.discard(pair[int(rng.random() < 0.5)])
     level = rng.uniform(0.3, 1.1)  # the AUs of one face rise together, roughly
-    return {au: float(np.clip(level + rng.normal(0, 0.2), 0.12, 1.0)) for au in sorted(chosen)}
+    posed = {au: _near(level, rng) for au in sorted(chosen)}
+    return dict(sorted(_keep_company(posed, rng).items()))
 
 
 def label_intensities(scene: Scene, lip_gap: float) -> np.ndarray:
@@ -211,6 +216,22 @@ def label_intensities(scene: Scene, lip_gap: float) -> np.ndarray:
 def label_occurrence(intensities: np.ndarray) -> np.ndarray:
     """0/1 (17,) int8: whether the AU occurs, from `OCCURRENCE_FROM` on."""
     return (intensities >= OCCURRENCE_FROM).astype(np.int8)
+
+
+def _near(level: float, rng: np.random.Generator) -> float:
+    return float(np.clip(level + rng.normal(0, 0.2), 0.12, 1.0))
+
+
+def _keep_company(posed: dict[int, float], rng: np.random.Generator) -> dict[int, float]:
+    """Cheeks go with smiles and outer brows with inner ones, mostly; other intensities stay as they are."""
+    kept = dict(posed)
+    if 12 in kept and 6 not in kept and rng.random() < np.interp(kept[12], *CHEEKS_OF_SMILES):
+        kept[6] = _near(kept[12], rng)
+    if 6 in kept and 12 not in kept and rng.random() > LONE_CHEEKS:
+        del kept[6]
+    if 2 in kept and 1 not in kept and rng.random() > LONE_OUTER_BROWS:
+        kept[1] = _near(kept[2], rng)
+    return kept
 
 
 def _posed(action_units: dict[int, float]) -> dict[int, float]:
