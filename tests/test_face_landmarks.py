@@ -9,12 +9,13 @@ from PIL import Image
 from actionunits import checkpoints
 from actionunits.cli import sample_photo
 from actionunits.face_landmarks import (
+    GAPS,
     FaceLandmarker,
     FaceLandmarkerConfig,
     FaceLandmarkerMaps,
     landmark_loss,
 )
-from actionunits.landmarks import mirror_landmarks
+from actionunits.landmarks import SCHEMES, mirror_landmarks
 
 TINY = FaceLandmarkerConfig(image_size=32, hidden_sizes=[4, 4, 4, 8, 8], neck_size=4, intermediate_size=8)
 CARD = Path(__file__).parents[1] / "model_cards" / "face-landmarks.md"
@@ -89,12 +90,26 @@ def test_loss_against_the_formula_and_its_gradient():
         distance = (landmarks[i] - labels[i]).abs().detach().numpy()
         smooth = np.where(distance < 0.01, distance**2 / 0.02, distance - 0.005)
         smooth[:17] /= 2
-        expected += smooth.mean() / 2
+        wrong = (landmarks[i] - labels[i]).detach().numpy()
+        gaps = np.abs([wrong[above] - wrong[below] for above, below in GAPS])
+        smooth_gaps = np.where(gaps < 0.05, gaps**2 / 0.1, gaps - 0.025)
+        expected += (smooth.mean() + smooth_gaps.mean()) / 2
     probability = torch.sigmoid(logits).detach().numpy()
     expected -= 0.1 * np.mean(np.log([probability[0], 1 - probability[1], probability[2]]))
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     loss.backward()
     assert not landmarks.grad[1].any() and landmarks.grad[0].any() and logits.grad.all()
+
+
+def test_gaps_are_between_lips_and_between_lids_and_mirror_each_other():
+    mirror = SCHEMES["ibug68"].mirror
+    assert {(mirror[above], mirror[below]) for above, below in GAPS} == set(GAPS)
+    face = np.array([point for gap in GAPS for point in gap])
+    assert set(face) == {37, 38, 40, 41, 43, 44, 46, 47, 61, 62, 63, 65, 66, 67}
+    shut = torch.rand(1, 68, 2)
+    moved = shut + torch.tensor([0.1, -0.2])  # a face that lies elsewhere is as open as before
+    rest = landmark_loss(moved, torch.full((1,), 99.0), shut)
+    assert rest.item() == pytest.approx((0.1 - 0.005 + 0.2 - 0.005) / 2 * (51 + 17 / 2) / 68, rel=1e-4)
 
 
 def test_wrong_sizes_are_refused():

@@ -46,6 +46,8 @@ MEDIAPIPE_OFFSETS = {
     **{60: (-0.028, 0.005), 61: (0.024, 0.009), 62: (0.0, 0.004), 66: (0.0, 0.005), 67: (0.024, 0.011)},
 }
 UPRIGHT = 0.78  # height of the outer eye corners above the mouth's, in the distance of the eye corners
+PARTS = {"brows": slice(17, 27), "nose": slice(27, 36), "eyes": slice(36, 48), "lips": slice(48, 68)}
+OPENINGS = {"lip": ([61, 62, 63], [67, 66, 65]), "lid": ([37, 38, 43, 44], [41, 40, 47, 46])}
 SHAPE = {"hidden_sizes": [32, 48, 96, 160, 160], "map_size": 48}  # 1.9 million parameters
 
 
@@ -92,7 +94,11 @@ def parse_arguments() -> argparse.Namespace:
         "--points", choices=("mediapipe", "template"), default="mediapipe", help="where exactly a point lies"
     )
     parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--map-size", type=int, default=SHAPE["map_size"], help="see FaceLandmarkerConfig")
+    parser.add_argument(
+        "--map-size",
+        type=int,
+        help=f"see FaceLandmarkerConfig; default: that of --init, else {SHAPE['map_size']}",
+    )
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--check-every", type=int, default=10, metavar="EPOCHS")
@@ -113,8 +119,11 @@ class Training:
     def __init__(self, args: argparse.Namespace, steps: int, device: torch.device):
         if steps < 1:
             raise ValueError(f"the corpus has fewer training pictures than a batch of {args.batch}")
-        model = FaceLandmarker.from_pretrained(args.init, dtype=torch.float32) if args.init else None
-        model = model or FaceLandmarker(FaceLandmarkerConfig(**SHAPE | {"map_size": args.map_size}))
+        changes = {} if args.map_size is None else {"map_size": args.map_size}
+        if args.init:
+            model = FaceLandmarker.from_pretrained(args.init, dtype=torch.float32, **changes)
+        else:
+            model = FaceLandmarker(FaceLandmarkerConfig(**SHAPE | changes))
         self.model = model.to(device, memory_format=torch.channels_last)
         mean_of = max(10, min(1000, steps * args.epochs // 20))  # steps that the running mean looks back
         self.averaged = AveragedModel(
@@ -286,21 +295,36 @@ def rough_box(points: np.ndarray) -> tuple[float, ...]:
 def check(
     model: FaceLandmarker, pictures: torch.Tensor, points: torch.Tensor, limit: int = 1000
 ) -> dict[str, float]:
-    """Error of `locate` from a rough box: distance of the inner points in outer-eye distances."""
+    """Errors of `locate` from a rough box, in outer-eye distances.
+
+    Those of the inner points, of parts of the face, and how far the gaps between lips and between lids follow
+    the true ones (correlation; 0 where all are the same).
+    """
     model.eval()
-    errors, scores = [], []
+    errors, scores, gaps = [], [], []
     for picture, truth in zip(pictures[:limit].numpy(), points[:limit].numpy(), strict=True):
         [(found, score)] = model.locate(Image.fromarray(picture), [rough_box(truth)])
         eyes = np.linalg.norm(truth[36] - truth[45])
-        errors.append(np.linalg.norm(found - truth, axis=1)[17:].mean() / eyes)
+        errors.append(np.linalg.norm(found - truth, axis=1) / eyes)
+        gaps.append([openings(truth) / eyes, openings(found) / eyes])
         scores.append(score)
-    return {
-        "pictures": len(errors),
-        "inner error mean": round(float(np.mean(errors)), 4),
-        "inner error median": round(float(np.median(errors)), 4),
-        "worse than 10 %": round(float(np.mean(np.array(errors) > 0.1)), 4),
-        "face score below 0.5": round(float(np.mean(np.array(scores) < 0.5)), 4),
+    parts, inner = np.array(errors), np.mean(np.array(errors)[:, 17:], axis=1)
+    true_gaps, found_gaps = np.array(gaps).transpose(1, 2, 0)
+    figures = {
+        "inner error mean": np.mean(inner),
+        "inner error median": np.median(inner),
+        "worse than 10 %": np.mean(inner > 0.1),
+        "face score below 0.5": np.mean(np.array(scores) < 0.5),
+        **{f"{part} error mean": parts[:, span].mean() for part, span in PARTS.items()},
     }
+    for gap, *both in zip(OPENINGS, true_gaps, found_gaps, strict=True):
+        figures[f"{gap} gap correlation"] = np.corrcoef(both)[0, 1] if np.ptp(both, axis=1).all() else 0.0
+    return {"pictures": len(errors), **{name: round(float(value), 4) for name, value in figures.items()}}
+
+
+def openings(points: np.ndarray) -> np.ndarray:
+    """Pixels between upper and lower lip, and between upper and lower lid (both eyes' mean)."""
+    return np.array([np.linalg.norm(points[a] - points[b], axis=1).mean() for a, b in OPENINGS.values()])
 
 
 def save(model: FaceLandmarker, metrics: dict, output: Path) -> None:

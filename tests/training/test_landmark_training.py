@@ -196,6 +196,45 @@ def test_a_stopped_training_goes_on(script, corpus, tmp_path, monkeypatch, capsy
         script.main()
 
 
+class Locator:
+    """Finds the points that it is told to, in turn."""
+
+    def __init__(self, points):
+        self.found = iter(points)
+
+    def eval(self):
+        pass
+
+    def locate(self, image, boxes):
+        return [(next(self.found), 0.4)]
+
+
+def test_figures_tell_parts_of_the_face_and_whether_lips_and_lids_open(script):
+    pictures, points = faces(40)
+    exact = script.check(Locator(points.numpy()), pictures, points)
+    assert exact["inner error mean"] == exact["lips error mean"] == exact["worse than 10 %"] == 0
+    assert exact["lip gap correlation"] == exact["lid gap correlation"] == exact["face score below 0.5"] == 1
+    shut = points.clone()
+    shut[:, 65:68] = shut[:, [63, 62, 61]]  # the lower lip lies on the upper one, whatever the mouth does
+    shut[:, 17:27, 0] += (points[:, 36] - points[:, 45]).norm(dim=1)[:, None]
+    figures = script.check(Locator(shut.numpy()), pictures, points)
+    assert figures["brows error mean"] == pytest.approx(1, abs=1e-3)
+    assert figures["lip gap correlation"] == 0 < figures["lips error mean"]
+    assert figures["nose error mean"] == figures["eyes error mean"] == 0
+    assert figures["lid gap correlation"] == 1
+
+
+def test_a_network_without_maps_may_begin_one_with_maps(script, tmp_path, monkeypatch):
+    before = FaceLandmarker(FaceLandmarkerConfig(**SHAPE | {"map_size": 0}))
+    before.save_pretrained(tmp_path / "before")
+    words = ["x", "--data", "-", "--output", str(tmp_path / "after"), "--init", str(tmp_path / "before")]
+    for more, size in (([], 0), (["--map-size", "4"], 4)):
+        monkeypatch.setattr("sys.argv", [*words, *more])
+        model = script.Training(script.parse_arguments(), 5, torch.device("cpu")).model
+        assert model.config.map_size == size
+        assert torch.equal(model.points.weight, before.points.weight)
+
+
 def test_a_corpus_smaller_than_a_batch_is_refused(script, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "sys.argv", ["x", "--data", str(corpus), "--output", str(tmp_path), "--batch", "9999"]
