@@ -185,3 +185,11 @@ def test_card_quotes_the_recorded_figures():
             f"{100 * row[key]:.2f} %" for key in ("inner error mean", "inner error median", "worse than 10 %")
         ]
         assert f"| {name} | {row['pictures']} | {' | '.join(figures)} |" in text
+        parts = [f"{100 * row[part + ' error mean']:.2f} %" for part in ("brows", "nose", "eyes", "lips")]
+        gaps = [f"{row[gap + ' gap correlation']:.2f}" for gap in ("lip", "lid")]
+        assert f"| {name} | {' | '.join([*gaps, *parts])} |" in text
+
+
+def test_lips_of_the_packaged_network_open_with_the_mouth():
+    metrics = json.loads((checkpoints.path("face_landmarks") / "metrics.json").read_text())
+    assert metrics["synthetic test people"]["lip gap correlation"] > 0.7

@@ -38,8 +38,7 @@ class FaceLandmarkerConfig(PreTrainedConfig):
         hidden_sizes: channels of the stem and the four stages; each but the last halves the resolution.
         neck_size: channels of the last feature map.
         intermediate_size: width of the hidden fully connected layer.
-        map_size: channels of the features that the 68 maps are drawn from; 0 for a network without maps, as
-            that of the package is.
+        map_size: channels of the features that the 68 maps are drawn from; 0 for a network without maps.
     """
 
     model_type = "au-face-landmarker"
