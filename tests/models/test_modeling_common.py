@@ -23,12 +23,14 @@ class AUModelTester:
         config: Fields of a tiny configuration; `aus` is added.
         has_attention: Whether the model uses attention kernels, so that eager and sdpa can be compared.
         without_gradient: Ends of the names of parameters that the loss does not reach by design.
+        always_float32: Ends of the names of what is summed up over an epoch, too fine for half precision.
     """
 
     model_class: type
     config: dict
     has_attention = False
     without_gradient: tuple[str, ...] = ()
+    always_float32: tuple[str, ...] = (".prototype", ".feature_sum", ".epoch_weights", ".epoch_sums")
 
     # What the tests build on.
 
@@ -200,6 +202,18 @@ class AUModelTester:
         scale = expected.logits.abs().max()
         assert (output.logits.float() - expected.logits).abs().max() < 0.1 * scale
         assert all(value.isfinite().all() for value in output.values())
+
+    @pytest.mark.parametrize("how", ["from_pretrained", "from_config"])
+    def test_half_precision_leaves_counts_and_running_sums_as_they_are(self, model, folder, how):
+        if how == "from_pretrained":
+            half = AutoModel.from_pretrained(folder, dtype=torch.bfloat16)
+        else:
+            half = AutoModel.from_config(self.make_config(), dtype=torch.bfloat16)
+        kept = [name for name in model.state_dict() if name.endswith(self.always_float32)]
+        for name, value in model.state_dict().items():
+            is_left = name in kept or not value.is_floating_point()
+            expected = value.dtype if is_left else torch.bfloat16
+            assert half.state_dict()[name].dtype == expected, name
 
     def test_eager_equals_sdpa(self, inputs, folder):
         if not self.has_attention:

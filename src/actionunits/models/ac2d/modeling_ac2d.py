@@ -47,7 +47,7 @@ class Ac2dForAUDetection(AUPreTrainedModel):
     config: Ac2dConfig
     _no_split_modules = ["Ac2dBlock"]
     _supports_sdpa = True
-    _keep_in_fp32_modules_strict = ["prototype", "feature_sum"]
+    _keep_in_fp32_modules_strict = ["prototype$", "feature_sum$"]  # searched for: not the counts beside them
 
     def __init__(self, config: Ac2dConfig):
         super().__init__(config)
@@ -423,9 +423,9 @@ class CausalIntervention(nn.Module):
         self.feature_map = nn.Linear(channels, config.intervention_ratio * channels)  # W_X
         self.confounder_map = nn.Linear(channels, config.intervention_ratio * channels)  # W_Z
         # The mean feature of the last epoch and its number of samples, and the sums of the running one.
-        self.register_buffer("prototype", torch.zeros(places, channels))
+        self.register_buffer("prototype", torch.zeros(places, channels, dtype=torch.float32))
         self.register_buffer("prototype_count", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("feature_sum", torch.zeros(places, channels))
+        self.register_buffer("feature_sum", torch.zeros(places, channels, dtype=torch.float32))
         self.register_buffer("feature_count", torch.zeros((), dtype=torch.int64))
 
     def forward(self, features: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class LacForAUDetection(AUPreTrainedModel):
     """
 
     config: LacConfig
-    _keep_in_fp32_modules_strict = ["epoch_weights", "epoch_sums"]
+    _keep_in_fp32_modules_strict = ["epoch_weights$", "epoch_sums$"]
 
     def __init__(self, config: LacConfig):
         super().__init__(config)
@@ -482,9 +482,9 @@ class EpochStatistics(nn.Module):
     def __init__(self):
         super().__init__()
         # w_diff and w_dist, from so many epochs; known, occurring and detected labels of the running one.
-        self.register_buffer("epoch_weights", torch.zeros(2))
+        self.register_buffer("epoch_weights", torch.zeros(2, dtype=torch.float32))
         self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("epoch_sums", torch.zeros(3))
+        self.register_buffer("epoch_sums", torch.zeros(3, dtype=torch.float32))
 
 
 class CheckpointedStage(GradientCheckpointingLayer):
