@@ -178,6 +178,22 @@ def test_outputs_and_gradients_equal_the_plain_implementation(dtype, tolerance, 
         )
 
 
+@pytest.mark.parametrize("output_au_attentions", [False, True])
+def test_gradient_can_be_asked_of_attentions(output_au_attentions):
+    _, model, _ = make_pair(torch.float64)
+    wanted = {"output_au_attentions": output_au_attentions, "output_attentions": True}
+    output = model.eval()(*data(torch.float64)[:2], **wanted)
+    gradients = torch.autograd.grad(output.logits.sum(), output.attentions, retain_graph=True)
+    for branch, attention, gradient in zip(
+        model.branches.values(), output.attentions, gradients, strict=True
+    ):
+        query = branch.blocks[-2].attention.query.weight  # acts on the answer through the attention alone
+        (expected,) = torch.autograd.grad(output.logits.sum(), query, retain_graph=True)
+        (actual,) = torch.autograd.grad(attention, query, gradient, retain_graph=True)
+        assert expected.any()
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
+
+
 def convert_gradients(gradients, model):
     """Gradients of the reference under the model's names."""
     names = {name: authors_name(name, model.config) for name, _ in model.named_parameters()}

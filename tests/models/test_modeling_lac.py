@@ -82,6 +82,13 @@ class TestLac(LacTester):
         torch.testing.assert_close(logits[:, [0, 2]], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_gradient_can_be_asked_of_hidden_states():
+    model = TestLac().make_model()
+    output = model(**TestLac().make_inputs(model.config), output_hidden_states=True)
+    for gradient in torch.autograd.grad(output.logits.sum(), output.hidden_states):
+        assert gradient.any()
+
+
 class TestEachForItself(LacTester):
     config = TINY | {"spatial": "none", "temporal": "none"}
 

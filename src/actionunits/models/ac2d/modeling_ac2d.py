@@ -599,15 +599,17 @@ class EfficientSelfAttention(nn.Module):
     ) -> tuple[Tensor, AttentionSummary]:
         """(B, heads, n or n', d) -> A V (B, n, C), and what is wanted of A (Eq. 1)."""
         scaling = query.shape[-1] ** -0.5
-        weights = (
-            eager_attention(self, query, key, value, None, scaling)[1] if wanted and wanted.weights else None
-        )
-        if wanted and (wanted.mean or wanted.mean_log):
-            attended, mean, mean_log = SummarizedAttention.apply(query, key, value, scaling, wanted.mean_log)
-            return attended.transpose(1, 2).flatten(2), AttentionSummary(mean, mean_log, weights)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        attended, _ = attend(self, query, key, value, None, scaling=scaling, dropout=0.0)
-        return attended.flatten(2), AttentionSummary(weights=weights)
+        wanted = wanted or Wanted()
+        implementation = "eager" if wanted.weights else self.config._attn_implementation
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
+        mean = mean_log = None
+        if wanted.mean or wanted.mean_log:
+            summed_up, mean, mean_log = SummarizedAttention.apply(query, key, value, scaling, wanted.mean_log)
+            if not wanted.weights:
+                return summed_up.transpose(1, 2).flatten(2), AttentionSummary(mean, mean_log)
+        # Weights that are returned are those that the answer is made of, so that gradients reach them.
+        attended, weights = attend(self, query, key, value, None, scaling=scaling, dropout=0.0)
+        return attended.flatten(2), AttentionSummary(mean, mean_log, weights if wanted.weights else None)
 
 
 class SummarizedAttention(torch.autograd.Function):

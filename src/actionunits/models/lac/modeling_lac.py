@@ -192,7 +192,7 @@ class LacForAUDetection(AUPreTrainedModel):
         return AUDetectionOutput(
             loss=loss,
             **{name: None if x is None else x.unflatten(0, batch) for name, x in outputs.items()},
-            hidden_states=tuple(x.unflatten(0, batch) for x in locked.states) if want_states else None,
+            hidden_states=_states_of(locked.states, batch) if want_states else None,
         )
 
     def stream(self, clip_length: int | None | Literal["default"] = "default", overlap: int = 0) -> LacStream:
@@ -513,6 +513,11 @@ def neighbors(config: LacConfig) -> list[list[bool]]:
     region = {au: name for name, aus in REGIONS.items() for au in aus}
     regions = [region.get(au, "lower") for au in config.aus]
     return [[i == j or regions[i] != regions[j] for j in range(m)] for i in range(m)]
+
+
+def _states_of(states: tuple[Tensor, ...], batch: torch.Size) -> tuple[Tensor, ...]:
+    """Return maps of pictures as they are, for gradients to be asked of them, and those of clips as clips."""
+    return states if len(batch) == 1 else tuple(x.unflatten(0, batch) for x in states)
 
 
 def _default(argument: bool | None, default: bool | None) -> bool:
