@@ -80,6 +80,13 @@ class AUPreTrainedModel(PreTrainedModel):
         model.to(device=self.device, dtype=self.dtype)  # type: ignore[call-arg]
         return model.train(self.training)
 
+    def asked_of_networks(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return what a model of several networks passes on: what its own configuration asks for, too."""
+        asked = ("output_hidden_states", "output_attentions")
+        return kwargs | {
+            name: True for name in asked if kwargs.get(name) is None and getattr(self.config, name)
+        }
+
     def au_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return `weighted_au_loss` with the occurrence rates of the config."""
         rates = self.config.au_occurrence_rates

@@ -176,6 +176,9 @@ class AUModelTester:
         assert len(hidden_states) > 1
         assert all(len(state) == 3 for state in hidden_states)
         assert model(**inputs).hidden_states is None
+        model.config.output_hidden_states = True
+        assert len(model(**inputs).hidden_states) == len(hidden_states)
+        assert model(**inputs, output_hidden_states=False).hidden_states is None
 
     def test_one_picture_equals_the_batch(self, model, inputs):
         with torch.no_grad():

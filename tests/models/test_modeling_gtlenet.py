@@ -94,6 +94,15 @@ def parameters(module):
     return sum(p.numel() for p in module.parameters())
 
 
+def test_encoder_returns_hidden_states_if_its_configuration_says_so():
+    encoder = GlobalExpressionEncoder(GlobalExpressionEncoderConfig(**ENCODER)).eval()
+    picture = torch.zeros(1, 3, 32, 32)
+    assert encoder(picture).hidden_states is None
+    encoder.config.output_hidden_states = True
+    assert len(encoder(picture).hidden_states) == 4
+    assert encoder(picture, output_hidden_states=False).hidden_states is None
+
+
 def test_sizes_of_the_paper():
     with torch.device("meta"):
         encoder = GlobalExpressionEncoder(GlobalExpressionEncoderConfig()).eval()

@@ -285,6 +285,7 @@ class EscdaForAUDetection(EscdaPreTrainedModel):
         Raises:
             ValueError: See `LscForAUDetection`.
         """
+        kwargs = self.asked_of_networks(kwargs)
         local = self.lsc(pixel_values, au_centers, None, output_au_attentions, return_dict=True, **kwargs)
         whole = self.gda(pixel_values, None, None, output_au_attentions, return_dict=True, **kwargs)
         loss = None

@@ -269,15 +269,17 @@ class GlobalExpressionEncoder(PreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, pixel_values: Tensor, output_hidden_states: bool = False, **kwargs: Any
+        self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs: Any
     ) -> ExpressionEncoderOutput:
         """Embed expressions.
 
         Args:
             pixel_values: (B, 3, S, S) normalised aligned faces, S of 32 or more.
-            output_hidden_states: Return the maps after stem and stages.
+            output_hidden_states: Return the maps after stem and stages; by default as the configuration says.
             kwargs: Ignored, so that all that the image processor returns can be passed on.
         """
+        if output_hidden_states is None:
+            output_hidden_states = bool(self.config.output_hidden_states)
         maps = self.trunk(pixel_values)
         last = self.stage3(self.reduction(maps[-1]))
         embeddings = self.norm(self.embedding(self.dropout(last.mean((2, 3)))))
