@@ -128,12 +128,41 @@ class AUClassifier(nn.ModuleDict):
     @property
     def weight(self) -> Tensor:
         """Weights of all outputs, (m, C)."""
-        return torch.cat([head.get_parameter("weight") for head in self.values()])
+        return torch.cat([linear_map(head)[0] for head in self.values()])
 
     @property
     def bias(self) -> Tensor:
         """Biases of all outputs, (m,)."""
-        return torch.cat([head.get_parameter("bias") for head in self.values()])
+        return torch.cat([linear_map(head)[1] for head in self.values()])
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a linear layer is nothing but its weight and bias.
+
+    One that PEFT adapts, that is quantised or that Accelerate keeps elsewhere only works when it is called.
+    """
+    return type(layer) is nn.Linear and not hasattr(layer, "_hf_hook")
+
+
+def linear_map(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return weight (n, C) and bias (n,) of a linear layer, or of what stands in its place by calling it."""
+    if is_plain(layer):
+        return layer.get_parameter("weight"), layer.get_parameter("bias")
+    known = next((p for p in layer.parameters() if p.is_floating_point() and not p.is_meta), torch.empty(0))
+    units = torch.eye(layer.in_features, dtype=known.dtype, device=known.device)  # type: ignore[arg-type]
+    bias, weight = layer(torch.cat([torch.zeros_like(units[:1]), units])).split([1, len(units)])
+    return (weight - bias).mT, bias[0]
+
+
+def parameter_of(layer: nn.Module, name: str) -> Tensor:
+    """Return a parameter of a layer that is never called, even if Accelerate keeps it elsewhere for now."""
+    if not hasattr(layer, "_hf_hook"):
+        return layer.get_parameter(name)
+    hook: Any = layer._hf_hook
+    hook.pre_forward(layer)
+    parameter = layer.get_parameter(name)
+    hook.post_forward(layer, None)
+    return parameter
 
 
 def module_names(config: AUConfig) -> list[str]:
@@ -173,4 +202,4 @@ def _batch_statistics_kept(model: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, num_batches_tracked
 
 
-__all__ = ["AUClassifier", "AUPreTrainedModel", "module_names"]
+__all__ = ["AUClassifier", "AUPreTrainedModel", "is_plain", "linear_map", "module_names", "parameter_of"]

@@ -3,6 +3,7 @@
 import copy
 import inspect
 
+import accelerate
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
@@ -13,6 +14,18 @@ from actionunits.action_units import UNKNOWN
 from actionunits.modeling_outputs import AUDetectionOutput
 
 AUS = [1, 4, 12, 25]
+
+
+class Adapted(torch.nn.Module):
+    """A linear layer and a change of its weight beside it, which acts when it is called, as PEFT's do."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.in_features = layer, layer.in_features
+        self.delta = torch.nn.Parameter(0.1 * torch.randn_like(layer.weight))
+
+    def forward(self, x):
+        return self.layer(x) + torch.nn.functional.linear(x, self.delta)
 
 
 class AUModelTester:
@@ -302,6 +315,35 @@ class AUModelTester:
             torch.testing.assert_close(a.grad, b.grad, msg=name)
         for (name, a), b in zip(plain.named_buffers(), checkpointed.buffers(), strict=True):
             torch.testing.assert_close(a, b, msg=f"{name}: the batch was counted twice")
+
+    # What other libraries put in the place of layers.
+
+    def test_offloaded_weights_change_nothing(self, model, inputs, labels):
+        wanted = {"labels": labels, "output_au_attentions": True}
+        with torch.no_grad():
+            expected = model(**inputs, **wanted)
+            accelerate.cpu_offload(model, torch.device("cpu"))
+            actual = model(**inputs, **wanted)
+        assert any(parameter.is_meta for parameter in model.parameters())
+        for name, value in expected.items():
+            torch.testing.assert_close(actual[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+    def test_every_linear_layer_may_be_another(self, model, inputs, labels):
+        merged = copy.deepcopy(model)
+        for name, layer in list(model.named_modules()):
+            if type(layer) is torch.nn.Linear:
+                adapted = Adapted(layer)
+                model.set_submodule(name, adapted)
+                with torch.no_grad():
+                    merged.get_submodule(name).weight += adapted.delta
+        wanted = {"labels": labels, "output_au_attentions": True}
+        actual, expected = model(**inputs, **wanted), merged(**inputs, **wanted)
+        for name, value in expected.items():
+            torch.testing.assert_close(actual[name], value, rtol=1e-3, atol=1e-4, msg=name)
+        actual.loss.backward()
+        deltas = {name: p for name, p in model.named_parameters() if name.endswith(".delta")}
+        assert deltas
+        assert not [name for name, delta in deltas.items() if delta.grad is None]
 
     # Other outputs.
 

@@ -25,7 +25,7 @@ from transformers.utils.generic import can_return_tuple
 
 from actionunits.au_regions import gaussian_maps
 from actionunits.losses import attention_kl_loss
-from actionunits.modeling_au import AUPreTrainedModel, module_names, sum_over_processes
+from actionunits.modeling_au import AUPreTrainedModel, is_plain, linear_map, module_names, sum_over_processes
 from actionunits.modeling_outputs import AUDetectionOutput
 
 from .configuration_ac2d import Ac2dConfig
@@ -397,7 +397,7 @@ class AUBranch(nn.Module):
 
         All that follows the pooling is affine, so the split is exact: its sum is the logit up to a constant.
         """
-        weight = self.classifier.weight
+        weight = linear_map(self.classifier)[0]
         if self.intervention is not None:
             weight = self.intervention.pull_back(weight)
         return (tokens @ weight.T).squeeze(-1) / tokens.shape[1]
@@ -442,7 +442,7 @@ class CausalIntervention(nn.Module):
 
     def pull_back(self, weight: Tensor) -> Tensor:
         """Weights of the outputs (1, c or 8c) -> those that amount to the same on the features (1, c)."""
-        return self._where_active(weight @ self.feature_map.weight, weight)
+        return self._where_active(weight @ linear_map(self.feature_map)[0], weight)
 
     def end_of_epoch(self) -> None:
         """Make the mean of the features seen the prototype (Eq. 12a), and start over."""
@@ -673,7 +673,10 @@ class Perceptron(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return project(GELU(expand(tokens)))."""
-        return GeluLinear.apply(self.expand(tokens), self.project.weight, self.project.bias)
+        hidden = self.expand(tokens)
+        if not is_plain(self.project):
+            return self.project(F.gelu(hidden))
+        return GeluLinear.apply(hidden, self.project.weight, self.project.bias)
 
 
 class GeluLinear(torch.autograd.Function):

@@ -31,7 +31,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import can_return_tuple
 
 from actionunits.losses import difficulty_exponents, mdwa_loss, occurrence_weights, weighted_dice_loss
-from actionunits.modeling_au import AUClassifier, AUPreTrainedModel, module_names
+from actionunits.modeling_au import AUClassifier, AUPreTrainedModel, module_names, parameter_of
 from actionunits.modeling_outputs import AUDetectionOutput
 
 from .configuration_auformer import AUFormerConfig
@@ -475,7 +475,7 @@ class ExpertLines(nn.ModuleDict):
 
     def stack(self, name: str) -> Tensor:
         """Return a parameter of all lines, (G, N, ...)."""
-        return torch.stack([line.get_parameter(name) for line in self.values()], dim=1)
+        return torch.stack([parameter_of(line, name) for line in self.values()], dim=1)
 
 
 class ExpertLine(nn.Module):

@@ -25,7 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import can_return_tuple
 
 from actionunits.au_regions import gaussian_maps
-from actionunits.modeling_au import AUClassifier, AUPreTrainedModel, module_names
+from actionunits.modeling_au import AUClassifier, AUPreTrainedModel, module_names, parameter_of
 from actionunits.modeling_outputs import AUDetectionOutput
 
 from .configuration_escda import EscdaBackboneConfig, EscdaConfig, GdaConfig, LscConfig
@@ -212,8 +212,8 @@ class GdaForAUDetection(EscdaPreTrainedModel):
         map it gives the logit up to a constant of the action unit.
         """
         norm = self.pool.norm
-        scale = norm.weight / (norm.get_buffer("running_var") + norm.eps).sqrt()  # (c,)
-        kernel = self.pool.conv.weight[:, 0]  # (c, h, w)
+        scale = parameter_of(norm, "weight") / (norm.get_buffer("running_var") + norm.eps).sqrt()  # (c,)
+        kernel = parameter_of(self.pool.conv, "weight")[:, 0]  # (c, h, w)
         return torch.einsum("mc,chw,bchw->bmhw", self.classifier.weight * scale, kernel, features)
 
 

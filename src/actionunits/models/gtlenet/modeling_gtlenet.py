@@ -26,7 +26,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from actionunits.action_units import UNKNOWN
-from actionunits.modeling_au import AUPreTrainedModel, module_names
+from actionunits.modeling_au import AUPreTrainedModel, linear_map, module_names, parameter_of
 from actionunits.modeling_outputs import AUDetectionOutput
 
 from .configuration_gtlenet import GlobalExpressionEncoderConfig, GtleNetConfig
@@ -359,8 +359,9 @@ class MapExtractor(nn.Module):
         for stage in self.stages:
             h = F.interpolate(stage(h), scale_factor=2.0, mode="bilinear", align_corners=False)
         heads = [self.heads[name] for name in names]
-        weight = torch.cat([head.get_parameter("weight") for head in heads])
-        bias = torch.cat([head.get_parameter("bias") for head in heads])
+        weight, bias = (
+            torch.cat([parameter_of(head, name) for head in heads]) for name in ("weight", "bias")
+        )
         return F.conv2d(h, weight, bias, padding=1).unflatten(1, (len(names), -1))
 
 
@@ -375,8 +376,8 @@ class ReconstructionHead(nn.ModuleDict):
 
     def forward(self, masked: Tensor) -> Tensor:
         """Masked features c (B, N+1, 3, H, W) -> pictures (B, 3, H, W)."""
-        weight = torch.cat([conv.get_parameter("weight") for conv in self.values()], dim=1)
-        bias = self[BACKGROUND].get_parameter("bias")
+        weight = torch.cat([parameter_of(conv, "weight") for conv in self.values()], dim=1)
+        bias = parameter_of(self[BACKGROUND], "bias")
         return F.conv2d(masked.flatten(1, 2), weight, bias, padding=1)
 
 
@@ -410,8 +411,8 @@ class AUClassifiers(nn.ModuleDict):
 
     def classify(self, embeddings: Tensor) -> Tensor:
         """AU embeddings (B, N, D) -> logits (B, N), each by the last layer of its own classifier."""
-        weight = torch.cat([unit.get_parameter("output.weight") for unit in self.values()])
-        bias = torch.cat([unit.get_parameter("output.bias") for unit in self.values()])
+        maps = [linear_map(unit.output) for unit in self.values()]  # type: ignore[arg-type]
+        weight, bias = (torch.cat(parts) for parts in zip(*maps, strict=True))
         return (embeddings * weight).sum(-1) + bias
 
 
@@ -611,14 +612,13 @@ def max_pool(config: GlobalExpressionEncoderConfig) -> nn.MaxPool2d:
 
 def grouped_conv(x: Tensor, convs: Sequence[nn.Conv2d]) -> Tensor:
     """Convolutions of one form side by side, each on its share of the channels of x (B, N C, h, w)."""
-    weight = torch.cat([conv.weight for conv in convs])
-    bias = torch.cat([conv.get_parameter("bias") for conv in convs])
+    weight, bias = (torch.cat([parameter_of(conv, name) for conv in convs]) for name in ("weight", "bias"))
     return F.conv2d(x, weight, bias, convs[0].stride, convs[0].padding, groups=len(convs))  # type: ignore[arg-type]
 
 
 def grouped_norm(x: Tensor, norms: Sequence[nn.BatchNorm2d]) -> Tensor:
     """Batch normalisations side by side, each on its share of the channels; their statistics are kept."""
-    weight, bias = (torch.cat([norm.get_parameter(name) for norm in norms]) for name in ("weight", "bias"))
+    weight, bias = (torch.cat([parameter_of(norm, name) for norm in norms]) for name in ("weight", "bias"))
     mean, var = (torch.cat([n.get_buffer(name) for n in norms]) for name in ("running_mean", "running_var"))
     is_training, momentum = norms[0].training, norms[0].momentum
     x = F.batch_norm(x, mean, var, weight, bias, is_training, momentum or 0.0, norms[0].eps)
