@@ -149,7 +149,8 @@ def linear_map(layer: nn.Module) -> tuple[Tensor, Tensor]:
     if is_plain(layer):
         return layer.get_parameter("weight"), layer.get_parameter("bias")
     known = next((p for p in layer.parameters() if p.is_floating_point() and not p.is_meta), torch.empty(0))
-    units = torch.eye(layer.in_features, dtype=known.dtype, device=known.device)  # type: ignore[arg-type]
+    width: Any = layer.in_features
+    units = torch.eye(width, dtype=known.dtype, device=known.device)
     bias, weight = layer(torch.cat([torch.zeros_like(units[:1]), units])).split([1, len(units)])
     return (weight - bias).mT, bias[0]
 
