@@ -1,6 +1,7 @@
 """AC2D against its paper: sizes, a plain implementation with the same weights, ablations, prototypes."""
 
 import copy
+import io
 import itertools
 import os
 
@@ -192,6 +193,17 @@ def test_gradient_can_be_asked_of_attentions(output_au_attentions):
         (actual,) = torch.autograd.grad(attention, query, gradient, retain_graph=True)
         assert expected.any()
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_traced_network_can_be_saved():
+    model, inputs, _ = make()
+    model.requires_grad_(False)
+    traced = torch.jit.trace(model, tuple(inputs.values()), strict=False, check_trace=False)
+    file = io.BytesIO()
+    torch.jit.save(traced, file)
+    file.seek(0)
+    loaded = torch.jit.load(file)(*inputs.values())
+    torch.testing.assert_close(loaded["logits"], model(**inputs).logits)
 
 
 def convert_gradients(gradients, model):

@@ -674,7 +674,7 @@ class Perceptron(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Return project(GELU(expand(tokens)))."""
         hidden = self.expand(tokens)
-        if not is_plain(self.project):
+        if torch.jit.is_tracing() or not is_plain(self.project):  # TorchScript saves no functions in Python
             return self.project(F.gelu(hidden))
         return GeluLinear.apply(hidden, self.project.weight, self.project.bias)
 
