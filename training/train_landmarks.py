@@ -26,7 +26,7 @@ from PIL import Image
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from actionunits.face_landmarks import FaceLandmarker, FaceLandmarkerConfig
+from actionunits.face_landmarks import GAPS, FaceLandmarker, FaceLandmarkerConfig
 from actionunits.synthesis.person import read_people, read_template
 from landmark_batches import MIRROR, LandmarkBatches, Pictures
 
@@ -47,7 +47,6 @@ MEDIAPIPE_OFFSETS = {
 }
 UPRIGHT = 0.78  # height of the outer eye corners above the mouth's, in the distance of the eye corners
 PARTS = {"brows": slice(17, 27), "nose": slice(27, 36), "eyes": slice(36, 48), "lips": slice(48, 68)}
-OPENINGS = {"lip": ([61, 62, 63], [67, 66, 65]), "lid": ([37, 38, 43, 44], [41, 40, 47, 46])}
 SHAPE = {"hidden_sizes": [32, 48, 96, 160, 160], "map_size": 48}  # 1.9 million parameters
 
 
@@ -317,14 +316,15 @@ def check(
         "face score below 0.5": np.mean(np.array(scores) < 0.5),
         **{f"{part} error mean": parts[:, span].mean() for part, span in PARTS.items()},
     }
-    for gap, *both in zip(OPENINGS, true_gaps, found_gaps, strict=True):
+    for gap, *both in zip(GAPS, true_gaps, found_gaps, strict=True):
         figures[f"{gap} gap correlation"] = np.corrcoef(both)[0, 1] if np.ptp(both, axis=1).all() else 0.0
     return {"pictures": len(errors), **{name: round(float(value), 4) for name, value in figures.items()}}
 
 
 def openings(points: np.ndarray) -> np.ndarray:
-    """Pixels between upper and lower lip, and between upper and lower lid (both eyes' mean)."""
-    return np.array([np.linalg.norm(points[a] - points[b], axis=1).mean() for a, b in OPENINGS.values()])
+    """Mean gap between the lips, and between the lids of both eyes: (2,) in the unit of points (68, 2)."""
+    pairs = (points[np.array(gaps)] for gaps in GAPS.values())  # (gaps, 2, 2): above and below, x and y
+    return np.array([np.linalg.norm(p[:, 0] - p[:, 1], axis=1).mean() for p in pairs])
 
 
 def save(model: FaceLandmarker, metrics: dict, output: Path) -> None:

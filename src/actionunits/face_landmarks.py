@@ -25,7 +25,8 @@ NUM_POINTS = 68
 CROP_MARGIN = 1.6  # side of the crop / longer side of the box of the inner points (17-67)
 GIVE_UP = 0.02  # face score below which there is no further look
 SURE = 0.95  # face score of the second look from which there is no third
-GAPS = ((61, 67), (62, 66), (63, 65), (37, 41), (38, 40), (43, 47), (44, 46))  # inner lips and lids
+# Points of the upper and the lower inner lip, and of the upper and the lower lids, that face each other.
+GAPS = {"lip": ((61, 67), (62, 66), (63, 65)), "lid": ((37, 41), (38, 40), (43, 47), (44, 46))}
 MIRROR = list(SCHEMES["ibug68"].mirror)
 
 
@@ -244,7 +245,7 @@ def landmark_loss(landmarks, face_logits, labels, is_face=None) -> torch.Tensor:
     weight = torch.ones(NUM_POINTS, 1, device=landmarks.device)
     weight[:17] = 0.5
     distance = F.smooth_l1_loss(landmarks, labels, beta=0.01, reduction="none") * weight
-    above, below = (list(points) for points in zip(*GAPS, strict=True))
+    above, below = (list(points) for points in zip(*GAPS["lip"], *GAPS["lid"], strict=True))
     found, true = (points[:, below] - points[:, above] for points in (landmarks, labels))
     gaps = F.smooth_l1_loss(found, true, beta=0.05, reduction="none")
     points = ((distance.mean((1, 2)) + gaps.mean((1, 2))) * is_face).sum() / is_face.sum().clamp(min=1)

@@ -133,8 +133,8 @@ class EnsembleForAUDetection(AUPreTrainedModel):
         """
         self._check_size(pixel_values)
         inputs = {"pixel_values": pixel_values, "au_centers": au_centers, "labels": labels}
-        wanted = {**self.asked_of_networks(kwargs), "return_dict": True}
-        wanted["output_au_attentions"] = output_au_attentions
+        asked = self.asked_of_networks(kwargs)
+        wanted = asked | {"output_au_attentions": output_au_attentions, "return_dict": True}
         outputs: list[AUDetectionOutput] = [
             network(**self._inputs_of(network, inputs), **wanted) for network in self.networks.values()
         ]
