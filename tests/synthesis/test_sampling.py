@@ -7,8 +7,11 @@ import pytest
 from actionunits.synthesis import sampling
 from actionunits.synthesis.head_model import AU_SHAPES
 from actionunits.synthesis.sampling import (
+    BRINGS,
     EXCLUSIVE,
     FULL_LIP_GAP,
+    GRIMACE_MOST,
+    GRIMACE_SHARE,
     OCCURRENCE_FROM,
     OWN_WAY,
     RESTING_FOLDS,
@@ -53,6 +56,24 @@ def test_cheeks_go_with_strong_smiles_and_outer_brows_with_inner_ones_mostly(man
     assert 0.01 < share(6, [face for face in many if 12 not in face]) < 0.06
     assert 0.7 < share(1, [face for face in many if 2 in face]) < 0.9
     assert share(2, [face for face in many if 1 in face]) < 0.65  # inner brows rise alone as well
+
+
+@pytest.mark.parametrize(("au", "other", "chance"), BRINGS)
+def test_an_action_unit_brings_another_as_often_as_the_table_says(monkeypatch, au, other, chance):
+    """Not beside one that excludes the other. AU 6 is drawn with a smile, without which it seldom stays."""
+
+    def share(*drawn):
+        monkeypatch.setattr(sampling, "PROTOTYPES", (drawn,))
+        monkeypatch.setattr(sampling, "SYNTHETIC_AUS", drawn)
+        rng = np.random.default_rng(0)
+        faces = [f for f in (sample_action_units(rng) for _ in range(3000)) if f.keys() >= set(drawn)]
+        assert len(faces) > 500
+        return np.mean([other in face for face in faces])
+
+    company = (12,) if au == 6 else ()
+    assert share(au, *company) == pytest.approx(chance, abs=0.05)
+    excluding = next(a + b - other for a, b in EXCLUSIVE if other in (a, b)) if other != 4 else None
+    assert excluding is None or share(au, excluding, *company) == 0
 
 
 def test_lips_decide_about_25_and_silence_23_and_24(head):
@@ -137,3 +158,26 @@ def test_some_jaws_drop_farther_than_26_has_labels_for(head, monkeypatch):
     jaw, most = head.expression_index("jawOpen")[0], max(OWN_WAY) * AU_SHAPES[26]["jawOpen"]
     opened = np.array([sample_scene(head, np.random.default_rng(s)).expression[jaw] for s in range(300)])
     assert 0.1 < np.mean(opened > most) < 0.4 and opened.max() < most + WIDE_JAW + 0.09
+
+
+def test_some_strong_faces_grimace_beyond_their_intensities(head, monkeypatch):
+    nose = head.expression_index("noseSneer")
+    monkeypatch.setattr(sampling, "OWN_WAY", (1.0, 1.0))
+    monkeypatch.setattr(sampling, "RESTING_FACE", ())
+
+    def factors(intensity):
+        """Of the gains, against the same faces without grimaces."""
+        monkeypatch.setattr(sampling, "sample_action_units", lambda rng: {9: intensity})
+        weights = []
+        for share in (GRIMACE_SHARE, 0.0):
+            monkeypatch.setattr(sampling, "GRIMACE_SHARE", share)
+            scenes = [sample_scene(head, np.random.default_rng(seed)) for seed in range(400)]
+            labels = {label_intensities(s, 0.0)[SYNTHETIC_AUS.index(9)] for s in scenes}
+            assert labels == {np.float32(intensity)}
+            weights.append(np.array([s.expression[nose] for s in scenes]))
+        return weights[0] / weights[1]
+
+    strong = factors(1.0)
+    assert np.mean(strong > 1.0001) == pytest.approx(GRIMACE_SHARE, abs=0.07)
+    assert strong.min() > 1 - 1e-5 and 1.3 < strong.max() <= GRIMACE_MOST + 1e-5
+    assert factors(0.6) == pytest.approx(1.0)

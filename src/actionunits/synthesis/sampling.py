@@ -6,6 +6,7 @@ company follows the prototypes of the FACS literature (Ekman, Friesen & Hager 20
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -41,6 +42,8 @@ EXCLUSIVE: tuple[tuple[int, int], ...] = (
 CHEEKS_OF_SMILES = ((0.3, 0.8), (0.0, 0.75))
 LONE_CHEEKS = 0.3  # share of the faces drawn with AU 6 and without 12 that keep it
 LONE_OUTER_BROWS = 0.6  # share of the faces drawn with AU 2 and without 1 that stay so
+# An AU, another that then often comes along though it was not drawn, and how often.
+BRINGS: tuple[tuple[int, int, float], ...] = ((9, 4, 0.5), (9, 10, 0.3), (15, 17, 0.5), (6, 7, 0.3))
 # Movements beside the labelled ones, so that they are not mistaken for them: shape, chance, greatest weight.
 UNLABELLED: tuple[tuple[str, float, float], ...] = (
     *(("jawLeft", 0.04, 0.5), ("jawRight", 0.04, 0.5), ("mouthLeft", 0.04, 0.5), ("mouthRight", 0.04, 0.5)),
@@ -63,6 +66,10 @@ RESTING_FACE: tuple[tuple[str, float], ...] = (
 )
 # Faces make the same action unit in their own way: each shape's gain is multiplied by a factor in this range.
 OWN_WAY = (0.75, 1.3)
+# Some faces go far beyond what others show at full intensity: which AUs, from which intensity on, the share
+# of such faces, the greatest factor of their gains. The intensity that is the label stays as it is.
+GRIMACES: tuple[int, ...] = (1, 2, 4, 9, 10, 12, 15, 17, 20)
+GRIMACE_FROM, GRIMACE_SHARE, GRIMACE_MOST = 0.7, 0.3, 1.4
 RESTING_FOLDS = 0.45  # greatest strength of the folds that a face has at rest, whatever it does
 RELAXED_LID = 0.1  # weight of eyeBlink: the head model's own eyes are open a little too wide
 WIDE_JAW = 0.45  # greatest weight of jawOpen beyond AU 26 at full intensity: AU 27, which has no label
@@ -223,7 +230,7 @@ def _near(level: float, rng: np.random.Generator) -> float:
 
 
 def _keep_company(posed: dict[int, float], rng: np.random.Generator) -> dict[int, float]:
-    """Cheeks go with smiles and outer brows with inner ones, mostly; other intensities stay as they are."""
+    """What people mostly do together comes together; all other intensities stay as they are."""
     kept = dict(posed)
     if 12 in kept and 6 not in kept and rng.random() < np.interp(kept[12], *CHEEKS_OF_SMILES):
         kept[6] = _near(kept[12], rng)
@@ -231,21 +238,32 @@ def _keep_company(posed: dict[int, float], rng: np.random.Generator) -> dict[int
         del kept[6]
     if 2 in kept and 1 not in kept and rng.random() > LONE_OUTER_BROWS:
         kept[1] = _near(kept[2], rng)
+    for au, other, chance in BRINGS:
+        if au in kept and other not in kept and rng.random() < chance and not _excluded(other, kept):
+            kept[other] = _near(kept[au], rng)
     return kept
 
 
-def _posed(action_units: dict[int, float]) -> dict[int, float]:
-    """Gains as posed: an open jaw parts the lips by itself, so AU 25 adds less to it."""
+def _excluded(au: int, others: Iterable[int]) -> bool:
+    return any((au, other) in EXCLUSIVE or (other, au) in EXCLUSIVE for other in others)
+
+
+def _posed(action_units: dict[int, float], rng: np.random.Generator | None = None) -> dict[int, float]:
+    """Gains as posed: an open jaw parts the lips by itself, so AU 25 adds less to it; some faces grimace."""
     gains = dict(action_units)
     if 25 in gains and 26 in gains:
         gains[25] *= 0.3
+    strong = [au for au in GRIMACES if gains.get(au, 0.0) >= GRIMACE_FROM]
+    if rng and strong and rng.random() < GRIMACE_SHARE:
+        factor = rng.uniform(1, GRIMACE_MOST)
+        gains |= {au: factor * gains[au] for au in strong}
     return gains
 
 
 def _sample_expression(head: HeadModel, action_units, gaze, rng: np.random.Generator) -> np.ndarray:
     """Shape weights (E,): the AUs, in a fifth of the faces clearly one-sided, and what no label sees."""
     left, right = np.clip(rng.normal(1, 0.1 if rng.random() < 0.8 else 0.35, 2), 0.25, 1.4)
-    weights = head.expression_weights(_posed(action_units), float(left), float(right))
+    weights = head.expression_weights(_posed(action_units, rng), float(left), float(right))
     weights *= _own_way(head, rng)
     closed = rng.uniform(0, 2.5 * RELAXED_LID) if rng.random() < 0.85 else rng.uniform(0.3, 1.0)
     look = {"eyeLookUp": max(gaze[1], 0) / 0.5, "eyeLookDown": max(-gaze[1], 0) / 0.5}
