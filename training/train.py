@@ -273,14 +273,15 @@ def describe_run(
 ) -> dict[str, Any]:
     """Where the weights come from, for `run.json` and the card.
 
-    An encoder or backbone that a network began with is named without its place, and no longer by the
-    configuration.
+    An encoder, backbone or weights that a network began with are named without their place, and no longer by
+    the configuration.
     """
     described = recipe.to_dict()
     described["teachers"] = [short_name(teacher) for teacher in recipe.teachers]
+    encoder = take_out_encoder(model, described) or inherited_encoder(described)
+    backbones = take_out_backbones(described)
     for network in described["networks"].values():
         network["pretrained"] = short_name(network["pretrained"])
-    encoder, backbones = take_out_encoder(model, described), take_out_backbones(described)
     return {
         "name": recipe.name if not member else name_of_member(recipe.name, member),
         "member": member,
@@ -340,6 +341,13 @@ def take_out_encoder(model: nn.Module, recipe: dict[str, Any]) -> dict[str, Any]
         for file in (folder / "metrics.json", folder.parent / "settings.json")
     )
     return {"name": short, **figures, "au_weight": settings.get("au_weight", 0)}
+
+
+def inherited_encoder(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What the local weights that a network went on from say of the encoder that they began with."""
+    folders = [network["pretrained"] for network in recipe["networks"].values() if network["pretrained"]]
+    runs = [run for folder in folders if (run := Path(folder) / "run.json").is_file()]
+    return next(filter(None, (json.loads(run.read_text()).get("encoder") for run in runs)), {})
 
 
 def take_out_backbones(recipe: dict[str, Any]) -> dict[str, Any]:

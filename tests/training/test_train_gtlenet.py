@@ -69,6 +69,10 @@ def test_a_result_knows_its_encoder_but_not_where_it_lay(run, encoder_folder):
         assert str(encoder_folder) not in (folder / file).read_text()
     assert AutoModel.from_pretrained(folder).config.pretraining == "expression"
     assert "nearest to each other in 75 %" in (folder / "README.md").read_text()
+    further = {"gtlenet": {"model_type": "au-gtlenet", "pretrained": str(folder)}}
+    gone_on = run(networks=further, epochs=1, name="further") / "model" / "run.json"
+    assert json.loads(gone_on.read_text())["encoder"] == described["encoder"]
+    assert str(folder) not in gone_on.read_text()
 
 
 def test_the_learning_rate_falls_with_the_root_of_the_steps():
