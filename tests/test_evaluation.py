@@ -126,6 +126,8 @@ def test_figures_of_folds_are_averaged_and_folds_of_other_corpora_refused(faces)
     assert f1[:2] == [1, 0]
     assert mean["at_half"]["per_au"]["AU12"]["auc"] == pytest.approx((1 + 0.5 + 0.5) / 3)
     assert (mean["folds"], mean["pictures"], mean["people"]) == (3, 28, 7)
+    same_people = mean_over_folds([good, bad, small], apart=[good])  # three models of one fold
+    assert (same_people["folds"], same_people["pictures"], same_people["people"]) == (3, 12, good["people"])
     assert "means over 3 folds" in report_text(mean)
     assert f1_table(mean).splitlines()[2].endswith("| 60.0 |")
     with pytest.raises(ValueError, match="folds of one corpus"):

@@ -543,6 +543,10 @@ def test_a_processor_of_other_action_units_is_found(folder):
 def test_a_path_of_this_machine_is_found(folder):
     spoil(folder, "config.json", lambda c: c.update(backbone_name_or_path="/home/somebody/vit"))
     assert "config.json names a place on this machine: /home/somebody/vit." in check_model(folder)
+    (folder / "run.json").write_text(
+        json.dumps({"recipe": {"split": {"folds_file": "/home/somebody/folds.csv"}}})
+    )
+    assert "run.json names a place on this machine: /home/somebody/folds.csv." in check_model(folder)
 
 
 def test_a_broken_file_is_a_problem_not_an_error(folder):

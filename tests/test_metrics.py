@@ -251,6 +251,8 @@ def test_trainer_metrics_read_logits_and_tuples():
     expected = {"f1": 0.5, "auc": 1.0, "f1_AU6": 1.0, "f1_AU12": 0.0}
     assert compute(SimpleNamespace(predictions=logits, label_ids=labels)) == expected
     assert compute(SimpleNamespace(predictions=(logits, None), label_ids=labels)) == expected
+    clip = SimpleNamespace(predictions=logits[None], label_ids=labels[None])  # (clips, frames, AUs)
+    assert compute(clip) == expected
 
 
 def test_trainer_metrics_without_labels_are_no_figures():

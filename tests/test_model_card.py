@@ -187,6 +187,35 @@ def test_a_mean_is_bound_by_the_data_of_each_of_its_networks():
     ]
 
 
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"networks": {"gda": {"pretrained": "gda-bp4d/model"}}},
+        {"networks": {"lsc": {"backbone_from": "gda-bp4d/model"}}},
+        {"networks": {"gda": {}}, "teachers": ["gda-bp4d/model"]},
+    ],
+)
+def test_weights_are_bound_by_the_data_of_those_that_they_began_with_or_learned_from(model, recipe):
+    rendered = {"corpus": {"manifest": {"generator": "x"}}, "recipe": recipe}
+    assert training_corpora(rendered)[1:] == ["what gda-bp4d/model was trained on"]
+    known = rendered | {"inherited": {"gda-bp4d/model": ["synthetic", "bp4d_plus"]}}
+    assert training_corpora(known) == ["synthetic", "bp4d_plus"]
+    assert [terms.name for terms in training_terms(known)][1:] == ["BP4D+"]
+    assert all(
+        terms.is_free for terms in training_terms(known | {"inherited": {"gda-bp4d/model": ["synthetic"]}})
+    )
+    encoder = {"name": "own/encoder", "triplets": "synthetic corpus", "init": "encoders/vggface2"}
+    assert training_corpora({"corpus": rendered["corpus"], "encoder": encoder})[1:] == [
+        "what encoders/vggface2 was trained on"
+    ]
+    run = json.loads((model / "run.json").read_text())
+    run["recipe"] |= {"teachers": ["gda-bp4d/model"], "teacher_weight": 0.5}
+    run["inherited"] = known["inherited"]
+    (model / "run.json").write_text(json.dumps(run))
+    card = make_card(model, TEMPLATE)
+    assert card.data.license == "other" and "were not trained on BP4D" not in str(card)
+
+
 def test_weights_are_hashed(model):
     (model / "model.safetensors").write_bytes(b"abc")
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1

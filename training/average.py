@@ -68,6 +68,7 @@ def average(folders: Sequence[Path], output: Path, name: str = NAME) -> None:
         "recipe": shared_recipe(folders, runs) | {"name": name, "networks": {}},
         "members": {member: run_of(model.config.networks[member], runs) for member in model.networks},
         "corpus": runs[0]["corpus"],
+        "inherited": {name: of for run in runs for name, of in run.get("inherited", {}).items()},
         "model_type": model.config.model_type,
         "parameters": sum(p.numel() for p in model.parameters()),
         "versions": installed_versions(),

@@ -60,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         pairs = [{"model": model, "fold": fold} for model in args.model for fold in args.fold]
         reports = [measure_model(argparse.Namespace(**vars(args) | pair), state) for pair in pairs]
-        report = mean_over_folds(reports) if len(reports) > 1 else reports[0]
+        apart = reports[: len(args.fold)]  # every model is measured on the same folds
+        report = mean_over_folds(reports, apart) if len(reports) > 1 else reports[0]
     if state.is_main_process:
         write_report(args.output, report)
         print(f1_table(report))

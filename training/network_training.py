@@ -55,6 +55,11 @@ class NetworkTraining:
         self.accelerator, self.log = accelerator, log
         self.train_faces = splits["train"]
         self.watched_faces = splits.get(watched_split(recipe, list(splits)))
+        graded = self.watched_faces is not None and self.watched_faces.intensities is not None
+        if recipe.epoch_selection != "last" and recipe.selection_metric == "correlation" and not graded:
+            raise ValueError(
+                "selection_metric=correlation needs intensities, which this corpus lacks; take f1 or auc."
+            )
         faces: Any = self.train_faces
         self.examples = training_examples(
             FacesOnDevice(faces, accelerator.device) if recipe.preload else faces, self.train_faces, recipe

@@ -366,6 +366,8 @@ class Training:
         AUImageProcessor(**self.model.config.processor_options).save_pretrained(partial)
         source = "synthetic corpus" if self.args.synthetic else self.args.fec_table.name
         metrics = {**self.metrics, "triplets": source}
+        if self.args.init:  # the weights are bound by what these saw, too
+            metrics["init"] = "/".join(Path(self.args.init).parts[-2:])
         (partial / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
         replace_folder(partial, self.args.output / "model")
 

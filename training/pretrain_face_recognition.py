@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from actionunits import GdaConfig, GdaForAUDetection
-from actionunits.data.corpora import load_corpus
+from actionunits.data.corpora import get_corpus, load_corpus
 from actionunits.data.protocols import hold_out
 from network_training import RunLog, ShuffledBatches, WarmupCosine, replace_folder, seeded_generator
 
@@ -101,6 +101,9 @@ def open_run(args: argparse.Namespace) -> bool:
 
 def read_faces(args: argparse.Namespace, log: RunLog) -> tuple[Faces, Faces]:
     """Faces to train with, and those of other people to check with."""
+    report = get_corpus("ms_celeb").check(args.data)
+    if not report.usable:
+        raise FileNotFoundError(f"{args.data} has no pictures to train on: {'; '.join(report.problems)}.")
     rows: Any = load_corpus("ms_celeb", args.data, cache_dir=args.cache)
     people = np.asarray(rows["subject"][:])
     held = np.isin(people, list(hold_out(people, args.held_out)))

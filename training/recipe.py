@@ -281,7 +281,12 @@ def _replace(values: dict[str, Any], setting: str) -> None:
     *parents, last = key.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
-    values[last] = yaml.safe_load(value) if value else ""
+        if not isinstance(values, dict):
+            raise ValueError(f"--set {setting}: {parent} is {values!r} and has no {last}.")
+    try:
+        values[last] = yaml.safe_load(value) if value else ""
+    except yaml.YAMLError as error:
+        raise ValueError(f"--set {setting}: {value!r} is no YAML: {error}") from error
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:
@@ -289,6 +294,8 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if is_dataclass(kind) and isinstance(kind, type):
         return _read_dataclass(kind, value, where)
     if get_origin(kind) is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} is a table of keys and values, not {value!r}.")
         keys, inner_kind = get_args(kind)
         return {
             _read(keys, key, where): _read(inner_kind, inner, f"{where}.{key}")

@@ -44,6 +44,7 @@ from actionunits.image_processing_au import AUImageProcessor
 from actionunits.metrics import calibrate_thresholds
 from actionunits.model_card import write_card
 from actionunits.models.escda import EscdaForAUDetection
+from actionunits.publishing_terms import started_from, training_corpora
 from network_training import NetworkTraining, RunLog, network_config, new_accelerator, replace_folder
 from recipe import Recipe, load_recipe
 from teaching import taught
@@ -75,15 +76,16 @@ def train(output: Path, recipe: Recipe, args: argparse.Namespace, accelerator: A
     for network in recipe.networks.values():
         if not network.pretrained:  # else its own configuration holds
             network_config(network, **network.config)  # refuses a wrong name before the corpus is decoded
-    log = open_run(output, recipe, accelerator)
+    manifest = read_manifest(args.data)
+    log = open_run(output, recipe, manifest, accelerator)
     splits = prepare_splits(args, recipe, accelerator, log)
     if any(not (output / name / "model" / "config.json").is_file() for name in recipe.networks):
         answers = args.cache or output / "prepared"
         splits["train"] = taught(splits["train"], recipe, accelerator.device, answers)
-    keep_recipe(output, recipe, accelerator)
+    keep_recipe(output, recipe, manifest, accelerator)
     for name in recipe.networks:
         NetworkTraining(name, recipe, splits, output / name, new_accelerator(recipe), log).run()
-    finish(output, recipe, splits, read_manifest(args.data), accelerator, log)
+    finish(output, recipe, splits, manifest, accelerator, log)
     accelerator.wait_for_everyone()
 
 
@@ -104,26 +106,33 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def open_run(output: Path, recipe: Recipe, accelerator: Accelerator) -> RunLog:
-    """Make the run's folder; a run that is found there must follow the same recipe.
+def open_run(output: Path, recipe: Recipe, manifest: dict[str, Any], accelerator: Accelerator) -> RunLog:
+    """Make the run's folder; a run that is found there must follow the same recipe on the same corpus.
 
     Raises:
-        ValueError: The folder holds a run of another recipe.
+        ValueError: The folder holds a run of another recipe, or on another corpus.
     """
     stored = output / "recipe.yaml"
     if stored.is_file() and (before := load_recipe(stored)) != recipe:
         changed = sorted(key for key, value in vars(recipe).items() if vars(before)[key] != value)
         raise ValueError(f"{output} holds a run with other values of {changed}; choose another --output.")
+    corpus = output / "corpus.json"
+    if corpus.is_file() and (before := json.loads(corpus.read_text(encoding="utf-8"))) != manifest:
+        changed = sorted(key for key in before.keys() | manifest if before.get(key) != manifest.get(key))
+        raise ValueError(
+            f"{output} holds a run on a corpus with other values of {changed}; choose another --output."
+        )
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
     accelerator.wait_for_everyone()
     return RunLog(output / "log.jsonl" if accelerator.is_main_process else None)
 
 
-def keep_recipe(output: Path, recipe: Recipe, accelerator: Accelerator) -> None:
-    """Write the recipe into the run's folder, now that data and teachers have turned out to fit it."""
+def keep_recipe(output: Path, recipe: Recipe, manifest: dict[str, Any], accelerator: Accelerator) -> None:
+    """Write recipe and corpus into the run's folder, now that data and teachers have turned out to fit."""
     stored = output / "recipe.yaml"
     if accelerator.is_main_process and not stored.is_file():
+        write_atomically(output / "corpus.json", json.dumps(manifest, indent=1) + "\n")
         write_atomically(stored, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
     accelerator.wait_for_everyone()
 
@@ -277,7 +286,11 @@ def describe_run(
     the configuration.
     """
     described = recipe.to_dict()
+    inherited = inherited_corpora(recipe)
     described["teachers"] = [short_name(teacher) for teacher in recipe.teachers]
+    described["split"]["folds_file"] = short_name(recipe.split.folds_file)
+    if "frames" in manifest:
+        manifest = {**manifest, "frames": short_name(manifest["frames"])}
     encoder = take_out_encoder(model, described) or inherited_encoder(described)
     backbones = take_out_backbones(described)
     for network in described["networks"].values():
@@ -288,6 +301,7 @@ def describe_run(
         "recipe": described,
         "encoder": encoder,
         "backbones": backbones,
+        "inherited": inherited,
         "corpus": {
             "manifest": manifest,
             "splits": {
@@ -324,6 +338,18 @@ def name_of_member(name: str, member: str) -> str:
 def short_name(name: str) -> str:
     """A Hub name as it is, and of a folder the end that says whose model it is, not where it lies."""
     return "/".join(Path(name).parts[-2:]) if name else ""
+
+
+def inherited_corpora(recipe: Recipe) -> dict[str, list[str]]:
+    """What the models that a run starts from or learns from were trained on, as far as their folders say."""
+    found: dict[str, list[str]] = {}
+    for place in started_from({"recipe": recipe.to_dict()}):
+        if (file := Path(place) / "run.json").is_file():  # else nobody knows
+            corpora = training_corpora(json.loads(file.read_text(encoding="utf-8")))
+        else:
+            corpora = [f"what {short_name(place)} was trained on"]
+        found[short_name(place)] = [*found.get(short_name(place), []), *corpora]
+    return found
 
 
 def take_out_encoder(model: nn.Module, recipe: dict[str, Any]) -> dict[str, Any]:

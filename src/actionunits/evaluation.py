@@ -150,10 +150,16 @@ def threshold_reports(
     }
 
 
-def mean_over_folds(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def mean_over_folds(
+    reports: Sequence[Mapping[str, Any]], apart: Sequence[Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
     """Average the reports of a cross-validation's folds, figure by figure, as the papers' tables do.
 
     Intervals are left out: they belong to the people of one fold. Undefined figures have no part in a mean.
+
+    Args:
+        reports: One a fold, or one for each of several models.
+        apart: Those of them that have pictures and people of their own, to be counted; by default all.
 
     Raises:
         ValueError: The folds have different action units.
@@ -169,8 +175,8 @@ def mean_over_folds(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         **kept,
         "folds": len(reports),
-        "pictures": sum(report["pictures"] for report in reports),
-        "people": sum(report["people"] or 0 for report in reports) or None,
+        "pictures": sum(report["pictures"] for report in apart or reports),
+        "people": sum(report["people"] or 0 for report in apart or reports) or None,
         **{rule: _mean([report[rule] for report in reports]) for rule in rules},
     }
 

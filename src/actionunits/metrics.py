@@ -250,8 +250,11 @@ def trainer_metrics(aus: Sequence[int], thresholds: ArrayLike = 0.5) -> Callable
     def compute_metrics(prediction: Any) -> dict[str, float]:
         logits = prediction.predictions
         logits = logits[0] if isinstance(logits, tuple) else logits
-        scores = 1 / (1 + np.exp(-np.asarray(logits, float)))
-        f1 = f1_frame(scores, prediction.label_ids, thresholds)
+        logits, labels = np.asarray(logits, float), np.asarray(prediction.label_ids)
+        logits = logits.reshape(-1, logits.shape[-1])  # frames of clips count like pictures
+        labels = labels.reshape(-1, labels.shape[-1])
+        scores = 1 / (1 + np.exp(-logits))
+        f1 = f1_frame(scores, labels, thresholds)
         if len(f1) != len(aus):
             raise ValueError(
                 f"trainer_metrics names {len(aus)} AUs, but the model has {len(f1)} outputs; "
@@ -259,7 +262,7 @@ def trainer_metrics(aus: Sequence[int], thresholds: ArrayLike = 0.5) -> Callable
             )
         return {
             "f1": _mean_or_nan(f1),
-            "auc": _mean_or_nan(roc_auc(scores, prediction.label_ids)),
+            "auc": _mean_or_nan(roc_auc(scores, labels)),
             **{f"f1_{au_label(au)}": float(x) for au, x in zip(aus, f1, strict=True) if not np.isnan(x)},
         }
 

@@ -199,7 +199,9 @@ def weights_hashes(model: Path) -> dict[str, str]:
 def weak_aus(report: dict[str, Any]) -> list[str]:
     """Labels whose AUC is below `WEAK_AUC`, worst first."""
     auc = {
-        label: figures["auc"] for label, figures in report["calibrated"]["per_au"].items() if figures["auc"]
+        label: figures["auc"]
+        for label, figures in report["calibrated"]["per_au"].items()
+        if figures["auc"] is not None
     }
     return [label for label in sorted(auc, key=lambda label: auc[label]) if auc[label] < WEAK_AUC]
 

@@ -197,7 +197,7 @@ def check_model(folder: Path) -> list[str]:
     """The model loads with no key missing or left over, and answers for a photograph."""
     paths = [
         f"{name} names a place on this machine: {value}."
-        for name in ("config.json", "preprocessor_config.json")
+        for name in ("config.json", "preprocessor_config.json", "run.json")
         for value in _strings(_read(folder / name))
         if os.path.isabs(value)
     ]

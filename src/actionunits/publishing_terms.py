@@ -44,6 +44,8 @@ TERMS = {
     "casme2": DataTerms("CASME II", "Chinese Academy of Sciences", f"{_AGREEMENT}."),
 }
 """By the names of `actionunits.action_units.CORPUS_AUS`."""
+ALIASES = {"bp4d_plus": "bp4d+", "aff_wild2": "aff-wild2"}
+"""Names of `actionunits.data.corpora.CORPORA`, as manifests have them, that differ from these."""
 OPEN_TRIPLETS = "synthetic corpus"
 """What the figures of an expression encoder call triplets of the synthetic corpus."""
 
@@ -57,7 +59,8 @@ def training_terms(run: Mapping[str, Any] | None) -> list[DataTerms]:
     if run is None:
         return [DataTerms("unrecorded pictures", "unknown", "Nobody recorded what the model was trained on.")]
     return [
-        TERMS.get(name.lower()) or DataTerms(name, "unknown", "This project does not know its terms.")
+        TERMS.get(ALIASES.get(name.lower(), name.lower()))
+        or DataTerms(name, "unknown", "This project does not know its terms.")
         for name in training_corpora(run)
     ]
 
@@ -73,6 +76,20 @@ def training_corpora(run: Mapping[str, Any]) -> list[str]:
     encoder = run.get("encoder") or {}
     if encoder and encoder.get("triplets") != OPEN_TRIPLETS:
         corpora.append(encoder.get("triplets") or f"what {encoder['name']} was trained on")
+    if encoder.get("init"):
+        corpora.append(f"what {encoder['init']} was trained on")
+    for name in started_from(run):
+        known = (run.get("inherited") or {}).get(name) or [f"what {name} was trained on"]
+        corpora += [corpus for corpus in known if corpus not in corpora]
     for member in (run.get("members") or {}).values():
         corpora += [name for name in training_corpora(member) if name not in corpora]
     return corpora
+
+
+def started_from(run: Mapping[str, Any]) -> list[str]:
+    """Return the models whose weights or answers went into a run: pretrained ones, backbones and teachers."""
+    recipe = run.get("recipe") or {}
+    networks = (recipe.get("networks") or {}).values()
+    names = [network.get("pretrained") for network in networks]
+    names += [name for network in networks if "/" in (name := network.get("backbone_from") or "")]
+    return list(dict.fromkeys(name for name in [*names, *(recipe.get("teachers") or [])] if name))

@@ -115,6 +115,9 @@ def test_it_serves_the_trainer(faces, tmp_path):
     trainer.train()
     figures = trainer.evaluate()
     assert {"eval_loss", "eval_f1", "eval_auc", "eval_f1_AU26"} <= figures.keys()
+    trainer.args.remove_unused_columns = True  # the default: it leaves nothing of our items
+    with pytest.raises(ValueError, match="pass remove_unused_columns=False"):
+        trainer.train()
 
 
 def test_frozen_settings_can_be_replaced(faces):

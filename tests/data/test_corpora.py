@@ -165,7 +165,7 @@ def test_disfa_frame_without_points_takes_its_known_substitute(own, monkeypatch)
     assert disfa.MISSING_POINTS != {}
 
 
-def test_official_partitions_are_read_from_the_disc(load, own):
+def test_official_partitions_are_read_from_the_disc(load, own, caplog):
     gft = load("gft")
     assert {k: sorted(set(v["subject"])) for k, v in gft.items()} == {
         "train": ["001A", "001B", "002C"],
@@ -180,6 +180,12 @@ def test_official_partitions_are_read_from_the_disc(load, own):
         "train": ["001B"],
         "test": ["001A"],
     }
+    assert "does not list ['002C', '003A', '004B']" in caplog.text
+    (root / "split.csv").write_text("Subject, Split\n001A , Train\n001B,test\n")
+    assert set(load("gft", root=root)["train"]["subject"]) == {"001A"}
+    (root / "split.csv").write_text("person,split\n001A,train\n")
+    with pytest.raises(ValueError, match="subject and split are needed"):
+        load("gft", root=root)
 
 
 def test_aff_wild2_counts_lines_and_leaves_out_faces_that_were_not_found(load):
@@ -203,6 +209,8 @@ def test_casme2_samples_are_apex_frames(load):
         ("4?", [0, 0, UNKNOWN, 0, 0, 0]),
         ("4 or 7+2", [0, 1, UNKNOWN, UNKNOWN, 0, 0]),
         ("25", [0, 0, 0, 0, 0, 0]),
+        ("?", [UNKNOWN] * 6),
+        ("  ", [UNKNOWN] * 6),
     ],
 )
 def test_casme2_cells_of_action_units(cell, codes):
@@ -223,6 +231,29 @@ def test_au_columns_are_known_by_many_names(tmp_path):
     assert frames.tolist() == [7] and codes.tolist() == [[9, 1, 0]]
     with pytest.raises(ValueError, match=r"no column of the action units \[4\]"):
         read_au_table(tmp_path / "a.csv", [4])
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("7,0.9", "'0.9' is no whole number"),
+        ("7,inf", "'inf' is no whole number"),
+        ("7,1\n8,0\n7,0", "labels frame 7 more than once"),
+    ],
+)
+def test_labels_that_say_two_things_or_none_are_refused(tmp_path, lines, message):
+    (tmp_path / "a.csv").write_text(f"frame,AU1\n{lines}\n")
+    with pytest.raises(ValueError, match=message):
+        read_au_table(tmp_path / "a.csv", [1])
+
+
+def test_an_empty_line_moves_no_label_to_another_frame(tmp_path):
+    (tmp_path / "a.csv").write_text("AU1,AU2\n1,0\n\n0,1\n")
+    with pytest.raises(ValueError, match="not whole numbers all along"):
+        read_au_table(tmp_path / "a.csv", [1, 2], frame_column=False)
+    (tmp_path / "a.csv").write_text("AU1,AU2\n1,0\n0,1\n\n \n")
+    frames, codes = read_au_table(tmp_path / "a.csv", [1, 2], frame_column=False)
+    assert frames.tolist() == [1, 2] and codes.tolist() == [[1, 0], [0, 1]]
 
 
 def test_frame_lists_are_read_with_their_line_ends(tmp_path):
@@ -321,6 +352,46 @@ def test_pictures_that_come_later_are_seen(load, own):
     assert len(load("disfa", root=root)) == 48
 
 
+def test_pictures_behind_links_lists_and_corrected_points_are_seen(load, own, tmp_path):
+    root = own("disfa")
+    elsewhere, linked = tmp_path / "elsewhere", root / "Frames"
+    linked.rename(elsewhere)
+    linked.symlink_to(elsewhere)
+    (elsewhere / "circle").symlink_to(elsewhere)
+    (elsewhere / "SN001").rename(tmp_path / "SN001-later")
+    assert len(load("disfa", root=root)) == 40
+    (tmp_path / "SN001-later").rename(elsewhere / "SN001")
+    assert len(load("disfa", root=root)) == 48
+
+    frames = tmp_path / "list.txt"
+    frames.write_text("F001/T1/2440.jpg\nF003/T2/2443.jpg\n")
+    assert len(load("bp4d", frames=str(frames), split="full")) == 2
+    frames.write_text("F001/T1/2440.jpg\n")
+    assert len(load("bp4d", frames=str(frames), split="full")) == 1
+
+    root = own("gft")
+    before = load("gft", root=root, split="full")[0]["landmarks"][0][0]
+    points = root / "landmarks" / "001A.csv"
+    rows = points.read_text().splitlines()
+    rows = [rows[0], *(",".join([c[0], "41.7", *c[2:]]) for c in (row.split(",") for row in rows[1:]))]
+    points.write_text("\n".join([*rows, "", ""]))  # an empty line at the end costs nothing
+    after = load("gft", root=root, split="full")[0]["landmarks"][0][0]
+    assert after == pytest.approx(41.7) != before
+
+
+def test_a_disc_without_its_pictures_says_so(load, own):
+    root = own("disfa")
+    shutil.rmtree(root / "Frames")
+    with pytest.raises(ValueError, match="of the frames 'all', 48 are labelled and lack a picture"):
+        load("disfa", root=root)
+
+
+def test_pictures_of_other_systems_are_no_pictures(tmp_path):
+    for name in ("1.jpg", "._1.jpg"):
+        (tmp_path / name).touch()
+    assert index_pictures(tmp_path) == {1: tmp_path / "1.jpg"}
+
+
 def test_fec_rows_are_triplets(load):
     splits = load("fec")
     row = splits["train"][1]
@@ -359,6 +430,9 @@ def test_folds_validation_people_and_samples(load):
         ({"fold": 4}, "has no fold 4"),
         ({"fold": 1, "split": "validation"}, "no split 'validation'"),
         ({"aus": [46]}, "no column of the action units"),
+        ({"sample": 0.5}, "shares of the training rows; give a fold"),
+        ({"split": "full", "validation": 0.2}, "shares of the training rows; give a fold"),
+        ({"min_intensity": 0}, "min_intensity=0 must lie between 1 and 5"),
     ],
 )
 def test_what_does_not_exist_is_named(load, options, message):
@@ -400,6 +474,8 @@ def test_crossings_share_their_action_units(discs, tmp_path):
     }
     whole = load_crossing("bp4d->bp4d_plus", discs / "bp4d", discs / "bp4d_plus", **options)
     assert len(whole["train"]) == len(whole["test"]) == 48
+    thin = load_crossing("bp4d->bp4d_plus", discs / "bp4d", discs / "bp4d_plus", sample=0.5, **options)
+    assert (len(thin["train"]), len(thin["test"])) == (24, 48)
     with pytest.raises(ValueError, match="needs fold="):
         load_crossing("bp4d->gft", discs / "bp4d", discs / "gft", **options)
 

@@ -122,6 +122,13 @@ def test_finished_shards_are_not_made_again(prepare, tmp_path, monkeypatch):
     assert [(path.name, path.read_bytes()) for path in files] == before
 
 
+def test_a_copy_that_lacks_a_file_is_refused(prepare, tmp_path):
+    prepare()
+    next((tmp_path / "out").glob("faces-00001-*.parquet")).unlink()
+    with pytest.raises(FileNotFoundError, match="holds 38 of 48 faces: files are missing"):
+        open_prepared(tmp_path / "out")
+
+
 def test_another_preparation_in_the_folder_is_refused(prepare):
     prepare()
     with pytest.raises(ValueError, match=r"other values of \['aligned_size'\]"):

@@ -96,6 +96,13 @@ def test_equidistant_samples_of_two_folds_of_bp4d(rate, count):
     assert len(rows) == count and set(np.diff(rows)) == {round(1 / rate)}
 
 
+@pytest.mark.parametrize("rate", [0.9, 0.7, 0.6, 0.4, 0.3, 0.07])
+def test_equidistant_samples_have_their_share_and_even_gaps(rate):
+    rows = equidistant(1000, rate)
+    assert len(rows) == round(1000 * rate) and rows[-1] < 1000
+    assert set(np.diff(rows)) <= {int(1 / rate), int(1 / rate) + 1}
+
+
 def test_equidistant_limits():
     assert equidistant(5, 1).tolist() == [0, 1, 2, 3, 4]
     for rate in (0, -0.1, 1.5):

@@ -82,6 +82,14 @@ def test_a_run_ends_in_an_encoder_for_gtlenet(run):
     assert not list(folder.parent.rglob("*.partial"))
 
 
+def test_an_encoder_names_what_it_started_from(run, script, corpus, tmp_path):
+    first = run() / "model"
+    arguments = ["--synthetic", str(corpus), "--init", str(first), "--output", str(tmp_path / "on"), *FEW]
+    script.main([*arguments, "--cache", str(tmp_path / "cache")])
+    metrics = json.loads((tmp_path / "on" / "model" / "metrics.json").read_text())
+    assert (metrics["triplets"], metrics["init"]) == ("synthetic corpus", "run/model")
+
+
 def test_an_interrupted_run_goes_on_to_the_same_bits(run, script, monkeypatch):
     whole = run("whole")
     train_step = script.Training._train_step

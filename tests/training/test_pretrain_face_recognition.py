@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -115,6 +116,14 @@ def test_the_networks_of_escda_start_from_it(pretrain, run, tmp_path):
     assert metrics["people"] == 2 and 0 <= metrics["verification_auc"] <= 1
     with pytest.raises(ValueError, match=r"other values of \['margin'\]"):
         run("run", margin=0.3)
+
+
+def test_a_disc_without_its_pictures_is_refused(run, tmp_path):
+    CORPORA["ms_celeb"].write_tiny(tmp_path / "disc")
+    shutil.rmtree(next(path for path in (tmp_path / "disc").iterdir() if path.is_dir()))
+    with pytest.raises(FileNotFoundError, match="has no pictures to train on"):
+        run("run")
+    assert not (tmp_path / "run" / "model").exists()
 
 
 def test_verification_is_the_share_of_pairs_in_order(pretrain):

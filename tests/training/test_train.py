@@ -179,6 +179,21 @@ def test_files_that_are_no_recipes_are_named(train, tmp_path, content, error, me
         train.load_recipe(tmp_path / "recipe.yaml")
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("epochs.x=3", "epochs is 1 and has no x"),
+        ("aus=[1", "'[1' is no YAML"),
+        ("paper.f1=", "paper.f1 is a table of keys and values, not ''"),
+        ("epochs", "takes key=value"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(train, tmp_path, setting, message):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE | {"epochs": 1, "networks": GDA}))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train.load_recipe(tmp_path / "recipe.yaml", [setting])
+
+
 def test_versions_of_what_is_not_installed_are_left_out(train, monkeypatch):
     def known(name):
         if name == "datasets":

@@ -61,6 +61,12 @@ def test_gda_trains_on_a_fold_of_bp4d_and_is_evaluated_on_it(train_on, prepared,
     assert yaml.safe_load((run / "recipe.yaml").read_text())["split"]["fold"] == 1
     with pytest.raises(ValueError, match=r"other values of \['split'\]"):
         train_on("gda-bp4d", data, [*GDA, "split.fold=2"])
+    by_intensity = ["split.fold=1", "epoch_selection=best-test", "selection_metric=correlation"]
+    with pytest.raises(ValueError, match="needs intensities, which this corpus lacks"):
+        train_on("gda-bp4d", data, [*GDA, *by_intensity], name="by-intensity")
+    with pytest.raises(ValueError, match=r"a corpus with other values of \['corpus', 'disc'"):
+        train_on("gda-bp4d", prepared("bp4d_plus"), [*GDA, "split.fold=1"])
+    assert json.loads((run / "model" / "run.json").read_text())["corpus"]["manifest"]["corpus"] == "bp4d"
     out = tmp_path / "evaluated"
     evaluate.main(["--model", str(run / "model"), "--data", str(data), "--fold", "1", "--output", str(out)])
     again = json.loads((out / "metrics-test.json").read_text())
@@ -101,5 +107,5 @@ def test_a_crossing_trains_on_everybody_and_is_measured_on_the_other_corpus(
     evaluate.main(["--model", model, model, "--data", data, "--split", "full", "--output", str(out)])
     report = json.loads((out / "metrics-full.json").read_text())
     assert report["paper"]["table"] == "AC2D, Table 4" and report["paper"]["mean"] == 57.5
-    assert report["folds"] == 2 and report["pictures"] == 2 * 48
+    assert report["folds"] == 2 and report["pictures"] == 48  # two networks on the same pictures
     assert report["thresholds_from"] == "the training people"

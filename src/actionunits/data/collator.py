@@ -26,7 +26,9 @@ from actionunits.landmarks import get_scheme
 
 @dataclass(frozen=True)
 class AUCollator:
-    """Collates items of `AlignedFaces` into a batch for any AU model; serves `transformers.Trainer` as it is.
+    """Collates items of `AlignedFaces` into a batch for any AU model.
+
+    It serves `transformers.Trainer` with `remove_unused_columns=False`, for items have columns of their own.
 
     Attributes:
         aus: FACS numbers of the m label columns.
@@ -104,4 +106,8 @@ def stack_samples(samples: Any) -> dict[str, Tensor]:
     """Stack a list of samples; a batch that comes stacked already (`__getitems__`) passes."""
     if isinstance(samples, dict):
         return samples
+    if not all(isinstance(sample, dict) and sample for sample in samples):
+        raise ValueError(
+            "the columns of the samples are gone; pass remove_unused_columns=False to TrainingArguments."
+        )
     return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}

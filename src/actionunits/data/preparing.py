@@ -193,7 +193,7 @@ def prepare_corpus(
         "corpus": name,
         **vars(selection),
         **vars(plan),
-        "disc": corpus.fingerprint(root),
+        "disc": corpus.fingerprint(root, selection.frames),
         "rows": len(rows),
         "shard_rows": shard_rows,
         "format": FORMAT,
@@ -231,6 +231,11 @@ def open_prepared(folder: str | Path) -> PreparedCorpus:
     files = [system.unstrip_protocol(file) for file in sorted(system.glob(f"{path}/faces-*-of-*.parquet"))]
     cache = {"cache_dir": str(Path(path) / "cache")} if isinstance(system, LocalFileSystem) else {}
     rows = datasets.Dataset.from_parquet(files, **cache)
+    if len(rows) != manifest["faces"]:
+        raise FileNotFoundError(
+            f"{folder} holds {len(rows)} of {manifest['faces']} faces: files are missing; copy them again, "
+            "or run `actionunits corpus prepare` again."
+        )
     columns = {name: np.asarray(rows[name][:]) for name in ("split", "sequence", "frame")}
     return PreparedCorpus(
         _as_faces(rows, manifest), columns["split"], columns["sequence"], columns["frame"], manifest

@@ -35,7 +35,7 @@ from actionunits.data.corpora.folder import Folder
 from actionunits.data.corpora.gft import Gft
 from actionunits.data.corpora.ms_celeb import MsCeleb
 from actionunits.data.corpora.synthetic import Synthetic
-from actionunits.data.protocols import CROSSINGS, OFFICIAL, refine, split_rows
+from actionunits.data.protocols import CROSSINGS, OFFICIAL, equidistant, refine, split_rows
 
 if TYPE_CHECKING:
     import datasets
@@ -107,7 +107,7 @@ def load_corpus(
             above 0, "full" for all rows; None for a dictionary of all splits.
         aus: Action units of the label columns; those of the literature by default.
         frames: "all" coded frames, a published list ("jaanet" of bp4d and disfa), or a file of such a list.
-        min_intensity: Intensity (0 to 5) from which on an action unit occurs; DISFA alone has intensities.
+        min_intensity: Intensity (1 to 5) from which on an action unit occurs; DISFA alone has intensities.
         sample: Equidistant share of the training rows, such as 0.01 (AUFormer Sec. 4.2).
         validation: Share of the training people to hold out as the split "validation".
         folds_file: Subject lists where none are built in: CSV with the columns subject and fold.
@@ -129,12 +129,19 @@ def load_corpus(
     if isinstance(corpus, Synthetic):
         if fold is not None:
             raise ValueError(f"the synthetic corpus has splits and no folds; leave fold={fold!r} out.")
+        if aus is not None or sample != 1 or validation:
+            raise ValueError("the synthetic corpus comes whole: leave aus, sample and validation out.")
         return corpus.load(root, split)
     from actionunits.data.corpora.builder import FULL, read_rows
 
     selection = corpus.select(root, aus, frames=frames, min_intensity=min_intensity)
     everything = read_rows(corpus, root, selection, cache_dir)
     if split == FULL or (split is None and fold is None and name not in OFFICIAL):
+        if sample != 1 or validation:
+            raise ValueError(
+                f"sample={sample} and validation={validation} are shares of the training rows; "
+                "give a fold, or leave them out."
+            )
         return everything
     splits = _splits(corpus, everything, fold, folds_file)
     people = everything["subject"][:] if corpus.subjects else []
@@ -158,7 +165,7 @@ def load_crossing(
         source_dir: Folder of the corpus to train on.
         target_dir: Folder of the corpus to test on.
         fold: Fold of the corpus that the crossing takes folds of.
-        options: More arguments of `load_corpus`, for both.
+        options: More arguments of `load_corpus`, for both; `sample` for the training rows alone.
 
     Raises:
         ValueError: No such crossing, or a fold is needed (or none exists).
@@ -176,11 +183,12 @@ def load_crossing(
         "train": (crossing.source, source_dir, crossing.train),
         "test": (crossing.target, target_dir, crossing.test),
     }
-    found = {}
+    found, sample = {}, options.pop("sample", 1.0)
     for side, (corpus, folder, part) in sides.items():
         own_fold = fold if corpus == crossing.folds and part != "all" else None
         split = "full" if part == "all" else part
         found[side] = load_corpus(corpus, folder, own_fold, split, aus=crossing.aus, **options)
+    found["train"] = found["train"].select(equidistant(len(found["train"]), sample))
     return datasets.DatasetDict(found)
 
 

@@ -67,12 +67,17 @@ class Selection:
     Attributes:
         aus: FACS numbers of the m label columns.
         frames: "all" coded frames, the name of a published frame list, or a file of such a list.
-        min_intensity: Intensity (0 to 5) from which on an action unit counts as occurring.
+        min_intensity: Intensity (1 to 5) from which on an action unit counts as occurring.
     """
 
     aus: tuple[int, ...]
     frames: str = "all"
     min_intensity: int = 2
+
+    def __post_init__(self) -> None:
+        """Refuse an intensity that every face or none would reach."""
+        if not 1 <= self.min_intensity <= 5:
+            raise ValueError(f"min_intensity={self.min_intensity} must lie between 1 and 5.")
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,17 @@ class CheckReport:
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON holds it."""
         return asdict(self)
+
+
+def _folders(root: Path) -> Iterator[str]:
+    """All folders below a folder, links to folders elsewhere among them, each once."""
+    seen: set[str] = set()
+    for folder, inner, _ in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            inner.clear()
+            continue
+        seen.add(real)
+        yield folder
 
 
 def _meets(counts: dict[str, Any]) -> bool:
@@ -179,11 +195,11 @@ class Corpus(ABC):
         """A selection with this corpus' defaults."""
         return Selection(tuple(check_aus(aus)) if aus is not None else (), **options)
 
-    def fingerprint(self, root: Path) -> str:
-        """Changes whenever a label file appears, goes or is written."""
-        stats = [
-            (str(p.relative_to(root)), p.stat().st_size, p.stat().st_mtime_ns) for p in self.label_files(root)
-        ]
+    def fingerprint(self, root: Path, frames: str = "all") -> str:
+        """Changes whenever a label file, or a frame list of one's own, appears, goes or is written."""
+        own_list = [Path(frames)] if frames != "all" and Path(frames).is_file() else []
+        files = [*self.label_files(root), *own_list]
+        stats = [(os.path.relpath(p, root), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
         return hashlib.sha256(json.dumps(sorted(stats)).encode()).hexdigest()[:16]
 
     def require(self, root: Path, found: Any, wanted: str) -> None:
@@ -241,15 +257,18 @@ class AUCorpus(Corpus):
         }
         return Features(features | {name: Value("string") for name in self.group_of("F001")})
 
-    def fingerprint(self, root: Path) -> str:
-        """Changes with the label files, and whenever a picture or a file of points appears or goes."""
-        folders = [(f, Path(f).stat().st_mtime_ns) for f, _, _ in os.walk(root)]
-        return hashlib.sha256((super().fingerprint(root) + repr(sorted(folders))).encode()).hexdigest()[:16]
+    def fingerprint(self, root: Path, frames: str = "all") -> str:
+        """Changes with labels, frame lists and `landmarks/*.csv`, and if a picture or points appear or go."""
+        lists = [file for glob in ("landmarks/*.csv", *self.frame_lists.values()) for file in root.glob(glob)]
+        stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in lists]
+        stats += [(folder, 0, Path(folder).stat().st_mtime_ns) for folder in _folders(root)]
+        seen = super().fingerprint(root, frames) + repr(sorted(stats))
+        return hashlib.sha256(seen.encode()).hexdigest()[:16]
 
     def rows(self, root: Path, selection: Selection) -> Iterator[dict[str, Any]]:
         """One dictionary a frame that has a picture and, among the chosen AUs, a label."""
         listed = self.listed_frames(root, selection.frames)
-        without_picture, broken = 0, list[str]()
+        found, without_picture, broken = 0, 0, list[str]()
         for recording in self.recordings(root, selection.aus):
             occurrence, intensities = self.labels(recording, selection.min_intensity)
             points = recording.landmarks(broken)
@@ -258,6 +277,7 @@ class AUCorpus(Corpus):
                 if frame not in recording.pictures:
                     without_picture += 1
                     continue
+                found += 1
                 yield {
                     "image": str(recording.pictures[frame]),
                     "landmarks": points.get(frame, np.empty((0, 2))).tolist(),
@@ -271,6 +291,11 @@ class AUCorpus(Corpus):
                 }
         if without_picture:
             logger.warning("%s: left out %d labelled frames without a picture", self.name, without_picture)
+        if not found:
+            raise ValueError(
+                f"{root}: no frame can be used; of the frames {selection.frames!r}, {without_picture} are "
+                f"labelled and lack a picture. `actionunits corpus check {self.name}` says more."
+            )
         if broken:
             logger.warning("%s: %d broken files of points; the first: %s", self.name, len(broken), broken[0])
 

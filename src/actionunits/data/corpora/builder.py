@@ -73,7 +73,7 @@ class CorpusBuilder(datasets.GeneratorBasedBuilder):
             aus=selection.aus,
             frames=selection.frames,
             min_intensity=selection.min_intensity,
-            disc=corpus.fingerprint(root),
+            disc=corpus.fingerprint(root, selection.frames),
         )
 
     @property

@@ -126,6 +126,8 @@ def read_units(text: str, aus: Sequence[int]) -> np.ndarray:
     Raises:
         ValueError: A part that is no action unit.
     """
+    if not text.replace("?", "").strip():
+        return np.full(len(aus), UNKNOWN)  # nobody said what it shows
     codes = dict.fromkeys(aus, 0)
     for part in re.split(r"[+,;]", text):
         doubtful = "?" in part or "or" in part.lower()

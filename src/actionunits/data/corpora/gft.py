@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from actionunits.action_units import CORPUS_AUS
 from actionunits.data.corpora import tiny
 from actionunits.data.corpora.base import AUCorpus, Published, Recording
-from actionunits.data.corpora.reading import first_folder, index_pictures, read_au_table, read_landmarks
+from actionunits.data.corpora.reading import (
+    first_folder,
+    index_pictures,
+    naming,
+    read_au_table,
+    read_landmarks,
+)
 from actionunits.landmarks import reduce_landmarks
+
+logger = logging.getLogger(__name__)
 
 LABELS = ("AUs", "AU", "AUCoding", "aucoding", "Annotations", "annotations", ".")
 PICTURES = ("Frames", "frames", "Images", "images", ".")
@@ -112,9 +121,10 @@ GFT/
         if labels is None:
             return []
         if (root / "split.csv").is_file():
-            with (root / "split.csv").open(newline="", encoding="utf-8-sig") as file:
-                splits = {row["subject"]: row["split"].lower() for row in csv.DictReader(file)}
-            return [(p, splits[p.stem]) for p in sorted(labels.glob("*.csv")) if p.stem in splits]
+            files, splits = sorted(labels.glob("*.csv")), read_split(root / "split.csv")
+            if unlisted := [path.stem for path in files if path.stem not in splits]:
+                logger.warning("%s does not list %s; they are left out", root / "split.csv", unlisted)
+            return [(path, splits[path.stem]) for path in files if path.stem in splits]
         folders = [
             (f, split)
             for split in SPLITS
@@ -122,3 +132,18 @@ GFT/
             if f.name.lower().startswith(split)
         ]
         return [(path, split) for folder, split in folders for path in sorted(folder.glob("*.csv"))]
+
+
+def read_split(path: Path) -> dict[str, str]:
+    """Subject -> split in small letters, from a table with these columns.
+
+    Raises:
+        ValueError: It has not both columns.
+    """
+    with naming(path), path.open(newline="", encoding="utf-8-sig") as file:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(file)]
+    header = [name.lower() for name in rows[0]] if rows else []
+    if not {"subject", "split"} <= set(header):
+        raise ValueError(f"{path} has the columns {header}; subject and split are needed.")
+    subject, split = header.index("subject"), header.index("split")
+    return {row[subject]: row[split].lower() for row in rows[1:] if len(row) > max(subject, split)}

@@ -117,7 +117,7 @@ MS-Celeb-1M/
 
 def read_list(path: Path) -> Iterator[tuple[str, int]]:
     """(path of the picture, number of the person) of every line."""
-    with naming(path), path.open(encoding="utf-8") as file:
+    with naming(path), path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             name, _, label = line.strip().rpartition(" ")
             if not name:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -34,7 +35,11 @@ def read_au_table(path: Path, aus: Sequence[int], frame_column: bool = True) -> 
         ValueError: A column is missing or a cell is no whole number; the message names the file.
     """
     with naming(path), path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+        rows = list(csv.reader(file))
+    while rows and not any(cell.strip() for cell in rows[-1]):
+        rows.pop()
+    if frame_column:  # else an empty line in between would move all that follow
+        rows = [row for row in rows if any(cell.strip() for cell in row)]
     if not rows:
         return np.empty(0, np.int64), np.empty((0, len(aus)), np.int64)
     first = 1 if frame_column else 0
@@ -46,11 +51,21 @@ def read_au_table(path: Path, aus: Sequence[int], frame_column: bool = True) -> 
     if missing := [au for au in aus if au not in columns]:
         raise ValueError(f"{path} has no column of the action units {missing}; it has {sorted(columns)}.")
     try:
-        codes = [[int(float(row[columns[au]])) for au in aus] for row in rows[1:]]
-        frames = [int(float(row[0])) for row in rows[1:]] if frame_column else range(1, len(rows))
-    except (ValueError, IndexError) as error:
-        raise ValueError(f"{path} has a row that is not numbers all along: {error}.") from error
+        codes = [[_whole(row[columns[au]]) for au in aus] for row in rows[1:]]
+        frames = [_whole(row[0]) for row in rows[1:]] if frame_column else range(1, len(rows))
+    except (ValueError, OverflowError, IndexError) as error:
+        raise ValueError(f"{path} has a row that is not whole numbers all along: {error}.") from error
+    if len(set(frames)) < len(frames):
+        twice = next(frame for frame, count in Counter(frames).items() if count > 1)
+        raise ValueError(f"{path} labels frame {twice} more than once; keep one of its rows.")
     return np.asarray(list(frames), np.int64), np.asarray(codes, np.int64).reshape(-1, len(aus))
+
+
+def _whole(cell: str) -> int:
+    """The whole number in a cell, such as "1" or "1.0"."""
+    if not (value := float(cell)).is_integer():  # nor are nan and inf
+        raise ValueError(f"{cell.strip()!r} is no whole number")
+    return int(value)
 
 
 def index_pictures(folder: Path, shift: int | str = 0) -> dict[int, Path]:
@@ -68,6 +83,8 @@ def index_pictures(folder: Path, shift: int | str = 0) -> dict[int, Path]:
         return found
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
         stem, suffix = os.path.splitext(entry.name)
+        if entry.name.startswith("."):  # macOS leaves "._643.jpg" beside "643.jpg" on foreign discs
+            continue
         if suffix.lower() not in PICTURES or not (number := _LAST_NUMBER.search(stem)):
             continue
         if (frame := int(number[1])) in found:
@@ -97,8 +114,10 @@ def read_landmarks(root: Path, sequence: str, problems: list[str]) -> dict[int, 
         return {}
     try:
         with path.open(encoding="utf-8-sig") as file:
-            table = np.array([[float(cell) for cell in row] for row in list(csv.reader(file))[1:]], ndmin=2)
-    except (ValueError, csv.Error) as error:
+            rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+        table = np.array([[float(cell) for cell in row] for row in rows[1:]], ndmin=2)
+        frames = [_whole(row[0]) for row in rows[1:]]
+    except (ValueError, OverflowError, csv.Error) as error:
         problems.append(f"{path} is no table of points: {error}")
         return {}
     if table.shape[1] // 2 not in _SIZES or table.shape[1] % 2 == 0:
@@ -106,7 +125,7 @@ def read_landmarks(root: Path, sequence: str, problems: list[str]) -> dict[int, 
             f"{path} has {table.shape[1]} columns; frame and x, y of {sorted(_SIZES)} points are known"
         )
         return {}
-    return {int(row[0]): row[1:].reshape(-1, 2) for row in table}
+    return {frame: row[1:].reshape(-1, 2) for frame, row in zip(frames, table, strict=True)}
 
 
 def load_mat(path: Path, variable: str, problems: list[str]) -> Any:

@@ -271,7 +271,8 @@ def equidistant(count: int, rate: float) -> np.ndarray:
     """
     if not 0 < rate <= 1:
         raise ValueError(f"the sampling rate {rate} must lie in (0, 1].")
-    return np.arange(0, count, round(1 / rate)) if rate < 1 else np.arange(count)
+    wanted = math.ceil(round(count * rate, 6))
+    return np.floor(np.arange(wanted) / rate + 1e-6).astype(int)
 
 
 def refine(
