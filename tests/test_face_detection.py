@@ -232,6 +232,25 @@ def test_threads_share_a_detector(photo, detector):
     np.testing.assert_array_equal(boxes, [expected] * 4)
 
 
+@needs_weights
+def test_smaller_faces_beside_a_large_one_are_found_when_asked_for():
+    face = load_picture(sample_photo()).crop((100, 20, 360, 280))
+    group = Image.new("RGB", (2000, 1200), (90, 110, 120))
+    group.paste(face.resize((1000, 1000)), (10, 10))
+    for i in range(4):
+        group.paste(face.resize((200, 200)), (1030 + i * 220, 10))
+    (largest,) = FaceDetector()(group)
+    faces = FaceDetector(small_faces=True)(group)
+    assert len(faces) == 5
+    np.testing.assert_array_equal(faces[0].landmarks, largest.landmarks)
+    assert sorted(round(found.box[[0, 2]].mean()) // 220 for found in faces[1:]) == [5, 6, 7, 8]
+
+
+def test_small_faces_are_for_the_default_backend():
+    with pytest.raises(ValueError, match="small_faces=True is for the default backend"):
+        FaceDetector("mediapipe", small_faces=True)
+
+
 def test_unknown_backend():
     with pytest.raises(ValueError, match="'default' or 'mediapipe'"):
         FaceDetector(backend="dlib")

@@ -3,6 +3,7 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from PIL import Image, ImageOps
+from transformers import image_processing_base
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from actionunits import AUImageProcessor, EscdaConfig, GdaConfig, LscConfig
@@ -254,6 +255,28 @@ def test_round_trip_through_a_folder(tmp_path, photo, landmarks, detector, confi
         atol=0,
     )
     assert AutoImageProcessor.from_pretrained(tmp_path, size={"height": 64, "width": 64}).size.height == 64
+
+
+def test_a_detector_may_come_with_the_folder(tmp_path, photo, landmarks, detector, monkeypatch):
+    AUImageProcessor().save_pretrained(tmp_path)
+    complaints = []
+    for level in ("warning", "warning_once"):
+        monkeypatch.setattr(image_processing_base.logger, level, lambda *text: complaints.append(text))
+    loaded = AutoImageProcessor.from_pretrained(tmp_path, face_detector=detector, size=96)
+    assert loaded.face_detector is detector and loaded.size.height == 96
+    assert loaded(photo, return_tensors="pt")["pixel_values"].shape == (1, 3, 96, 96)
+    assert complaints == []
+
+
+def test_the_way_to_the_input_takes_the_options_of_the_class(processor, photo, landmarks):
+    short, long = (
+        processor.photo_to_input(photo.size, landmarks, size=size)
+        for size in (96, {"height": 96, "width": 96})
+    )
+    np.testing.assert_array_equal(short.matrix, long.matrix)
+    assert short.size == long.size == (96, 96)
+    with pytest.raises(TypeError, match="no option 'sise'; did you mean 'size'"):
+        processor.photo_to_input(photo.size, landmarks, sise=96)
 
 
 # --- answers by name ------------------------------------------------------------------------------

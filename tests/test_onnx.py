@@ -1,5 +1,7 @@
 """ONNX: every method answers as PyTorch does, for any batch; the pipeline and the command run the file."""
 
+import copy
+import pickle
 import sys
 
 import numpy as np
@@ -48,6 +50,18 @@ def test_answers_as_pytorch_does_for_any_batch(model_type, folder, tmp_path):
         logits = onnx_model(**inputs).logits
         assert expected.std() > 1e-4, "the model answers the same to everything"
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
+    nobody = {name: value[:0] for name, value in inputs.items()}
+    assert onnx_model(**nobody).logits.shape == (0, expected.shape[1])
+
+
+def test_copies_and_other_processes_open_the_file_anew(folder, tmp_path, monkeypatch):
+    model = OnnxAUModel.from_pretrained(folder, threads=1)
+    inputs = example_inputs(AutoModel.from_pretrained(folder), 2)
+    detect = pipeline("au-detection", model=model)
+    monkeypatch.chdir(tmp_path)
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(detect)).model):
+        torch.testing.assert_close(again(**inputs).logits, model(**inputs).logits, rtol=0, atol=0)
+        assert again.name_or_path == model.name_or_path
 
 
 def test_file_is_whole_and_names_its_sizes(folder):

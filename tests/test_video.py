@@ -99,6 +99,17 @@ def test_pictures_are_upright(tmp_path, ramp, degrees, hflip):
         assert difference(frame.picture, ramp) < 6
 
 
+def test_pixels_come_out_square(tmp_path, ramp):
+    """Those of HDV are 4:3."""
+    stored = ramp.resize((96, 96))
+    path = toy_videos.write(tmp_path / "clip.mp4", [stored] * 2, aspect=Fraction(4, 3))
+    (frame, _) = VideoReader(path)
+    assert frame.picture.size == (128, 96)
+    assert difference(frame.picture, stored.resize((128, 96), Image.Resampling.BICUBIC)) < 6
+    assert VideoReader(toy_videos.write(tmp_path / "b.mp4", [stored], aspect=Fraction(1))).count == 1
+    assert next(iter(VideoReader(tmp_path / "b.mp4"))).picture.size == (96, 96)
+
+
 def as_displayed(stored, matrix):
     """The definition of the display matrix, pixel by pixel: (x, y) goes to (a x + c y, b x + d y)."""
     a, b, c, d = np.sign(matrix[[0, 1, 3, 4]])

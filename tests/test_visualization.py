@@ -81,6 +81,12 @@ def test_any_size_is_readable(photo, landmarks, size):
     assert count(panel(drawn, drawn.width - 420), ACTIVE) > 1000
 
 
+def test_a_box_far_beyond_the_picture_costs_nothing(photo, landmarks):
+    wide = answer(landmarks)
+    wide["box"] = {"xmin": -9000.0, "ymin": -9000.0, "xmax": 30000.0, "ymax": 30000.0}
+    assert draw_faces(photo, [wide]).size == draw_faces(photo, [answer(landmarks)]).size
+
+
 def test_a_panel_for_each_face(photo, landmarks):
     widths, colors = [], []
     for n in (0, 1, 2, 7):

@@ -19,7 +19,9 @@ def moving(photo, frames, size=(260, 220), step=2):
     return pictures
 
 
-def write(path, pictures, codec="mpeg4", times_ms=None, faststart=True, orient=None, options=None):
+def write(
+    path, pictures, codec="mpeg4", times_ms=None, faststart=True, orient=None, options=None, aspect=None
+):
     """Write pictures as a video; 25 frames a second where no times [ms] are given."""
     options = {"b": "20000000", **(options or {})} if codec == "mpeg4" else {"crf": "5", **(options or {})}
     movflags = {"movflags": "+faststart"} if faststart and path.suffix in (".mp4", ".mov") else {}
@@ -28,6 +30,8 @@ def write(path, pictures, codec="mpeg4", times_ms=None, faststart=True, orient=N
         stream.width, stream.height = pictures[0].size
         stream.pix_fmt = "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000)
+        if aspect is not None:
+            stream.codec_context.sample_aspect_ratio = aspect
         if orient is not None:
             stream.set_display_rotation(**orient)
         for i, picture in enumerate(pictures):

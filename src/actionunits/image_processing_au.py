@@ -21,7 +21,7 @@ import torch
 from huggingface_hub.dataclasses import validate_typed_dict
 from PIL import Image
 from transformers.image_processing_backends import PilBackend
-from transformers.image_processing_utils import BatchFeature
+from transformers.image_processing_utils import BatchFeature, get_size_dict
 from transformers.processing_utils import ImagesKwargs
 
 from actionunits.action_units import ACTION_UNITS, CORPUS_AUS, check_aus, parse_au_label
@@ -100,6 +100,15 @@ class AUImageProcessor(PilBackend):
         self.face_detector = face_detector
         self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in self._valid_kwargs_names})
 
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs):
+        """Make a processor from a saved one; its detector, which is not saved, may come as a keyword."""
+        face_detector = kwargs.pop("face_detector", None)
+        result = super().from_dict(image_processor_dict, **kwargs)
+        processor = result[0] if isinstance(result, tuple) else result  # with return_unused_kwargs=True
+        processor.face_detector = face_detector
+        return result
+
     def preprocess(
         self, images: Any, landmarks: Any = None, boxes: Any = None, face_detector: Any = None, **kwargs
     ) -> BatchFeature:
@@ -138,8 +147,20 @@ class AUImageProcessor(PilBackend):
             landmarks: (N, 2) landmarks of the face; not needed with `do_align=False`.
             scheme: Their scheme; by default their number tells.
             **options: Options of the class to use instead of its own.
+
+        Raises:
+            TypeError: There is no such option.
         """
-        use = SimpleNamespace(**{**vars(self), **options})
+        self._check_names(options)
+        options = {k: v for k, v in options.items() if v is not None}
+        options |= {k: get_size_dict(v) for k, v in options.items() if k in ("size", "crop_size")}
+        return self._photo_to_input(photo_size, landmarks, scheme, {**vars(self), **options})
+
+    @staticmethod
+    def _photo_to_input(
+        photo_size: tuple[int, int], landmarks: Any, scheme: Any, options: dict[str, Any]
+    ) -> Alignment:
+        use = SimpleNamespace(**options)
         side = use.aligned_size
         if use.do_align:
             alignment = ALIGNMENTS[use.align](landmarks, scheme, side)
@@ -218,7 +239,7 @@ class AUImageProcessor(PilBackend):
     def _prepare(self, picture: Image.Image, points, box, detector, options):
         """One face -> pixels (3, S, S), alignment (2, 3), centres (m, 2, 2) or None."""
         points, scheme = _find_landmarks(picture, points, box, detector, options)
-        alignment = self.photo_to_input(picture.size, points, scheme, **vars(options))
+        alignment = self._photo_to_input(picture.size, points, scheme, {**vars(self), **vars(options)})
         pixels = np.asarray(alignment.warp(picture, antialias=options.antialias)).transpose(2, 0, 1)
         pixels = pixels.astype(np.float32)
         if options.do_rescale:

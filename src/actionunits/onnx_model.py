@@ -133,6 +133,11 @@ class OnnxAUModel:
         self.input_names = [entry.name for entry in self.session.get_inputs()]
         self.config = config
         self.name_or_path = name_or_path
+        self._made_of = (os.path.abspath(file), config, threads, name_or_path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and other processes open the file anew, for a session cannot be pickled."""
+        return type(self), self._made_of
 
     @classmethod
     def from_pretrained(
@@ -180,6 +185,8 @@ class OnnxAUModel:
             raise ValueError(
                 "This model masks by the centres of action units; pass the processor's au_centers."
             )
+        if not len(pixel_values):  # ONNX Runtime's LSTM ends Python on an empty batch
+            return AUDetectionOutput(logits=torch.zeros(0, len(self.config.id2label)))
         feed = {name: inputs[name].detach().cpu().float().numpy() for name in self.input_names}  # type: ignore[union-attr]
         return AUDetectionOutput(logits=torch.from_numpy(self.session.run(["logits"], feed)[0]))
 

@@ -1,9 +1,9 @@
 """Video files: frames with their times in, an annotated video out (PyAV, which brings FFmpeg along).
 
 Times are those of the file, in seconds from its start as a player shows them, so that frames may come at any
-rate. Rotation and mirroring that the file asks for are applied. A frame that cannot be decoded is an entry
-without a picture that says why; decoders build the frames up to the next key frame on it all the same, and
-call them sound. One frame is held at a time.
+rate. Rotation, mirroring and the shape of pixels that the file asks for are applied. A frame that cannot be
+decoded is an entry without a picture that says why; decoders build the frames up to the next key frame on it
+all the same, and call them sound. One frame is held at a time.
 """
 
 import heapq
@@ -139,7 +139,8 @@ class VideoReader:
                     if frame.is_corrupt:
                         yield _time(frame, start), None, "the frame is damaged"
                     else:
-                        yield _time(frame, start), _upright(frame, stream.codec_context.name), None
+                        picture = _upright(frame, stream.codec_context.name, stream.sample_aspect_ratio)
+                        yield _time(frame, start), picture, None
         except self._av.FFmpegError as error:
             yield None, None, f"the file cannot be read further: {error.strerror}"
         else:
@@ -322,9 +323,12 @@ def _time(timed: Any, start: Fraction) -> Fraction | None:
     return None if timed.pts is None else timed.pts * timed.time_base - start
 
 
-def _upright(frame: Any, decoder: str) -> Image.Image:
-    """Return a decoded frame as it is meant to be seen."""
+def _upright(frame: Any, decoder: str, aspect: Fraction | None) -> Image.Image:
+    """Return a decoded frame as it is meant to be seen; `aspect`: width / height of its pixels, if known."""
     picture = frame.to_image()
+    if aspect and aspect != 1:  # the pixels of DV, HDV and DVD are not square
+        width = max(round(picture.width * aspect), 1)
+        picture = picture.resize((width, picture.height), Image.Resampling.BICUBIC)
     how = ROTATIONS.get(frame.rotation)
     if decoder not in NAMED_PROFILES:
         try:

@@ -126,7 +126,8 @@ def _panel(
     head = side + 2 * unit
     panel = Image.new("RGB", (_PANEL_WIDTH * unit, head + row * len(units) + unit), PAPER)
     box = _box(face, scale)
-    close_up = photo.crop(_grown(box, 0.1 * (box[2] - box[0])))
+    left, top, right, bottom = _grown(box, 0.1 * (box[2] - box[0]))
+    close_up = photo.crop((max(left, 0), max(top, 0), min(right, photo.width), min(bottom, photo.height)))
     panel.paste(ImageOps.pad(close_up, (side, side), color=GROOVE), (unit, unit))
     draw, left = ImageDraw.Draw(panel), 1.6 * unit + side
     _number(draw, i, left, unit, unit)

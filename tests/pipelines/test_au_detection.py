@@ -152,7 +152,8 @@ def test_datasets(detect, photo, photo_path, no_face, landmarks, tmp_path):
     no_face.save(tmp_path / "plain.png")
     columns = {"image": [str(photo_path), str(tmp_path / "plain.png")], "subject": ["F001", "F002"]}
     dataset = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
-    for rows in (dataset, KeyDataset(dataset, "image"), dataset.to_iterable_dataset()):
+    column = dataset["image"]  # a list in some versions of the library
+    for rows in (dataset, column, KeyDataset(dataset, "image"), dataset.to_iterable_dataset()):
         assert [len(faces) for faces in detect(rows)] == [1, 0]
     with_landmarks = dataset.add_column("landmarks", [landmarks.tolist(), None])
     answers = list(detect(with_landmarks))
@@ -160,6 +161,8 @@ def test_datasets(detect, photo, photo_path, no_face, landmarks, tmp_path):
     assert answers[1] == []
     with pytest.raises(ValueError, match="no column 'image' but"):
         detect(dataset.rename_column("image", "img"))
+    with pytest.raises(ValueError, match=r"dictionary of datasets, \['train'\]"):
+        detect(datasets.DatasetDict({"train": dataset}))
 
 
 def test_known_landmarks(detect, group, group_landmarks):

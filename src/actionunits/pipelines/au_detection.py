@@ -50,7 +50,7 @@ class AUDetectionPipeline(ChunkPipeline):
 
     Args:
         face_detector: Another detector than `FaceDetector()`: a callable picture -> faces, largest first,
-            with a method `locate(picture, boxes)`.
+            with a method `locate(picture, boxes)`. `FaceDetector(small_faces=True)` is for groups of people.
         threshold, top_k, return_maps, batch_size: See `__call__`; given here they hold for every call.
 
     Example:
@@ -107,8 +107,9 @@ class AUDetectionPipeline(ChunkPipeline):
             inputs: A picture (path, URL, bytes, PIL image, array, tensor), or, where faces are known,
                 `{"image": picture, "landmarks": (N, 2) or (F, N, 2), "boxes": (4,) or (F, 4)}` with either or
                 both (empty landmarks are none; a box with no face that could be aligned is left out, with a
-                warning); or a list of these. A generator, a torch dataset, or a `datasets.Dataset` (its
-                columns image and, if there, landmarks and boxes) is answered by an iterator.
+                warning); or a list of these. A generator, a torch dataset, a `datasets.Dataset` (its
+                columns image and, if there, landmarks and boxes) or one of its columns is answered by an
+                iterator.
             video: A video instead: path of a file, or an iterable of frames, each anything that is a picture.
                 The path of a file with the suffix of a video may also be given as `inputs`.
             **kwargs: `threshold`: score from which an action unit is active, for all or as {"AU12": 0.3} for
@@ -141,7 +142,7 @@ class AUDetectionPipeline(ChunkPipeline):
             return answer_video(self, video, **kwargs)
         if hasattr(inputs, "select_columns"):  # of `datasets`
             inputs = _stream(_picture_columns(inputs))
-        elif isinstance(inputs, Dataset):
+        elif isinstance(inputs, Dataset) or _is_column(inputs):
             inputs = _stream(inputs)
         elif isinstance(inputs, Iterator) and not isinstance(inputs, IOBase):  # an open file yields its lines
             inputs = (picture for picture in inputs)
@@ -370,9 +371,18 @@ def _stream(dataset: Any) -> Iterator[Any]:
         yield from (dataset[i] for i in range(len(dataset)))
 
 
+def _is_column(inputs: Any) -> bool:
+    """Whether it is a sequence of pictures that comes one by one, as a column of a `datasets.Dataset`."""
+    return isinstance(inputs, Sequence) and not isinstance(
+        inputs, list | tuple | str | bytes | bytearray | memoryview
+    )
+
+
 def _picture_columns(dataset: Any) -> Any:
     """Keep the columns of a `datasets.Dataset` that the pipeline understands."""
     columns = dataset.column_names or list(next(iter(dataset)))
+    if isinstance(columns, Mapping):
+        raise ValueError(f"That is a dictionary of datasets, {list(columns)}; give one of them.")
     if "image" not in columns:
         raise ValueError(
             f"The dataset has no column 'image' but {columns}; rename one, or use KeyDataset(dataset, name)."

@@ -51,6 +51,9 @@ class EnsembleForAUDetection(AUPreTrainedModel):
 
     def __init__(self, config: EnsembleConfig):
         super().__init__(config)
+        if left_out := "|".join(name for name in NETWORKS if name not in config.networks):  # on purpose, too
+            ignored = self._keys_to_ignore_on_load_unexpected or []
+            self._keys_to_ignore_on_load_unexpected = [*ignored, rf"^(?:{left_out})\."]
         for name, network in config.networks.items():
             if not NETWORKS[name]._supports_sdpa:
                 network._attn_implementation = "eager"  # it has no attention, whatever is set for all
