@@ -1,6 +1,6 @@
 """Put trained networks together: a model whose answer is the mean of their logits. Nothing is trained.
 
-    python training/average.py escda/members/lsc escda/members/gda ac2d/model --output ensemble
+    python training/average.py escda/members/lsc escda/members/gda gtlenet/model ac2d/model --output ensemble
     python training/calibrate.py ensemble/model --data CORPUS --photos FACES
 
 The networks are of different kinds (`EnsembleConfig` has a field for each), trained on one corpus, on faces

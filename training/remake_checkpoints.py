@@ -56,7 +56,7 @@ RESULTS = {
     }.items()
 }
 """Folder in the package -> folder of the result in OUTPUT."""
-MEMBERS = ("lsc", "gda", "ac2d")
+MEMBERS = ("lsc", "gda", "gtlenet", "ac2d")
 """The networks whose mean the pipeline loads."""
 
 
