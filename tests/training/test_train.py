@@ -184,7 +184,7 @@ def test_files_that_are_no_recipes_are_named(train, tmp_path, content, error, me
     [
         ("epochs.x=3", "epochs is 1 and has no x"),
         ("aus=[1", "'[1' is no YAML"),
-        ("paper.f1=", "paper.f1 is a table of keys and values, not ''"),
+        ("paper.f1=", "f1 is a table of keys and values, not ''"),
         ("epochs", "takes key=value"),
     ],
 )
