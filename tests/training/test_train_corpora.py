@@ -4,10 +4,13 @@ import json
 
 import pytest
 import yaml
+from accelerate import Accelerator
 from tiny_run import ROOT, TINY, TINY_AC2D
+from transformers import AutoModel
 
 from actionunits.data.corpora import CORPORA
 from actionunits.data.preparing import prepare_corpus
+from recipe import load_recipe
 
 SMALL = [
     "epochs=1",
@@ -71,6 +74,19 @@ def test_gda_trains_on_a_fold_of_bp4d_and_is_evaluated_on_it(train_on, prepared,
     evaluate.main(["--model", str(run / "model"), "--data", str(data), "--fold", "1", "--output", str(out)])
     again = json.loads((out / "metrics-test.json").read_text())
     assert again["at_half"]["mean"] == metrics["test"]["at_half"]["mean"]
+
+
+def test_a_run_names_its_lists_but_not_where_they_lay(train, train_on, prepared, tmp_path):
+    run = train_on("gda-bp4d", prepared("bp4d"), [*GDA, "split.fold=1"])
+    recipe = load_recipe(run / "recipe.yaml", ["split.folds_file=/home/somebody/lists/folds.csv"])
+    manifest = {"corpus": "bp4d", "frames": "/home/somebody/lists/frames.txt"}
+    model = AutoModel.from_pretrained(run / "model")
+    described = train.describe_run(
+        recipe, {}, manifest, model, Accelerator(cpu=True), train.RunLog(run / "log.jsonl")
+    )
+    assert described["recipe"]["split"]["folds_file"] == "lists/folds.csv"
+    assert described["corpus"]["manifest"]["frames"] == "lists/frames.txt"
+    assert "/home" not in json.dumps(described)
 
 
 def test_ac2d_trains_on_gft_and_its_official_partition(train_on, prepared):
