@@ -1,6 +1,7 @@
 """Put trained networks together: a model whose answer is the mean of their logits. Nothing is trained.
 
-    python training/average.py escda/members/lsc escda/members/gda gtlenet/model ac2d/model --output ensemble
+    python training/average.py escda/members/lsc escda/members/gda gtlenet/model ac2d/model geometry/model \
+        --weight geometry=2 --output ensemble
     python training/calibrate.py ensemble/model --data CORPUS --photos FACES
 
 The networks are of different kinds (`EnsembleConfig` has a field for each), trained on one corpus, on faces
@@ -41,17 +42,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("networks", nargs="+", type=Path, help="folders that train.py wrote")
     parser.add_argument("--output", type=Path, required=True, help="folder to write `model` into")
+    parser.add_argument(
+        "--weight",
+        action="append",
+        default=[],
+        type=_weight,
+        metavar="NETWORK=NUMBER",
+        help="how much a network counts, where it is not 1",
+    )
     parser.add_argument("--name", default=NAME, help="what the card calls it")
     args = parser.parse_args(arguments)
     try:
-        average(args.networks, args.output / "model", args.name)
+        average(args.networks, args.output / "model", args.name, dict(args.weight))
     except (OSError, ValueError) as error:
         parser.error(str(error))
     print(f"wrote {args.output / 'model'}; choose its thresholds with calibrate.py")
 
 
-def average(folders: Sequence[Path], output: Path, name: str = NAME) -> None:
-    """Write the ensemble of the networks of some folders.
+def _weight(text: str) -> tuple[str, float]:
+    name, _, number = text.partition("=")
+    return name, float(number)
+
+
+def average(
+    folders: Sequence[Path],
+    output: Path,
+    name: str = NAME,
+    weights: Mapping[str, float] | None = None,
+) -> None:
+    """Write the ensemble of the networks of some folders, `weights` being `EnsembleConfig.network_weights`.
 
     Raises:
         FileNotFoundError: A folder has no `run.json`.
@@ -60,8 +79,12 @@ def average(folders: Sequence[Path], output: Path, name: str = NAME) -> None:
     runs = [read_run(folder) for folder in folders]
     processors = [AutoImageProcessor.from_pretrained(folder) for folder in folders]
     check_pictures(folders, processors)
-    model = EnsembleForAUDetection.from_networks(*(AutoModel.from_pretrained(folder) for folder in folders))
+    networks = [AutoModel.from_pretrained(folder) for folder in folders]
+    model = EnsembleForAUDetection.from_networks(*networks, network_weights=dict(weights or {}) or None)
+    if left_out := sorted(set(weights or {}) - set(model.networks)):
+        raise ValueError(f"--weight names {left_out}, the networks are {sorted(model.networks)}.")
     processor = max(processors, key=lambda p: p.size["height"])
+    processor.aus = model.config.places
     run = {
         "name": name,
         "member": "",
@@ -123,7 +146,8 @@ def check_pictures(folders: Sequence[Path], processors: Sequence[AUImageProcesso
     Raises:
         ValueError: They do; the message names the option.
     """
-    first, *others = ({**processor.to_dict(), "size": None} for processor in processors)
+    own = {"size": None, "aus": None}  # networks may read the centres of other places
+    first, *others = ({**processor.to_dict(), **own} for processor in processors)
     for folder, options in zip(folders[1:], others, strict=True):
         for key in sorted(first.keys() | options.keys()):
             if (wanted := first.get(key)) != (found := options.get(key)):

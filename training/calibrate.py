@@ -5,9 +5,10 @@
 Three steps lead from renderings to photographs. On the renderings of the validation people each action unit
 gets the threshold with the best F1 that keeps false alarms within the recipe's `max_false_alarms`, and within
 twice that share among smiles, which fill albums and newspapers but not the corpus. A neutral photograph may
-score higher or lower than a neutral rendering; the threshold moves along, by the difference of the median
-logits. Last, it is raised where more than `max_false_alarms` of the neutral photographs would be reported
-even so, through the whole path of a picture: detector, alignment, network.
+score lower than a neutral rendering; the threshold moves along, by the difference of the median logits, but
+at most by `LARGEST_SHIFT`: a network that is surer of neutral faces is not less sure of others. Last, it is
+raised where more than `max_false_alarms` of the neutral photographs would be reported even so, through the
+whole path of a picture: detector, alignment, network.
 
 The photographs are those that the renderings are made of, of the training and validation people; those of the
 test people are left to check_real_photos.py. No label of a real face is used but that these are neutral.
@@ -39,6 +40,7 @@ from actionunits.synthesis.person import read_people
 SMILE = 12  # lip corner puller
 NEUTRAL = 0.1  # greatest intensity of any action unit in a rendering that counts as neutral
 ENOUGH = 20  # faces that tell anything
+LARGEST_SHIFT = 0.7  # logits; chosen as training/SYNTHETIC.md tells, section 12
 TEMPLATE = Path(__file__).parents[1] / "model_cards" / "template.md"
 
 
@@ -144,16 +146,19 @@ def smile_thresholds(scores: np.ndarray, faces: AlignedFaces, max_false_alarms: 
 
 
 def neutral_shift(photographs: np.ndarray, renderings: np.ndarray, faces: AlignedFaces) -> np.ndarray:
-    """By how many logits (m,) neutral photographs (F, m) score higher than the neutral of renderings (N, m).
+    """By how many logits (m,) thresholds move from renderings to photographs: down, or not at all.
 
-    The difference of their medians; 0 where there are too few of either to tell.
+    It is the difference of the medians of neutral photographs (F, m) and of the neutral of the renderings
+    (N, m), to `LARGEST_SHIFT` at most. Where photographs score higher, their false alarms are seen to later.
+    Nothing moves where there are too few of either to tell.
     """
     if faces.intensities is None:
         return np.zeros(len(faces.aus))
     neutral = renderings[faces.intensities.max(axis=1) <= NEUTRAL]
     if min(len(neutral), len(photographs)) < ENOUGH:
         return np.zeros(len(faces.aus))
-    return np.median(logit(photographs), axis=0) - np.median(logit(neutral), axis=0)
+    difference = np.median(logit(photographs), axis=0) - np.median(logit(neutral), axis=0)
+    return np.clip(difference, -LARGEST_SHIFT, 0)
 
 
 def lowest_thresholds(scores: np.ndarray, max_false_alarms: float) -> np.ndarray:

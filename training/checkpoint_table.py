@@ -37,13 +37,14 @@ METHODS = {
     "au-auformer": "AUFormer",
     "au-lac": "LAC",
     "au-gtlenet": "GTLE-Net",
+    "au-geometry": "geometry",
 }
 OTHERWISE = {
     "au-auformer": "a small ViT, trained here, for ImageNet's",
     "au-lac": "clips of one frame",
 }
 """What beside the size is not the paper's; GTLE-Net's encoder says for itself."""
-NO_PAPER = "no paper averages these"
+NO_PAPER = {"au-ensemble": "no paper averages these", "au-geometry": "no paper's network"}
 COLUMNS = (
     "`checkpoints/`",
     "method",
@@ -80,7 +81,8 @@ class Row:
             f"{time:.2g}",
             *(f"{mean[key]:.2f}" for key in ("f1", "auc", "correlation")),
             f"{gaps[0].size:.2f} ({gaps[0].kind}: {gaps[0].worst}, {gaps[0].best})" if gaps else "unknown",
-            NO_PAPER if members_of(self.run) else "; ".join([paper_size(self.model), *deviations(self.run)]),
+            NO_PAPER.get(self.run["model_type"])
+            or "; ".join([paper_size(self.model), *deviations(self.run)]),
         ]
 
 
@@ -165,7 +167,7 @@ def forward(name: str) -> Callable[[], Any]:
     side = model.config.processor_options["size"]["height"]
     inputs = {
         "pixel_values": torch.randn(1, 3, side, side),
-        "au_centers": torch.rand(1, model.config.num_labels, 2, 2) * side,
+        "au_centers": torch.rand(1, len(model.config.places), 2, 2) * side,
     }
     return torch.inference_mode()(lambda: model(**inputs))
 

@@ -112,6 +112,10 @@ class NetworkTraining:
         self.accelerator.register_for_checkpointing(self.scheduler, self.position)
         set_seed(self.recipe.seed, device_specific=True)  # dropout differs between processes
 
+    @property
+    def _places(self) -> list[int]:
+        return self.accelerator.unwrap_model(self.model).config.places
+
     def _train_epoch(self, bar: tqdm) -> None:
         self.model.train()
         epoch, done = divmod(self.position.step, self.steps_per_epoch)
@@ -168,7 +172,7 @@ class NetworkTraining:
         augmentation = recipe.augmentation
         if epoch < recipe.plain_epochs:
             augmentation = replace(NO_AUGMENTATION, mirror=augmentation.mirror)
-        collate: Any = collator(recipe, augmentation, self.train_faces.scheme)
+        collate: Any = collator(recipe, self._places, augmentation, self.train_faces.scheme)
         collate = ClipCollator(collate) if isinstance(self.examples, ClipDataset) else collate
         for number, batch in enumerate(loader, start=sampler.start):
             random = seeded_generator(recipe.seed, epoch, number, accelerator.process_index)
@@ -213,7 +217,7 @@ class NetworkTraining:
         faces = self.watched_faces
         if faces is None:
             return
-        collate = collator(self.recipe, scheme=faces.scheme)
+        collate = collator(self.recipe, self._places, scheme=faces.scheme)
         clip_length, batch_size = self.recipe.clips.length, self.recipe.eval_batch_size
         if clip_length > 1:
             scores = gathered_clip_scores(self.model, faces, collate, clip_length, self.accelerator)
@@ -519,11 +523,15 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def collator(
-    recipe: Recipe, augmentation: Augmentation = NO_AUGMENTATION, scheme: str = "ibug68"
+    recipe: Recipe,
+    places: Sequence[int] | None,
+    augmentation: Augmentation = NO_AUGMENTATION,
+    scheme: str = "ibug68",
 ) -> AUCollator:
-    """What makes a batch of faces the model's inputs."""
+    """What makes a batch of faces the inputs of a model that reads the centres of `places`."""
     return AUCollator(
         aus=recipe.aus,
+        places=places,
         scheme=scheme,
         geometry=recipe.geometry,
         mean=recipe.image_mean,

@@ -52,12 +52,13 @@ RESULTS = {
         "auformer": "auformer/model",
         "lac": "lac/model",
         "gtlenet": "gtlenet/model",
+        "geometry": "geometry/model",
         checkpoints.LANDMARKS: "landmarks",
     }.items()
 }
 """Folder in the package -> folder of the result in OUTPUT."""
-MEMBERS = ("lsc", "gda", "gtlenet", "ac2d")
-"""The networks whose mean the pipeline loads."""
+MEMBERS = {"lsc": 1, "gda": 1, "gtlenet": 1, "ac2d": 1, "geometry": 2}
+"""The networks whose mean the pipeline loads, and their weights."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,7 @@ def make_steps(head: Path, photos: Path, output: Path, changes: Sequence[str] = 
         "auformer": train("auformer", "--set", backbone, needs=["corpus", "auformer-backbone"]),
         "lac": train("lac"),
         "gtlenet": train("gtlenet", "--set", encoder, needs=["corpus", "expression"]),
+        "geometry": train("geometry"),
     }
 
     def calibrate(name: str) -> Step:
@@ -161,9 +163,10 @@ def make_steps(head: Path, photos: Path, output: Path, changes: Sequence[str] = 
         options = [*(output / model for model in models), *places]
         return Step("calibrate", options, ["corpus", name], f"{models[-1]}/run.json", "neutral_photographs")
 
-    for name in ("escda", "ac2d", "auformer", "lac", "gtlenet"):
+    for name in ("escda", "ac2d", "auformer", "lac", "gtlenet", "geometry"):
         steps[thresholds_of(name)] = calibrate(name)
-    members = [*(output / RESULTS[name] for name in MEMBERS), "--output", output / BEST]
+    weights = [word for name, n in MEMBERS.items() if n != 1 for word in ("--weight", f"{name}={n}")]
+    members = [*(output / RESULTS[name] for name in MEMBERS), *weights, "--output", output / BEST]
     steps[BEST] = Step(
         "average", members, [step_of(name) for name in MEMBERS], f"{RESULTS['default']}/run.json"
     )

@@ -201,6 +201,7 @@ def finish(
     for member, model in results.items():
         if recipe.save_dtype == "float16":
             round_parameters(model)
+        processor.aus = list(model.config.places)
         metrics = measure(model.to(accelerator.device).eval(), processor, recipe, splits)
         if not accelerator.is_main_process:
             continue

@@ -95,18 +95,31 @@ class AUConfig(PreTrainedConfig):
         return list((self.id2label or {}).values())
 
     @property
+    def places(self) -> list[int] | None:
+        """The action units whose centres the model is given, in order: its own, unless a method differs.
+
+        `None` where the labels are no action units.
+        """
+        return self.aus
+
+    @property
     def processor_options(self) -> dict[str, Any]:
         """Options of the image processor that fits the model, `AUImageProcessor(**config.processor_options)`.
 
         Every method has them: the middle of an aligned face, shrunk to the model's `image_size`, and the
-        centres of its action units. A method of other sizes sets `_aligned_size` and `_crop_size`; what else
+        centres of its `places`. A method of other sizes sets `_aligned_size` and `_crop_size`; what else
         it needs it adds, as in `return super().processor_options | {"image_mean": [0.485, 0.456, 0.406]}`.
         """
         image_size = getattr(self, "image_size", self._crop_size)
         crop, size = ({"height": side, "width": side} for side in (self._crop_size, image_size))
-        placed = self.aus is not None and have_centers(self.aus)
-        centers = {"aus": list(self.aus)} if placed else {"au_definition": "none"}
-        return {"aligned_size": self._aligned_size, "crop_size": crop, "size": size, **centers}
+        return {"aligned_size": self._aligned_size, "crop_size": crop, "size": size, **self.center_options}
+
+    @property
+    def center_options(self) -> dict[str, Any]:
+        """Those of them that say which centres are emitted."""
+        places = self.places
+        placed = places is not None and have_centers(places)
+        return {"aus": list(places)} if placed else {"au_definition": "none"}  # type: ignore[arg-type]
 
     def relabel(self, **names: Any) -> None:
         """Rename the outputs by some of `aus`, `id2label`, `label2id` and `num_labels`, which must agree."""
@@ -202,9 +215,17 @@ class CompositeAUConfig(AUConfig):
         return {name: config for name, config in given.items() if config is not None}
 
     @property
+    def places(self) -> list[int] | None:
+        """The action units of the whole, and after them what else its networks read the centres of."""
+        if self.aus is None:
+            return None
+        wanted = (au for network in self.networks.values() for au in network.places or ())
+        return list(dict.fromkeys([*self.aus, *wanted]))
+
+    @property
     def processor_options(self) -> dict[str, Any]:
         """Options of the image processor that fits all networks."""
-        return next(iter(self.networks.values())).processor_options
+        return next(iter(self.networks.values())).processor_options | self.center_options
 
     def relabel(self, **names: Any) -> None:
         """Rename the outputs of the whole and of every network."""

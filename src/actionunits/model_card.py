@@ -33,6 +33,7 @@ METHODS = {
     "au-auformer": "AUFormer: a vision transformer with a small expert for each AU in every block",
     "au-lac": "LAC, lock and check: regions of interest that are found first and checked against each other",
     "au-gtlenet": "GTLE-Net: an embedding of the whole expression, and from it a local one for each AU",
+    "au-geometry": "geometry: a perceptron that reads where the centres of AUs lie, and no pixel",
 }
 _ESCDA = (
     "Shao, Chen, Zhou, Shi, Li, Ma, Yeung: Constrained and directional ensemble attention for facial action "
@@ -50,6 +51,8 @@ PAPERS = {
     "recognition. Submitted to IEEE Transactions on Affective Computing, 2025",
     "au-gtlenet": "An, Zhang, Zeng, Chen, Deng, Ding: Global-to-local expression-aware embeddings for facial "
     "action unit detection. Preprint, 2022",
+    "au-geometry": "Tian, Kanade, Cohn: Recognizing action units for facial expression analysis. IEEE "
+    "Transactions on Pattern Analysis and Machine Intelligence, 2001 (the idea; the network is our own)",
 }
 SOURCES = {
     "head model": "ICT-FaceKit, copyright (c) 2020 USC Institute for Creative Technologies, MIT licence",

@@ -4,7 +4,7 @@
     model = OnnxAUModel.from_pretrained("folder")     # pip install "actionunits[onnx]"
     detect = pipeline("au-detection", model=model)
 
-The graph takes `pixel_values` (B, 3, S, S) and, for models that look at them, `au_centers` (B, m, 2, 2); it
+The graph takes `pixel_values` (B, 3, S, S) and, for models that look at them, `au_centers` (B, p, 2, 2); it
 gives `logits` (B, m), for any B. Maps and hidden states stay with PyTorch.
 """
 
@@ -96,7 +96,8 @@ def example_inputs(model: Any, batch_size: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(batch_size)
     side = model.config.processor_options["size"]["height"]
     pictures = torch.rand(batch_size, 3, side, side, generator=generator) * 2 - 1
-    centers = torch.rand(batch_size, len(model.config.id2label), 2, 2, generator=generator) * (side - 1)
+    places = len(model.config.places or model.config.id2label)
+    centers = torch.rand(batch_size, places, 2, 2, generator=generator) * (side - 1)
     try:
         with torch.inference_mode():
             model(pixel_values=pictures)
@@ -173,7 +174,7 @@ class OnnxAUModel:
 
         Args:
             pixel_values: (B, 3, S, S).
-            au_centers: (B, m, 2, 2), for models that need them.
+            au_centers: (B, p, 2, 2) of `config.places`, for models that need them.
             output_au_attentions: Accepted, but there are none.
             **kwargs: Ignored, as by every model.
 
@@ -182,9 +183,7 @@ class OnnxAUModel:
         """
         inputs = {"pixel_values": pixel_values, "au_centers": au_centers}
         if "au_centers" in self.input_names and au_centers is None:
-            raise ValueError(
-                "This model masks by the centres of action units; pass the processor's au_centers."
-            )
+            raise ValueError("This model reads the centres of action units; pass the processor's au_centers.")
         if not len(pixel_values):  # ONNX Runtime's LSTM ends Python on an empty batch
             return AUDetectionOutput(logits=torch.zeros(0, len(self.config.id2label)))
         feed = {name: inputs[name].detach().cpu().float().numpy() for name in self.input_names}  # type: ignore[union-attr]

@@ -339,11 +339,11 @@ def _check_terms(folder: Path, card: ModelCard, text: str) -> list[str]:
 def _check_answer(model: Any, processor: Any) -> list[str]:
     """Run the model on a real photograph, from the picture to the logits."""
     if (
-        model.config.aus
+        model.config.places
         and processor.au_definition != "none"
-        and list(processor.aus) != list(model.config.aus)
+        and list(processor.aus) != list(model.config.places)
     ):
-        return [f"The processor's action units {processor.aus} are not the model's {model.config.aus}."]
+        return [f"The processor's action units {processor.aus} are not the model's {model.config.places}."]
     try:
         inputs = processor(sample_photo(), face_detector=FaceDetector(), return_tensors="pt")
         with torch.inference_mode():

@@ -31,6 +31,13 @@ def test_it_agrees_with_the_image_processor(faces):
     assert batch["pixel_values"].is_contiguous(memory_format=torch.channels_last)
 
 
+def test_centres_of_other_places_than_the_labels(faces):
+    rows = [faces[i] for i in range(3)]
+    plain, others = collate(faces)(rows), collate(faces, places=[25, *faces.aus[:2]])(rows)
+    torch.testing.assert_close(others["au_centers"][:, 1:], plain["au_centers"][:, :2], rtol=0, atol=0)
+    assert others["au_centers"].shape == (3, 3, 2, 2) and torch.equal(others["labels"], plain["labels"])
+
+
 def test_a_stacked_batch_equals_stacked_samples(faces):
     one_by_one, at_once = (
         collate(faces)([faces[i] for i in (4, 1, 7)]),

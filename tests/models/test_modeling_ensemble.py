@@ -24,6 +24,7 @@ from .test_modeling_escda import BACKBONE, BRANCH
 from .test_modeling_escda import TestEscda as EscdaTester
 from .test_modeling_escda import TestGda as GdaTester
 from .test_modeling_escda import TestLsc as LscTester
+from .test_modeling_geometry import TestGeometry as GeometryTester
 from .test_modeling_gtlenet import TestGtleNet as GtleNetTester
 from .test_modeling_lac import TestLac as LacTester
 
@@ -216,6 +217,36 @@ def test_an_epoch_that_is_looked_at_again_is_reduced(networks):
     alone(**small)
     alone.end_of_epoch([small])
     torch.testing.assert_close(model.networks["ac2d"].prototypes, alone.prototypes)
+
+
+def test_weights_of_the_mean(networks):
+    lsc, gda, *_ = networks
+    model = EnsembleForAUDetection.from_networks(lsc, gda, network_weights={"gda": 3, "lac": 5})
+    inputs = LscTester().make_inputs(lsc.config)
+    expected = (lsc(**inputs).logits + 3 * gda(**inputs).logits) / 4
+    torch.testing.assert_close(model(**inputs).logits, expected)
+    for wrong in ({"gda": 0}, {"gda": -1.0}, {"gdb": 1}):
+        with pytest.raises(Exception, match=f"network_weights has {next(iter(wrong))!r}"):
+            EnsembleConfig(network_weights=wrong)
+
+
+def test_a_network_of_places_reads_those_and_others_their_own(networks, tmp_path):
+    lsc, geometry = networks[0], GeometryTester().make_model()
+    EnsembleForAUDetection.from_networks(lsc, geometry).save_pretrained(tmp_path)
+    model = AutoModel.from_pretrained(tmp_path)
+    assert model.config.places == [*AUS, 6] and geometry.config.places == [1, 6, 12]
+    landmarks = np.random.default_rng(0).uniform(40, 160, (68, 2))
+    photo, options = Image.new("RGB", (200, 200), "gray"), {"landmarks": landmarks, "return_tensors": "pt"}
+
+    def answer(one):
+        return one(**AUImageProcessor(**one.config.processor_options)(photo, **options)).logits
+
+    torch.testing.assert_close(answer(model), (answer(lsc) + answer(geometry)) / 2, rtol=1e-3, atol=1e-4)
+    few = AutoModel.from_pretrained(tmp_path, aus=[25, 1])
+    assert few.config.places == [25, 1, 6, 12]
+    torch.testing.assert_close(answer(few), answer(model)[:, [3, 0]], rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match=r"read the centres of the action units \[25, 1, 6, 12\]"):
+        few(torch.zeros(1, 3, 48, 48), torch.zeros(1, 2, 2, 2))
 
 
 def test_members_that_do_not_go_together(networks):

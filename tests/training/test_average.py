@@ -48,6 +48,21 @@ def test_the_answer_is_the_mean_and_the_run_tells_of_all(average, folders, tmp_p
     assert training_corpora(run) == ["synthetic"]
 
 
+def test_weights_and_places_travel_into_the_folder(average, folders, run, tmp_path, capsys):
+    small = RECIPE["geometry"] | {"input_size": 16}
+    networks = {"geometry": {"model_type": "au-geometry", "config": {"places": [1, 6, 12]}}}
+    geometry = run("geometry", networks=networks, geometry=small, epochs=1, save_dtype="float16") / "model"
+    assert AutoImageProcessor.from_pretrained(geometry).aus == [1, 6, 12]
+    words = [*map(str, [folders[1], geometry]), "--output", str(tmp_path / "mean")]
+    average.main([*words, "--weight", "geometry=2"])
+    model = AutoModel.from_pretrained(tmp_path / "mean" / "model")
+    assert model.config.network_weights == {"geometry": 2}
+    assert AutoImageProcessor.from_pretrained(tmp_path / "mean" / "model").aus == model.config.places
+    with pytest.raises(SystemExit):
+        average.main([*words, "--weight", "lsc=2"])
+    assert "--weight names ['lsc'], the networks are ['gda', 'geometry']" in capsys.readouterr().err
+
+
 def test_it_is_calibrated_as_any_other(average, folders, corpus, tmp_path, monkeypatch):
     average.average(folders, tmp_path / "model")
     calibrate = load_script("calibrate")

@@ -80,6 +80,8 @@ def test_a_threshold_moves_as_neutral_photographs_score(calibrate):
     lower, how = calibrate.choose_thresholds(scores, faces, expit(logit(neutral) - [0.7, 0.2]), 0.2)
     assert how == {"shift": {"AU12": -0.7, "AU14": -0.2}, "raised": []}
     np.testing.assert_allclose(logit(lower), logit(same) - [0.7, 0.2])
+    _, how = calibrate.choose_thresholds(scores, faces, expit(logit(neutral) + [-0.9, 0.2]), 0.2)
+    assert how["shift"] == {"AU12": -0.7, "AU14": 0.0}
 
 
 @pytest.mark.parametrize("limit", [0.05, 0.1])

@@ -19,7 +19,7 @@ def test_scores_can_be_compared():
     ]
     for values in shared:
         values["geometry"].pop("input_size")  # more pixels cost more; all see the same part of the face
-    assert len(shared) == 6 and all(values == shared[0] for values in shared)
+    assert len(shared) == 7 and all(values == shared[0] for values in shared)
     assert shared[0]["max_false_alarms"] == 0.05 and shared[0]["save_dtype"] == "float16"
 
 

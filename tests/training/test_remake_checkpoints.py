@@ -69,10 +69,12 @@ def test_all_steps_run_in_order_and_finished_ones_do_not_again(command):
         "pretrain_expression expression",
     ]
     assert [step for step in everything if step.startswith("train ")] == [
-        f"train {name}" for name in ("escda", "ac2d", "auformer-backbone", "auformer", "lac", "gtlenet")
+        f"train {name}"
+        for name in ("escda", "ac2d", "auformer-backbone", "auformer", "lac", "gtlenet", "geometry")
     ]
     assert [step for step in everything if step.startswith("calibrate ")] == [
-        f"calibrate {name}" for name in ("escda", "ac2d", "auformer", "lac", "gtlenet", "ensemble")
+        f"calibrate {name}"
+        for name in ("escda", "ac2d", "auformer", "lac", "gtlenet", "geometry", "ensemble")
     ]
     assert everything.index("calibrate ac2d") < everything.index("average ensemble")
     assert everything[-1] == "check_real_photos real_photos.json"
@@ -100,7 +102,9 @@ def test_only_what_is_asked_for_and_what_it_needs(command):
     assert command("--only", "lsc") == ["train escda", "calibrate escda"]
     assert command("--only", "default") == [
         "train ac2d",
+        "train geometry",
         "calibrate ac2d",
+        "calibrate geometry",
         "average ensemble",
         "calibrate ensemble",
         "check_real_photos real_photos.json",

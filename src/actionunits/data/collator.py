@@ -40,6 +40,7 @@ class AUCollator:
         target: "occurrence" for labels 1 and 0, "intensity" for soft labels: the score follows the intensity.
         full_intensity: Intensity from which on a soft label is 1; below it is intensity / full_intensity.
         au_centers: Definition of the AU centres in `actionunits.au_regions`.
+        places: FACS numbers whose centres are emitted, `model.config.places`; the m of `aus` by default.
     """
 
     aus: Sequence[int]
@@ -51,6 +52,7 @@ class AUCollator:
     target: Literal["occurrence", "intensity"] = "occurrence"
     full_intensity: float = 1.0
     au_centers: str = "shao"
+    places: Sequence[int] | None = None
 
     def __call__(self, samples: Any) -> dict[str, Tensor]:
         """Stack the samples and make the model's inputs of them, with PyTorch's global randomness."""
@@ -64,7 +66,8 @@ class AUCollator:
             generator: Randomness of the augmentation, on the CPU.
 
         Returns:
-            `pixel_values` (B, 3, S, S) float32, `au_centers` (B, m, 2, 2) x, y in pixels of the input, and
+            `pixel_values` (B, 3, S, S) float32, `au_centers` (B, m, 2, 2) x, y in pixels of the input (of
+            `places` instead of the m), and
             `labels` (B, m) float32 in [0, 1] or `UNKNOWN`.
         """
         pictures = batch["pictures"]
@@ -91,7 +94,8 @@ class AUCollator:
         mirror = torch.tensor(get_scheme(self.scheme).mirror, device=points.device)
         mirrored = placement.mirrored.to(points.device).view(-1, 1, 1)
         points = torch.where(mirrored, points[:, mirror], points)  # left stays left
-        return au_centers(points, self.scheme, self.aus, self.au_centers)
+        places = self.aus if self.places is None else self.places
+        return au_centers(points, self.scheme, places, self.au_centers)
 
     def _labels(self, batch: dict[str, Tensor]) -> Tensor:
         if self.target == "occurrence":

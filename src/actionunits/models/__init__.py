@@ -1,4 +1,4 @@
-"""The published methods and their mean, a folder each; importing this registers them for the Auto classes."""
+"""The published methods, geometry and their mean, a folder each; importing this registers them all."""
 
 from .ac2d import Ac2dConfig, Ac2dForAUDetection
 from .auformer import AUFormerConfig, AUFormerForAUDetection
@@ -11,6 +11,7 @@ from .escda import (
     LscConfig,
     LscForAUDetection,
 )
+from .geometry import GeometryConfig, GeometryForAUDetection
 from .gtlenet import (
     GlobalExpressionEncoder,
     GlobalExpressionEncoderConfig,
@@ -30,6 +31,8 @@ __all__ = [
     "EscdaForAUDetection",
     "GdaConfig",
     "GdaForAUDetection",
+    "GeometryConfig",
+    "GeometryForAUDetection",
     "GlobalExpressionEncoder",
     "GlobalExpressionEncoderConfig",
     "GtleNetConfig",

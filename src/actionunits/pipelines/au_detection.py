@@ -22,7 +22,6 @@ from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import logging
 
 from actionunits.alignment import Alignment
-from actionunits.au_regions import have_centers
 from actionunits.face_detection import (
     Face,
     FaceDetector,
@@ -262,14 +261,13 @@ class AUDetectionPipeline(ChunkPipeline):
 
     def _features(self, picture: Image.Image, face: Face) -> dict[str, torch.Tensor]:
         """Model input of one face, batch of one. Where the landmarks tell no centres, these are NaN."""
-        aus = self.model.config.aus
-        placed = aus is not None and have_centers(aus)
+        centers = self.model.config.center_options
         features = self.image_processor(
             picture,
             landmarks=face.landmarks,
             landmark_scheme=face.scheme,
             return_tensors="pt",
-            **({"aus": aus} if placed else {"au_definition": "none"}),
+            **centers,
         )
         if getattr(self.model, "needs_au_centers", False) and "au_centers" not in features:
             raise ValueError(
@@ -277,7 +275,7 @@ class AUDetectionPipeline(ChunkPipeline):
                 + (
                     f"landmarks of the scheme {face.scheme!r} do not tell; give more of them "
                     "(49, 66, 68, 98 or 478 points), or none."
-                    if placed
+                    if "aus" in centers
                     else f"the labels {self.model.config.au_labels} do not have; use a model that needs none."
                 )
             )
@@ -286,11 +284,11 @@ class AUDetectionPipeline(ChunkPipeline):
 
     def _no_features(self) -> dict[str, torch.Tensor]:
         """What stands for a picture without a face, since the chunks of a batch need the same keys."""
-        size = self.image_processor.size
+        size, config = self.image_processor.size, self.model.config
         return {
             "pixel_values": torch.zeros(1, 3, size["height"], size["width"]),
             "alignment": torch.eye(2, 3)[None],
-            "au_centers": torch.zeros(1, len(self.model.config.id2label), 2, 2),
+            "au_centers": torch.zeros(1, len(config.places or config.id2label), 2, 2),
         }
 
     def _maps(self, chunk: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from actionunits.configuration_au import LABEL_FIELDS, CompositeAUConfig
 from actionunits.models.ac2d.configuration_ac2d import Ac2dConfig
 from actionunits.models.auformer.configuration_auformer import AUFormerConfig
 from actionunits.models.escda.configuration_escda import GdaConfig, LscConfig
+from actionunits.models.geometry.configuration_geometry import GeometryConfig
 from actionunits.models.gtlenet.configuration_gtlenet import GtleNetConfig
 from actionunits.models.lac.configuration_lac import LacConfig
 
@@ -28,6 +29,9 @@ class EnsembleConfig(CompositeAUConfig):
         ac2d_config: AC2D's.
         auformer_config: AUFormer's.
         lac_config: LAC's.
+        geometry_config: The one of the network that reads places, not pixels.
+        network_weights: Weight of a network's logits in the mean, by the name of its field without "_config";
+            1 where none is given.
     """
 
     model_type = "au-ensemble"
@@ -38,6 +42,7 @@ class EnsembleConfig(CompositeAUConfig):
         "ac2d_config": Ac2dConfig,
         "auformer_config": AUFormerConfig,
         "lac_config": LacConfig,
+        "geometry_config": GeometryConfig,
     }
 
     lsc_config: dict | LscConfig | None = None
@@ -46,12 +51,23 @@ class EnsembleConfig(CompositeAUConfig):
     ac2d_config: dict | Ac2dConfig | None = None
     auformer_config: dict | AUFormerConfig | None = None
     lac_config: dict | LacConfig | None = None
+    geometry_config: dict | GeometryConfig | None = None
+    network_weights: dict[str, float | int] | None = None
 
     def __post_init__(self, **kwargs):
         """Take LSC, GDA and AC2D where no network is named."""
         if all(getattr(self, key) is None for key in self.sub_configs):
             self.lsc_config, self.gda_config, self.ac2d_config = {}, {}, {}
         super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Check the weights."""
+        known = [key.removesuffix("_config") for key in self.sub_configs]
+        for name, weight in (self.network_weights or {}).items():
+            if name not in known or not 0 < weight < float("inf"):
+                raise ValueError(
+                    f"network_weights has {name!r}: {weight}; it takes positive numbers for some of {known}."
+                )
 
     @property
     def image_size(self) -> int:

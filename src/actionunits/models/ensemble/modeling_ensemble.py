@@ -6,7 +6,7 @@ is logits, so that a network that is sure counts for more than one that is not.
 
     picture (B, 3, S, S) -> for each network, reduced to the size that it reads -> logits (B, m) -> their mean
 
-Shapes: B pictures, m action units, k networks.
+Shapes: B pictures, m action units, p places whose centres are read, k networks.
 """
 
 import copy
@@ -23,6 +23,7 @@ from actionunits.modeling_outputs import AUDetectionOutput
 from actionunits.models.ac2d.modeling_ac2d import Ac2dForAUDetection
 from actionunits.models.auformer.modeling_auformer import AUFormerForAUDetection
 from actionunits.models.escda.modeling_escda import GdaForAUDetection, LscForAUDetection
+from actionunits.models.geometry.modeling_geometry import GeometryForAUDetection
 from actionunits.models.gtlenet.modeling_gtlenet import GtleNetForAUDetection
 from actionunits.models.lac.modeling_lac import LacForAUDetection
 
@@ -35,6 +36,7 @@ NETWORKS: dict[str, type[AUPreTrainedModel]] = {
     "ac2d": Ac2dForAUDetection,
     "auformer": AUFormerForAUDetection,
     "lac": LacForAUDetection,
+    "geometry": GeometryForAUDetection,
 }
 SHOWN = (
     *("au_attentions", "au_attentions_unconstrained", "au_masks", "au_evidence"),
@@ -44,7 +46,7 @@ SHOWN = (
 
 
 class EnsembleForAUDetection(AUPreTrainedModel):
-    """Mean of the logits of several networks; each is trained alone, or all side by side."""
+    """Weighted mean of the logits of several networks; each is trained alone, or all side by side."""
 
     config: EnsembleConfig
     _supports_sdpa = True
@@ -121,8 +123,9 @@ class EnsembleForAUDetection(AUPreTrainedModel):
 
         Args:
             pixel_values: (B, 3, image_size, image_size) normalised aligned faces.
-            au_centers: (B, m, 2, 2) the two centres (x, y) of every action unit, in pixels of `pixel_values`
-                (origin: centre of the top-left pixel); for networks that need them.
+            au_centers: (B, p, 2, 2) the two centres (x, y) of the action units of `config.places`, which are
+                the m and at most a few more, in pixels of `pixel_values` (origin: centre of the top-left
+                pixel); for networks that need them.
             labels: (B, m) occurrences in [0, 1], or -1 for unknown; adds the loss, the sum of the networks'.
             output_au_attentions: Return where the networks look, each map (and hidden states, if asked for)
                 from the first network that has it; `au_evidence` is in units of that network's logit.
@@ -134,7 +137,7 @@ class EnsembleForAUDetection(AUPreTrainedModel):
         Raises:
             ValueError: Pictures of another size, or what a network finds wrong with its input.
         """
-        self._check_size(pixel_values)
+        self._check_inputs(pixel_values, au_centers)
         inputs = {"pixel_values": pixel_values, "au_centers": au_centers, "labels": labels}
         asked = self.asked_of_networks(kwargs)
         wanted = asked | {"output_au_attentions": output_au_attentions, "return_dict": True}
@@ -144,7 +147,7 @@ class EnsembleForAUDetection(AUPreTrainedModel):
         logits = torch.stack([output["logits"] for output in outputs], dim=1)  # (B, k, m)
         return AUDetectionOutput(
             loss=None if labels is None else torch.stack([output["loss"] for output in outputs]).sum(),
-            logits=logits.mean(dim=1),
+            logits=torch.einsum("bkm,k->bm", logits, self._shares.to(logits)),
             branch_logits=logits,
             **{name: _first(getattr(output, name) for output in outputs) for name in SHOWN},
         )
@@ -166,11 +169,32 @@ class EnsembleForAUDetection(AUPreTrainedModel):
         return {
             **inputs,
             "pixel_values": reduced(inputs["pixel_values"], size),
-            "au_centers": reduced_centers(inputs.get("au_centers"), side, size),
+            "au_centers": reduced_centers(self._centers_of(network, inputs.get("au_centers")), side, size),
         }
 
-    def _check_size(self, pixel_values: Tensor) -> None:
-        side = self.config.image_size
+    def _centers_of(self, network: Any, au_centers: Tensor | None) -> Tensor | None:
+        """The centres (B, p, 2, 2) that the network reads."""
+        every, own = self.config.places, network.config.places
+        if au_centers is None or every == own or every is None or own is None:
+            return au_centers
+        return au_centers[:, [every.index(au) for au in own]]
+
+    @property
+    def _shares(self) -> Tensor:
+        """Shares of the networks in the mean, (k,)."""
+        given = self.config.network_weights or {}
+        weights = torch.tensor([float(given.get(name, 1)) for name in self.networks])
+        return weights / weights.sum()
+
+    def _check_inputs(self, pixel_values: Tensor, au_centers: Tensor | None) -> None:
+        places, side = self.config.places, self.config.image_size
+        picks = places is not None and any(n.config.places != places for n in self.networks.values())
+        if picks and au_centers is not None and au_centers.shape[1] != len(places or ()):
+            raise ValueError(
+                f"au_centers has shape {tuple(au_centers.shape)}, but the networks read the centres of "
+                f"the action units {places}. The image processor of `config.processor_options`, or "
+                "AUCollator with `places=model.config.places`, gives them."
+            )
         if pixel_values.ndim != 4 or tuple(pixel_values.shape[2:]) != (side, side):
             raise ValueError(
                 f"Pictures of shape {tuple(pixel_values.shape)}, but the ensemble reads "

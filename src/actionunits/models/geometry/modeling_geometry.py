@@ -1,0 +1,167 @@
+"""A network that reads where lips, lids and brows are, and no pixel: a multilayer perceptron on AU centres.
+
+No paper's network. That the geometry of a face tells action units is older than the five papers (Tian, Kanade
+and Cohn: Recognizing action units for facial expression analysis. PAMI, 2001); here it keeps the networks
+that look at pixels company, for its mistakes are others: it sees no skin, no light and no beard.
+
+    centres (B, p, 2, 2) -> less their mean, standardised (B, 4 p) -> layers (B, C) -> logits (B, m)
+
+Shapes: B faces, p places with two centres each, m action units, C units of a layer.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.generic import can_return_tuple
+
+from actionunits.modeling_au import AUClassifier, AUPreTrainedModel
+from actionunits.modeling_outputs import AUDetectionOutput
+
+from .configuration_geometry import GeometryConfig
+
+SMALLEST_VARIANCE = 1e-6  # of places in units of the picture: a thousandth of its width
+
+
+class GeometryForAUDetection(AUPreTrainedModel):
+    """Action units from the centres of action units; the picture itself is not looked at."""
+
+    config: GeometryConfig
+    base_model_prefix = "geometry"
+    _keep_in_fp32_modules_strict = ["standardization.mean$", "standardization.variance$"]
+
+    def __init__(self, config: GeometryConfig):
+        super().__init__(config)
+        widths = [4 * len(config.places), *config.hidden_sizes]
+        self.standardization = Standardization(widths[0])
+        self.layers = nn.ModuleList(
+            GeometryLayer(inputs, outputs, config.dropout)
+            for inputs, outputs in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.classifier = AUClassifier(config, widths[-1])
+        self.post_init()
+
+    @property
+    def needs_au_centers(self) -> bool:
+        """It reads nothing else."""
+        return True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=self.config.initializer_range / math.sqrt(module.in_features))
+            init.zeros_(module.bias)
+        elif isinstance(module, Standardization):
+            init.zeros_(module.mean)
+            init.ones_(module.variance)
+            init.zeros_(module.count)
+        else:
+            super()._init_weights(module)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        au_centers: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_au_attentions: bool = False,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> AUDetectionOutput:
+        """Detect action units.
+
+        Args:
+            pixel_values: Ignored; other models read them.
+            au_centers: (B, p, 2, 2) the two centres (x, y) of every action unit of `config.places`, in pixels
+                of an input of `config.image_size`.
+            labels: (B, m) occurrences in [0, 1], or -1 for unknown; adds the loss.
+            output_au_attentions: Accepted, but there are no maps.
+            output_hidden_states: Return the standardised places (B, 4 p) and the layers' outputs (B, C).
+            kwargs: Ignored.
+
+        Raises:
+            ValueError: There are no centres, or those of other places.
+        """
+        positions = self._positions(au_centers)
+        states = [self.standardization(positions).to(self.classifier.weight.dtype)]
+        for layer in self.layers:
+            states.append(layer(states[-1]))
+        logits = self.classifier(states[-1])
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        return AUDetectionOutput(
+            loss=None if labels is None else self.au_loss(logits, labels),
+            logits=logits,
+            hidden_states=tuple(states) if wanted else None,
+        )
+
+    def _positions(self, au_centers: Tensor | None) -> Tensor:
+        """Centres about their mean, in widths of the picture, at least float32: (B, 4 p)."""
+        places = self.config.places
+        if au_centers is None:
+            raise ValueError(
+                "This network reads nothing but au_centers, which are missing. Pass all that the image "
+                "processor returns for landmarks, model(**inputs)."
+            )
+        if tuple(au_centers.shape[1:]) != (len(places), 2, 2):
+            raise ValueError(
+                f"au_centers has shape {tuple(au_centers.shape)}, expected (B, {len(places)}, 2, 2): two "
+                f"centres of each of the action units {places}. The image processor of "
+                "`config.processor_options`, or AUCollator with `places=model.config.places`, gives them."
+            )
+        positions = au_centers.to(torch.promote_types(au_centers.dtype, torch.float32))
+        positions = positions.flatten(1, 2) / self.config.image_size  # (B, 2 p, 2)
+        return (positions - positions.mean(1, keepdim=True)).flatten(1)
+
+
+class Standardization(nn.Module):
+    """Takes mean and standard deviation of all that was seen in training from each feature of (B, n).
+
+    Unlike batch normalisation it does the same in training and after it, to a single face, too.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    count: Tensor
+
+    def __init__(self, features: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features, dtype=torch.float32))
+        self.register_buffer("variance", torch.ones(features, dtype=torch.float32))
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Standardise x; in training, after taking it into account."""
+        if self.training and len(x):
+            self._see(x.detach())
+        return (x - self.mean) / (self.variance + SMALLEST_VARIANCE).sqrt()
+
+    def _see(self, x: Tensor) -> None:
+        """Merge mean and variance of x into those of all before it."""
+        share = len(x) / (self.count + len(x))  # of the new ones among all
+        step = x.mean(0) - self.mean
+        variance = torch.lerp(
+            self.variance, x.var(0, correction=0).to(self.variance), share.to(self.variance)
+        )
+        self.variance.copy_(variance + share * (1 - share) * step**2)
+        self.mean.add_(share * step)
+        self.count.add_(len(x))
+
+
+class GeometryLayer(GradientCheckpointingLayer):
+    """A fully connected layer: (B, inputs) -> (B, outputs)."""
+
+    def __init__(self, inputs: int, outputs: int, dropout: float):
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs)
+        self.activation = nn.GELU()
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output."""
+        return self.dropout(self.activation(self.linear(x)))
+
+
+__all__ = ["GeometryForAUDetection"]
