@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from actionunits.alignment import Alignment
 from actionunits.data.augmentation import (
@@ -213,6 +213,18 @@ def test_gamma_is_a_power_and_tint_a_factor_of_each_channel():
     assert np.abs(np.corrcoef(factors.T.numpy()) - np.eye(3)).max() < 0.2  # channels draw for themselves
 
 
+def test_saturation_is_that_of_pillow():
+    colors = torch.randint(70, 180, (200, 3, 6, 6), generator=seeded(1)).float()
+    drawn = jitter(colors, replace(STILL, saturation=0.4), seeded())
+    factors = 1 + 0.4 * (2 * torch.rand(200, generator=seeded()) - 1)
+    assert factors.min() < 0.62 and factors.max() > 1.38
+    for before, after, factor in zip(colors, drawn, factors.tolist(), strict=True):
+        picture = Image.fromarray(before.permute(1, 2, 0).numpy().astype(np.uint8))
+        expected = np.asarray(ImageEnhance.Color(picture).enhance(factor), float)
+        # Pillow cuts off fractions, and rounds the grey level.
+        np.testing.assert_allclose(after.permute(1, 2, 0), expected, atol=1.3)
+
+
 def test_gray_keeps_the_gray_level_of_some_pictures_and_leaves_the_others():
     colors = 255 * torch.rand(200, 3, 4, 4, generator=seeded(1))
     drawn = jitter(colors, replace(STILL, gray=0.4), seeded())
@@ -254,6 +266,7 @@ def test_noise_has_the_strength_that_each_picture_draws():
         (lambda: Augmentation(mirror=1.5), r"mirror=1.5 must lie in \[0, 1.0\]"),
         (lambda: Augmentation(rotation=-1), "rotation=-1"),
         (lambda: Augmentation(gray=1.1), r"gray=1.1 must lie in \[0, 1.0\]"),
+        (lambda: Augmentation(saturation=1.1), r"saturation=1.1 must lie in \[0, 1.0\]"),
         (lambda: InputGeometry(aligned_size=100, crop_size=176), "crop of 176 does not fit into 100"),
     ],
 )

@@ -98,6 +98,24 @@ def test_recipes_build_the_papers_networks():
         assert model.config.map_size == recipe.geometry.input_size == 256
 
 
+@pytest.mark.parametrize(
+    ("name", "variant", "frames"),  # of the training people; of three folds all but a third
+    [
+        ("bp4d", "", 146_847 * 2 // 3),
+        ("bp4d", "for-bp4d+", 146_847),
+        ("disfa", "", 130_815 * 2 // 3),
+        ("bp4d+", "", 198_000 * 2 // 3),
+    ],
+)
+def test_recipes_warm_up_for_a_thousand_steps(name, variant, frames):
+    from recipe import load_recipe
+
+    recipe = load_recipe(ROOT / "training" / "recipes" / f"gtlenet-{name}.yaml", variant=variant)
+    steps = recipe.warmup_epochs * network_training.steps_per_epoch(frames, recipe, processes=1)
+    assert steps == pytest.approx(1000, rel=0.01)
+    assert recipe.epochs == 20 and recipe.batch_size == 10
+
+
 def test_embeddings_become_a_picture(corpus, encoder_folder, tmp_path):
     pytest.importorskip("sklearn")
     script = load_script("plot_au_embeddings")

@@ -189,6 +189,9 @@ def test_variants_are_the_ablations(variant):
     ablation = ABLATIONS["backbone" if variant == "TS" else variant]
     assert LacConfig(**asked).to_dict() == LacConfig(**asked | ablation).to_dict()
     assert recipe.learning_rate == pytest.approx(1e-4)
+    is_of_still_pictures = variant in ("backbone", "TS") or ablation.get("temporal") == "none"
+    frames = recipe.batch_size * recipe.clips.length
+    assert (recipe.epochs, frames) == ((20, 64) if is_of_still_pictures else (200, 8 * 16))
     assert recipe.paper.mean > 60
 
 

@@ -19,7 +19,17 @@ from torch import Generator, Tensor
 
 COARSER = (0.25, 0.35, 0.5, 0.7)  # as news pictures and video come
 GRAY = (0.299, 0.587, 0.114)  # share of red, green and blue in the grey level (ITU-R BT.601)
-SHARES = ("mirror", "brightness", "contrast", "blur", "erase", "tint", "gray", "coarse")  # lie in [0, 1]
+SHARES = (  # lie in [0, 1]
+    "mirror",
+    "brightness",
+    "contrast",
+    "saturation",
+    "blur",
+    "erase",
+    "tint",
+    "gray",
+    "coarse",
+)
 FILL = 128.0  # grey level of what lies outside of the picture, as in the papers' alignment
 
 
@@ -32,6 +42,7 @@ class Augmentation:
         mirror: Probability of a mirrored face.
         brightness: Factor drawn from 1 - b to 1 + b.
         contrast: The same about the mean grey level.
+        saturation: The same about the grey level of each pixel.
         rotation: Alignment noise: standard deviation of the angle in degrees.
         scale: Alignment noise: standard deviation of the logarithm of the size.
         translation: Alignment noise: standard deviation in pixels of the aligned face, in x and in y.
@@ -49,6 +60,7 @@ class Augmentation:
     mirror: float = 0.5
     brightness: float = 0.5
     contrast: float = 0.5
+    saturation: float = 0.0
     rotation: float = 0.0
     scale: float = 0.0
     translation: float = 0.0
@@ -167,6 +179,9 @@ def jitter(pixels: Tensor, augmentation: Augmentation, generator: Generator | No
         mean = _gray(pixels).mean((2, 3), keepdim=True)
         factors = _factors(pixels, augmentation.contrast, generator)
         pixels = (factors * pixels + (1 - factors) * mean).clamp(0, 255)
+    if augmentation.saturation:
+        factors = _factors(pixels, augmentation.saturation, generator)
+        pixels = (factors * pixels + (1 - factors) * _gray(pixels)).clamp(0, 255)
     if augmentation.gray:
         chosen = torch.rand(len(pixels), 1, 1, 1, generator=generator) < augmentation.gray
         pixels = torch.where(chosen.to(pixels.device), _gray(pixels), pixels)
