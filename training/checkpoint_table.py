@@ -76,7 +76,7 @@ class Row:
         return [
             f"[`{self.name}`](model_cards/{card_name(self.run)}.md)",
             method_name(self.run),
-            f"{self.run['parameters'] / 1e6:.1f} M",
+            _millions(self.run["parameters"]),
             f"{self.megabytes:.1f} MB",
             f"{time:.2g}",
             *(f"{mean[key]:.2f}" for key in ("f1", "auc", "correlation")),
@@ -118,6 +118,10 @@ def read_row(name: str) -> Row:
     run, metrics = (json.loads((folder / f"{file}.json").read_text()) for file in ("run", "metrics"))
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return Row(name, AutoModel.from_pretrained(folder).eval(), run, metrics["test"], size / 1e6)
+
+
+def _millions(parameters: int) -> str:
+    return f"{parameters / 1e6:.{1 if parameters >= 5e4 else 2}f} M"
 
 
 def method_name(run: dict[str, Any]) -> str:
