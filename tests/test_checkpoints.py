@@ -50,7 +50,7 @@ def test_every_one_loads_and_computes_in_float32(name):
     model, info = AutoModel.from_pretrained(checkpoints.path(name), output_loading_info=True)
     assert not any(info.values())
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    assert AutoImageProcessor.from_pretrained(checkpoints.path(name)).aus == model.config.aus
+    assert AutoImageProcessor.from_pretrained(checkpoints.path(name)).aus == model.config.places
     run = json.loads((checkpoints.path(name) / "run.json").read_text())
     assert run["model_type"] == model.config.model_type
     assert run["parameters"] == sum(p.numel() for p in model.parameters())

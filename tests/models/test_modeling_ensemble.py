@@ -245,8 +245,24 @@ def test_a_network_of_places_reads_those_and_others_their_own(networks, tmp_path
     few = AutoModel.from_pretrained(tmp_path, aus=[25, 1])
     assert few.config.places == [25, 1, 6, 12]
     torch.testing.assert_close(answer(few), answer(model)[:, [3, 0]], rtol=1e-3, atol=1e-4)
-    with pytest.raises(ValueError, match=r"read the centres of the action units \[25, 1, 6, 12\]"):
-        few(torch.zeros(1, 3, 48, 48), torch.zeros(1, 2, 2, 2))
+    pictures = torch.zeros(1, 3, 48, 48)
+    with pytest.raises(ValueError, match=r"centres of the action units \[25, 1, 6, 12\]"):
+        few(pictures, torch.zeros(1, 3, 2, 2))
+    without = few(pictures, torch.ones(1, 2, 2, 2))  # the centres of 25 and 1 alone
+    torch.testing.assert_close(without.logits, few.lsc(pictures, torch.ones(1, 2, 2, 2)).logits)
+    assert without.branch_logits.shape == (1, 1, 2)
+
+
+def test_places_in_another_order_are_told_apart():
+    lsc, geometry = (
+        LscTester().make_model(aus=[1, 12]),
+        GeometryTester().make_model(aus=[1, 12], places=[12, 1]),
+    )
+    model = EnsembleForAUDetection.from_networks(lsc, geometry)
+    inputs = LscTester().make_inputs(lsc.config)
+    turned = (inputs["au_centers"] + 0.5).flip(1) * geometry.config.image_size / 48 - 0.5
+    expected = geometry(au_centers=turned).logits
+    torch.testing.assert_close(model(**inputs).branch_logits[:, 1], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_members_that_do_not_go_together(networks):

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from actionunits.modeling_au import AUPreTrainedModel
@@ -28,6 +29,8 @@ from actionunits.models.gtlenet.modeling_gtlenet import GtleNetForAUDetection
 from actionunits.models.lac.modeling_lac import LacForAUDetection
 
 from .configuration_ensemble import EnsembleConfig, input_size
+
+logger = logging.get_logger(__name__)
 
 NETWORKS: dict[str, type[AUPreTrainedModel]] = {
     "lsc": LscForAUDetection,
@@ -132,22 +135,24 @@ class EnsembleForAUDetection(AUPreTrainedModel):
             kwargs: Passed to all networks, such as `output_hidden_states`.
 
         Returns:
-            Besides the ensemble's logits, `branch_logits` (B, k, m), the networks'.
+            Besides the ensemble's logits, `branch_logits` (B, k, m), the networks'. Given the centres of the
+            m action units alone, networks that read others do not take part, and a warning says so.
 
         Raises:
             ValueError: Pictures of another size, or what a network finds wrong with its input.
         """
-        self._check_inputs(pixel_values, au_centers)
+        self._check_size(pixel_values)
+        networks = self._answering(au_centers)
         inputs = {"pixel_values": pixel_values, "au_centers": au_centers, "labels": labels}
         asked = self.asked_of_networks(kwargs)
         wanted = asked | {"output_au_attentions": output_au_attentions, "return_dict": True}
         outputs: list[AUDetectionOutput] = [
-            network(**self._inputs_of(network, inputs), **wanted) for network in self.networks.values()
+            network(**self._inputs_of(network, inputs), **wanted) for network in networks.values()
         ]
         logits = torch.stack([output["logits"] for output in outputs], dim=1)  # (B, k, m)
         return AUDetectionOutput(
             loss=None if labels is None else torch.stack([output["loss"] for output in outputs]).sum(),
-            logits=torch.einsum("bkm,k->bm", logits, self._shares.to(logits)),
+            logits=torch.einsum("bkm,k->bm", logits, self._shares(networks).to(logits)),
             branch_logits=logits,
             **{name: _first(getattr(output, name) for output in outputs) for name in SHOWN},
         )
@@ -175,26 +180,34 @@ class EnsembleForAUDetection(AUPreTrainedModel):
     def _centers_of(self, network: Any, au_centers: Tensor | None) -> Tensor | None:
         """The centres (B, p, 2, 2) that the network reads."""
         every, own = self.config.places, network.config.places
-        if au_centers is None or every == own or every is None or own is None:
+        if au_centers is None or every is None or own is None or every == own:
             return au_centers
         return au_centers[:, [every.index(au) for au in own]]
 
-    @property
-    def _shares(self) -> Tensor:
+    def _answering(self, au_centers: Tensor | None) -> dict[str, AUPreTrainedModel]:
+        """The networks that take part: all, but for those that need more centres than are given."""
+        places, aus, networks = self.config.places, self.config.aus, self.networks
+        silent = [name for name, network in networks.items() if network.config.places != aus]
+        if au_centers is None or places is None or not silent or au_centers.shape[1] == len(places):
+            return networks
+        remedy = (
+            f"au_centers has shape {tuple(au_centers.shape)}, but {', '.join(silent)} read among the centres "
+            f"of the action units {places}. The image processor of `config.processor_options`, or "
+            "AUCollator with `places=model.config.places`, gives them."
+        )
+        if au_centers.shape[1] != len(aus) or len(silent) == len(networks):
+            raise ValueError(remedy)
+        logger.warning_once(f"{', '.join(silent)} left out of the mean: {remedy}")
+        return {name: network for name, network in networks.items() if name not in silent}
+
+    def _shares(self, networks: Iterable[str]) -> Tensor:
         """Shares of the networks in the mean, (k,)."""
         given = self.config.network_weights or {}
-        weights = torch.tensor([float(given.get(name, 1)) for name in self.networks])
+        weights = torch.tensor([float(given.get(name, 1)) for name in networks])
         return weights / weights.sum()
 
-    def _check_inputs(self, pixel_values: Tensor, au_centers: Tensor | None) -> None:
-        places, side = self.config.places, self.config.image_size
-        picks = places is not None and any(n.config.places != places for n in self.networks.values())
-        if picks and au_centers is not None and au_centers.shape[1] != len(places or ()):
-            raise ValueError(
-                f"au_centers has shape {tuple(au_centers.shape)}, but the networks read the centres of "
-                f"the action units {places}. The image processor of `config.processor_options`, or "
-                "AUCollator with `places=model.config.places`, gives them."
-            )
+    def _check_size(self, pixel_values: Tensor) -> None:
+        side = self.config.image_size
         if pixel_values.ndim != 4 or tuple(pixel_values.shape[2:]) != (side, side):
             raise ValueError(
                 f"Pictures of shape {tuple(pixel_values.shape)}, but the ensemble reads "
