@@ -12,6 +12,7 @@ from PIL import Image
 
 from actionunits import FaceDetector, checkpoints, cli
 from actionunits.cli_common import stems
+from actionunits.pictures import load_picture
 from actionunits.pipelines import AUDetectionPipeline
 
 HAS_WEIGHTS = all(
@@ -128,6 +129,22 @@ def test_what_cannot_be_written_is_said_and_loses_no_result(detect, photo_path, 
     ]
     assert scores[0] == scores[1] and first["face"] == "1"  # the same photo under two names
     assert (tmp_path / "out" / "other_au.png").is_file()
+
+
+def test_what_was_done_before_an_interruption_is_given(detect, photo_path, tmp_path, monkeypatch):
+    later = tmp_path / "later.jpg"
+
+    def load(source):
+        if source == str(later):
+            raise KeyboardInterrupt
+        return load_picture(source)
+
+    monkeypatch.setattr(cli, "load_picture", load)
+    with pytest.raises(KeyboardInterrupt):
+        detect(photo_path, later, photo_path, "--output", tmp_path, "--json", "--csv")
+    (record,) = json.loads((tmp_path / "results.json").read_text())
+    assert record["photo"] == str(photo_path) and len(record["faces"]) == 1
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 2
 
 
 def test_no_face_is_said(detect, no_face, tmp_path):

@@ -1,12 +1,14 @@
 """`actionunits corpus`: layouts that are shown and written, checks with exit codes, preparation."""
 
 import json
+import shutil
 
 import pytest
 from PIL import Image
 
 from actionunits.cli import main
 from actionunits.data.corpora import CORPORA
+from actionunits.video import write_video
 
 NAMES = ("bp4d", "bp4d_plus", "disfa", "gft", "aff_wild2", "casme2", "fec", "ms_celeb")
 
@@ -129,3 +131,26 @@ def test_extract_writes_the_listed_faces_of_ms_celeb(tmp_path, capsys):
     assert "corpus extract ms_celeb" in capsys.readouterr().out
     assert main(["corpus", "extract", "ms_celeb", str(tmp_path)]) == 0
     assert {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.jpg")} == files
+
+
+def test_extract_leaves_out_broken_videos_and_names_them(tmp_path, capsys):
+    pytest.importorskip("av")
+    CORPORA["gft"].write_tiny(tmp_path)
+    shutil.rmtree(tmp_path / "Frames")
+    (tmp_path / "Videos").mkdir()
+    for name in ("001A.mp4", "001B.mp4", "002C.MP4", "003A.mp4"):
+        with write_video(tmp_path / "Videos" / name) as video:
+            for i in range(3):
+                video.add(Image.new("RGB", (32, 32), (80 * i, 0, 0)), i / 25)
+    whole = (tmp_path / "Videos/001A.mp4").read_bytes()
+    (tmp_path / "Videos/001A.mp4").write_bytes(b"")
+    (tmp_path / "Videos/001B.mp4").write_bytes(whole[: len(whole) * 2 // 3])
+    assert main(["corpus", "extract", "gft", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert "2 of 4 videos cannot be read, the others are done (6 pictures written)" in error
+    assert "001A.mp4" in error and "001B.mp4" in error
+    assert sorted(path.name for path in (tmp_path / "Frames").iterdir()) == ["002C", "003A"]
+    for name in ("001A.mp4", "001B.mp4"):
+        (tmp_path / "Videos" / name).write_bytes(whole)
+    assert main(["corpus", "extract", "gft", str(tmp_path)]) == 0
+    assert len(list((tmp_path / "Frames/001B").iterdir())) == 3

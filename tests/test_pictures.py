@@ -145,3 +145,16 @@ def test_decompression_bombs(monkeypatch, photo, factor):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(200 * 200 / factor))
     with pytest.raises(PictureError, match="more than|too large"):
         load_picture(data)
+
+
+def test_broken_exif_costs_nothing(photo, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = bytearray(_file(photo, "JPEG", exif=exif))
+    start = data.find(b"Exif") + 6
+    data[start : start + 8] = b"\xff" * 8
+    (tmp_path / "broken.jpg").write_bytes(data)
+    stored = np.asarray(Image.open(tmp_path / "broken.jpg").convert("RGB"))
+    once = load_picture(tmp_path / "broken.jpg")
+    np.testing.assert_array_equal(once, stored)
+    np.testing.assert_array_equal(load_picture(once), stored)  # as the detector and the pipeline do

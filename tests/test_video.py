@@ -278,3 +278,12 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, pictures):
         part.write_bytes(b"new")
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["10:30.mp4", "pipe:0.mp4", "http:x.mp4"])
+def test_names_that_look_like_protocols_are_files(name, tmp_path, pictures, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with write_video(name) as video:
+        for i, picture in enumerate(pictures):
+            video.add(picture, i / 25)
+    assert [frame.index for frame in VideoReader(name)] == list(range(len(pictures)))

@@ -133,7 +133,7 @@ class Faces(Dataset):
         try:
             with Image.open(self.rows[index]["image"]["path"]) as picture:
                 face = picture.convert("RGB").resize((self.size, self.size), Image.Resampling.BILINEAR)
-        except (OSError, SyntaxError, ValueError):
+        except Exception:  # Pillow's decoders raise whatever they stumble over
             face, label = Image.new("RGB", (self.size, self.size)), UNREADABLE
         return {"pixels": torch.from_numpy(np.array(face)).permute(2, 0, 1), "labels": torch.tensor(label)}
 

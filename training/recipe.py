@@ -199,8 +199,9 @@ class Recipe:
         if len(self.networks) != 1 and set(self.networks) != {"lsc", "gda"}:
             raise ValueError(f"networks must name one network, or lsc and gda; got {sorted(self.networks)}.")
         positive = ("epochs", "batch_size", "gradient_accumulation", "base_learning_rate", "clip_norm")
-        for name in (*positive, "full_intensity"):
-            if getattr(self, name) <= 0:
+        positive += ("full_intensity", "eval_batch_size", "log_every", "checkpoint_every")
+        for name in positive:
+            if not getattr(self, name) > 0:  # nor is nan
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
         trained: list[str] = []
         for name, network in self.networks.items():
@@ -210,6 +211,8 @@ class Recipe:
                     f"{name} takes its backbone from {network.backbone_from!r}, which must be trained before "
                     f"it; before it come {trained}."
                 )
+            if network.epochs < 0:
+                raise ValueError(f"{name}: epochs={network.epochs} must not be negative; 0 is the recipe's.")
             if not 0 <= network.keep_pretrained < 1:
                 raise ValueError(f"{name}: keep_pretrained={network.keep_pretrained} must lie in [0, 1).")
             if network.keep_pretrained and (not network.pretrained or self.epoch_selection != "last"):
@@ -219,8 +222,19 @@ class Recipe:
             raise ValueError(f"teacher_weight={self.teacher_weight} must lie in (0, 1].")
         if self.teachers and self.target != "intensity":
             raise ValueError(f"teachers={self.teachers} soften labels; with them goes target=intensity.")
-        if self.plain_epochs < 0:
-            raise ValueError(f"plain_epochs={self.plain_epochs} must not be negative.")
+        for name in ("plain_epochs", "workers", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed} must lie in [0, 2**32).")
+        if not 0 <= self.max_false_alarms <= 1:
+            raise ValueError(f"max_false_alarms={self.max_false_alarms} is a share in [0, 1].")
+        for name in ("image_mean", "image_std"):
+            values = getattr(self, name)
+            if len(values) != 3 or not all(isinstance(value, int | float) for value in values):
+                raise ValueError(f"{name}={values} must be three numbers, one a channel.")
+        if not all(value > 0 for value in self.image_std):
+            raise ValueError(f"image_std={self.image_std} divides the channels, so it must be above 0.")
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ValueError(f"warmup_epochs={self.warmup_epochs} must be below epochs={self.epochs}.")
 

@@ -77,21 +77,41 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _detect(detect: Any, args: argparse.Namespace) -> int:
-    """Analyse photo by photo, so that a bad one costs nothing but itself."""
+    """Analyse photo by photo; what is done is given even if something ends the command early."""
     photos = {"astronaut.png": sample_photo()} if args.sample else {photo: photo for photo in args.photos}
     thresholds = decision_thresholds(detect.model.config, args.threshold)
-    records = []
+    records: list[dict[str, Any]] = []
+    given = True
+    try:
+        _analyse(detect, photos, thresholds, args, records)
+    finally:
+        if args.json:
+            given &= _give(_as_json(records), args.output, "results.json")
+        if args.csv:
+            given &= _give(_as_csv(records, list(thresholds)), args.output, "results.csv")
+    return int(not given or any("error" in record for record in records))
+
+
+def _analyse(
+    detect: Any,
+    photos: dict[str, Any],
+    thresholds: dict[str, float],
+    args: argparse.Namespace,
+    records: list[dict[str, Any]],
+) -> None:
+    """Fill the records photo by photo, so that a bad one costs nothing but itself."""
     progress = tqdm(photos.items(), unit="photo", disable=len(photos) == 1)
     for (name, source), stem in zip(progress, stems(photos), strict=True):
         record: dict[str, Any] = {"photo": name, "faces": []}
-        records.append(record)
         try:
             picture = load_picture(source)
             faces = detect(picture, threshold=args.threshold, return_maps=args.maps)
         except (OSError, ValueError) as error:
             record["error"] = str(error)
+            records.append(record)
             tqdm.write(f"{name}: skipped. {error}", file=sys.stderr)
             continue
+        records.append(record)
         if not faces:
             record["error"] = "no face found"
             tqdm.write(f"{name}: no face found", file=sys.stderr)
@@ -104,12 +124,6 @@ def _detect(detect: Any, args: argparse.Namespace) -> int:
                 tqdm.write(f"{name}: could not be drawn. {error}", file=sys.stderr)
         if faces and (args.output is not None or not (args.json or args.csv)):
             tqdm.write(_table(name, faces), file=sys.stdout)
-    given = True
-    if args.json:
-        given &= _give(_as_json(records), args.output, "results.json")
-    if args.csv:
-        given &= _give(_as_csv(records, list(thresholds)), args.output, "results.csv")
-    return int(not given or any("error" in record for record in records))
 
 
 def _draw(
@@ -206,8 +220,11 @@ def _give(text: str, folder: Path | None, name: str) -> bool:
 def _write(path: Path, data: bytes) -> None:
     """Write a file whole or not at all."""
     part = path.with_name(f".{path.name}.part")
-    part.write_bytes(data)
-    os.replace(part, path)
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def load_picture(source: Any) -> Image.Image:
             "make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
         )
     try:
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return _to_rgb(_upright(image))
     except PictureError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever they stumble over
@@ -151,6 +151,14 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
             "divide by 255 or convert to uint8."
         )
     return (values * 255.0 + 0.5).astype(np.uint8)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        image.getexif()
+    except Exception:  # broken EXIF says nothing of the pixels, nor which side is up
+        return image
+    return ImageOps.exif_transpose(image)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -154,7 +154,7 @@ class VideoReader:
     def _open(self) -> Iterator[tuple[Any, Any]]:
         """Yield the container and its first stream of moving pictures."""
         try:
-            container = self._av.open(self.name)
+            container = self._av.open(os.path.abspath(self.name))  # FFmpeg takes "10:30.mp4" for a protocol
         except self._av.FFmpegError as error:
             raise VideoError(
                 f"{self.name} is no video that FFmpeg can read, or it is cut off or broken: {error.strerror}."
@@ -182,7 +182,7 @@ def write_video(path: str | os.PathLike, encoder: str | None = None) -> Iterator
     encoder = encoder or next(name for name in ENCODERS if name in av.codecs_available)
     with (
         whole_file(path) as part,
-        av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+        av.open(os.path.abspath(part), "w", format="mp4", options={"movflags": "+faststart"}) as container,
     ):
         writer = VideoWriter(container, encoder)
         yield writer

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import savemat
+from toy_corpus import huge_header
 
 from actionunits.action_units import UNKNOWN
 from actionunits.data.corpora import CORPORA, WrongCorpusError, get_corpus, load_corpus, load_crossing
@@ -573,3 +574,108 @@ def test_the_check_opens_pictures(name, own):
     first = min(root.rglob("*.jpg"))
     first.write_bytes(first.read_bytes()[:200])
     assert any(str(first) in problem for problem in CORPORA[name].check(root).problems)
+
+
+LABELS = {
+    "bp4d": "AUCoding/AU_OCC/F001_T1.csv",
+    "bp4d_plus": "AUCoding/AU_OCC/F001_T1.csv",
+    "disfa": "ActionUnit_Labels/SN001/SN001_au1.txt",
+    "gft": "AUs/Train/001A.csv",
+    "aff_wild2": "annotations/AU_Set/Train_Set/video2.txt",
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_label_files_from_other_systems_give_the_same_rows(name, own, load):
+    file = own(name) / LABELS[name]
+    root = file.parents[LABELS[name].count("/")]
+    before = load(name, split="full")
+    file.with_name(f"._{file.name}").write_bytes(b"\x00\x05\x16\x07Mac OS X")
+    lines = b"\r\n".join(file.read_bytes().splitlines())
+    file.with_suffix(file.suffix.upper()).write_bytes(b"\xef\xbb\xbf" + lines)
+    file.unlink()
+    after = load(name, root=root, split="full")
+    for column in ("subject", "sequence", "frame", "occurrence"):
+        assert after[column][:] == before[column][:]
+    assert CORPORA[name].check(root).found["labelled frames"] >= len(before)
+    file.write_bytes(lines)
+    with pytest.raises(ValueError, match="are the same file; remove one of them"):
+        CORPORA[name].label_files(root)
+
+
+def test_points_with_an_upper_case_suffix_are_found(own, load):
+    root = own("gft")
+    (root / "landmarks/001A.csv").rename(root / "landmarks/001A.CSV")
+    assert load("gft", root=root, split="full")["landmarks"][:] == load("gft", split="full")["landmarks"][:]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("disfa", "1,x\n", "is no table of whole numbers: could not convert string 'x'"),
+        ("disfa", "1,0\n2\n", "is no table of whole numbers: the number of columns changed"),
+        ("disfa", "1\n2\n", "has 1 columns, not frame and intensity"),
+        ("disfa", "\n \n", "is empty; copy it again"),
+        ("disfa", "1,0\n2,0\n2,1\n", "labels frame 2 more than once"),
+        (
+            "gft",
+            "frame,1,2,4,6,10,12,14,15,23,24\n1" + ",1e30" * 10,
+            "has a row that is not whole numbers all along",
+        ),
+        (
+            "gft",
+            "frame,1,2,4,6,10,12,14,15,23,24\n1e30" + ",1" * 10,
+            "has a row that is not whole numbers all along",
+        ),
+    ],
+)
+def test_wrong_values_of_labels_name_their_file(name, content, message, own, load):
+    root = own(name)
+    (root / LABELS[name]).write_text(content)
+    for read in (CORPORA[name].check, lambda root: load(name, root=root, split="full")):
+        with pytest.raises(ValueError, match=f"{LABELS[name]} {message}"):
+            read(root)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("Subject,Filename,\xff\xfe\n", "is no text file: .*; copy it again, or save it as UTF-8"),
+        ("Person,Filename\n1,EP02_01f\n", r"has no column \['Subject'\]; it has \['Person', 'Filename'\]"),
+        ("Subject,Filename,ApexFrame,Action Units\n1,EP02_01f,inf,4\n", "row 2: .*infinity"),
+    ],
+)
+def test_what_is_wrong_with_a_coding_sheet_is_named(content, message, own):
+    root = own("casme2")
+    next(root.glob("*.xlsx")).unlink()
+    (root / "CASME2-coding-20140508.csv").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=f"CASME2-coding-20140508.csv.*{message}"):
+        CORPORA["casme2"].check(root)
+
+
+@pytest.mark.parametrize("points", [np.ones((66, 3)), np.ones((2, 66)), np.ones((0, 2)), "text"])
+def test_points_of_another_shape_are_left_out_and_named(points, own, load, caplog):
+    root, file = own("disfa"), "Landmark_Points/SN001/tmp_frame_lm/SN001_0000_lm.mat"
+    savemat(str(root / file), {"pts": points})
+    rows = load("disfa", root=root, split="full")
+    assert sum(not row["landmarks"] for row in rows) == 1 and "SN001_0000_lm.mat" in caplog.text
+    assert any(file in problem for problem in CORPORA["disfa"].check(root).problems)
+
+
+@pytest.mark.parametrize("frame", [np.nan, np.inf, np.zeros(0)])
+def test_points_of_no_frame_are_left_out_and_named(frame, own, load, caplog):
+    root, file = own("bp4d"), "2DFeatures/F001_T1.mat"
+    fit = np.zeros((1, 2), dtype=[("frame", object), ("pred", object)])
+    fit[0, 0], fit[0, 1] = (frame, np.ones((49, 2))), (2441, np.full((49, 2), 8.0))
+    savemat(str(root / file), {"fit": fit})
+    rows = load("bp4d", root=root, split="full").select(range(4))  # of F001, T1
+    assert [row["landmarks"] for row in rows] == [[], [[7.0, 7.0]] * 49, [], []]
+    assert "F001_T1.mat: entry 1 of `fit` is unreadable" in caplog.text
+
+
+def test_a_picture_whose_header_lies_about_its_size_is_a_problem(own):
+    root = own("bp4d")
+    first = min(root.rglob("*.jpg"))
+    first.write_bytes(huge_header())
+    problems = CORPORA["bp4d"].check(root).problems
+    assert any(str(first) in problem and "exceeds limit" in problem for problem in problems)

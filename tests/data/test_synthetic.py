@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from toy_corpus import write_corpus
+from toy_corpus import huge_header, toy_row, write_corpus
 
 from actionunits.action_units import CORPUS_AUS
 from actionunits.alignment import level_eyes
@@ -170,3 +170,18 @@ def test_a_person_in_two_splits_is_refused(faces):
             validation=faces.select(faces.people == "train-1"),
             test=faces.select(faces.people != "train-0"),
         )
+
+
+def test_a_picture_whose_header_lies_about_its_size_is_skipped(tmp_path):
+    row = toy_row("train", 0, 64, 0, 1)
+    record = {
+        "image": row["image"]["bytes"],
+        "landmarks": row["landmarks"],
+        "occurrence": row["au_occurrence"],
+        "intensities": None,
+        "person": "a",
+        "groups": {},
+    }
+    records = [record | {"image": huge_header()}, record]
+    prepared = aligned_faces.prepare_faces(tmp_path / "p", records, 2, CORPUS_AUS["synthetic"], "ibug68", {})
+    assert len(prepared) == 1 and "exceeds limit" in prepared.skipped[0]

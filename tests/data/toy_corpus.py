@@ -1,6 +1,8 @@
 """A toy corpus like the synthetic one: grey faces on which every AU is a bright spot at its place."""
 
 import json
+import struct
+import zlib
 from io import BytesIO
 from pathlib import Path
 
@@ -109,3 +111,13 @@ def to_jpeg(picture: np.ndarray) -> bytes:
     buffer = BytesIO()
     PILImage.fromarray(np.clip(picture, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=92)
     return buffer.getvalue()
+
+
+def huge_header() -> bytes:
+    """A PNG of a few bytes that says it has 60000 x 60000 pixels, as a damaged header may."""
+    parts = (b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)), (b"IDAT", b""), (b"IEND", b"")
+    chunks = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)

@@ -262,5 +262,5 @@ def _decode(record: dict[str, Any]) -> np.ndarray | str:
         return record["unreadable"]
     try:
         return np.asarray(Image.open(BytesIO(record["image"])).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, TypeError) as error:  # what Pillow raises on broken files
+    except Exception as error:  # Pillow's decoders raise whatever they stumble over
         return f"{type(error).__name__}: {error}"

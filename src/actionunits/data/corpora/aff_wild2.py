@@ -8,7 +8,13 @@ from pathlib import Path
 from actionunits.action_units import CORPUS_AUS
 from actionunits.data.corpora import tiny
 from actionunits.data.corpora.base import AUCorpus, Published, Recording
-from actionunits.data.corpora.reading import first_folder, index_pictures, read_au_table, read_landmarks
+from actionunits.data.corpora.reading import (
+    find_files,
+    first_folder,
+    index_pictures,
+    read_au_table,
+    read_landmarks,
+)
 
 LABELS = (
     "annotations/AU_Set",
@@ -74,7 +80,7 @@ Aff-Wild2/
     def label_files(self, root: Path) -> list[Path]:
         """The text files: training videos, then validation videos."""
         folder = first_folder(root, LABELS)
-        return [path for name in SPLITS for path in sorted(folder.glob(f"{name}/*.txt"))] if folder else []
+        return [path for name in SPLITS for path in find_files(folder / name, "*.txt")] if folder else []
 
     def recordings(self, root: Path, aus: Sequence[int]) -> Iterator[Recording]:
         """One recording a video (or a person of it)."""

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from actionunits.action_units import UNKNOWN, check_aus
-from actionunits.data.corpora.reading import read_frame_list
+from actionunits.data.corpora.reading import find_files, read_frame_list
 
 logger = logging.getLogger(__name__)
 
@@ -259,7 +259,8 @@ class AUCorpus(Corpus):
 
     def fingerprint(self, root: Path, frames: str = "all") -> str:
         """Changes with labels, frame lists and `landmarks/*.csv`, and if a picture or points appear or go."""
-        lists = [file for glob in ("landmarks/*.csv", *self.frame_lists.values()) for file in root.glob(glob)]
+        lists = find_files(root / "landmarks", "*.csv")
+        lists += [file for glob in self.frame_lists.values() for file in root.glob(glob)]
         stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in lists]
         stats += [(folder, 0, Path(folder).stat().st_mtime_ns) for folder in _folders(root)]
         seen = super().fingerprint(root, frames) + repr(sorted(stats))

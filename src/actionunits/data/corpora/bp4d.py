@@ -12,6 +12,7 @@ from actionunits.action_units import CORPUS_AUS
 from actionunits.data.corpora import tiny
 from actionunits.data.corpora.base import AUCorpus, Published, Recording, WrongCorpusError
 from actionunits.data.corpora.reading import (
+    find_files,
     first_folder,
     index_pictures,
     load_mat,
@@ -93,7 +94,7 @@ BP4D/
     def label_files(self, root: Path) -> list[Path]:
         """The CSV files, in order."""
         folder = first_folder(root, LABELS)
-        return sorted(folder.glob("[FM][0-9][0-9][0-9]_T*.csv")) if folder else []
+        return find_files(folder, "[FM][0-9][0-9][0-9]_T*.csv") if folder else []
 
     def recordings(self, root: Path, aus: Sequence[int]) -> Iterator[Recording]:
         """One recording a subject and task."""
@@ -189,9 +190,16 @@ def _points(root: Path, name: str, problems: list[str]) -> dict[int, np.ndarray]
     fits = load_mat(path, "fit", problems)
     found = {}
     for position, fit in enumerate(() if fits is None else np.atleast_1d(fits), start=1):
-        points = np.asarray(getattr(fit, "pred", ()), np.float64)
+        try:
+            points, frame = (
+                np.asarray(getattr(fit, "pred", ()), np.float64),
+                int(getattr(fit, "frame", position)),
+            )
+        except (TypeError, ValueError, OverflowError) as error:
+            problems.append(f"{path}: entry {position} of `fit` is unreadable: {error}")
+            continue
         if points.shape == (49, 2) and np.isfinite(points).all():
-            found[int(getattr(fit, "frame", position))] = points - 1
+            found[frame] = points - 1
     return found
 
 

@@ -64,12 +64,14 @@ CASME2/
         """One recording a clip, with its apex frame."""
         sheet = self.label_files(root)[0]
         for number, row in enumerate(read_sheet(sheet), start=2):
+            if missing := {"Subject", "Filename"} - row.keys():
+                raise ValueError(f"{sheet} has no column {sorted(missing)}; it has {list(row)}.")
             if not row.get("Subject") or not row.get("Filename"):
                 continue
             try:
                 subject = f"sub{int(float(row['Subject'])):02d}"
                 frame, codes = apex_frame(row), read_units(row["Action Units"], aus)
-            except (ValueError, KeyError) as error:
+            except (ValueError, KeyError, OverflowError) as error:
                 raise ValueError(f"{sheet}, row {number}: {error}; the cells are {row}.") from error
             clip = row["Filename"].strip()
             candidates = (index_pictures(root / name / subject / clip) for name in PICTURES)

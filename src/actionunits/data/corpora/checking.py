@@ -123,7 +123,7 @@ def try_picture(path: Path, points: np.ndarray | None = None) -> str:
             picture.load()
             if points is not None:
                 check_inside(points, *picture.size)
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # Pillow's decoders raise whatever they stumble over
         return f"{path}: {error}"
     return ""
 

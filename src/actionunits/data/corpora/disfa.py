@@ -11,7 +11,14 @@ import numpy as np
 from actionunits.action_units import CORPUS_AUS
 from actionunits.data.corpora import tiny
 from actionunits.data.corpora.base import AUCorpus, Published, Recording
-from actionunits.data.corpora.reading import index_pictures, load_mat, naming, read_landmarks
+from actionunits.data.corpora.reading import (
+    check_once,
+    find_files,
+    index_pictures,
+    load_mat,
+    naming,
+    read_landmarks,
+)
 from actionunits.landmarks import reduce_landmarks
 
 CODED = (1, 2, 4, 5, 6, 9, 12, 15, 17, 20, 25, 26)
@@ -75,7 +82,8 @@ DISFA/
 
     def label_files(self, root: Path) -> list[Path]:
         """The text files, in order."""
-        return sorted(root.glob("ActionUnit_Labels/SN[0-9][0-9][0-9]/SN*_au*.txt"))
+        folders = sorted(root.glob("ActionUnit_Labels/SN[0-9][0-9][0-9]"))
+        return [path for folder in folders for path in find_files(folder, "SN*_au*.txt")]
 
     def recordings(self, root: Path, aus: Sequence[int]) -> Iterator[Recording]:
         """One recording a person."""
@@ -117,14 +125,23 @@ def _intensities(folder: Path, aus: Sequence[int]) -> tuple[np.ndarray, np.ndarr
     """Frame numbers (n,) and codes (n, m) from the files of one person."""
     columns: list[np.ndarray] = []
     frames = np.empty(0, np.int64)
+    files = {path.stem: path for path in find_files(folder, "*.txt")}
     for au in aus:
-        path = folder / f"{folder.name}_au{au}.txt"
+        name = f"{folder.name}_au{au}"
+        path = files.get(name, folder / f"{name}.txt")
         if not path.is_file():
             raise ValueError(f"{path} is missing; DISFA codes the action units {list(CODED)}.")
-        if not path.stat().st_size:
-            raise ValueError(f"{path} is empty; copy it again.")
         with naming(path):
-            table = np.loadtxt(path, delimiter=",", dtype=np.int64, ndmin=2)
+            text = path.read_text(encoding="utf-8-sig")
+        if not text.strip():
+            raise ValueError(f"{path} is empty; copy it again.")
+        try:
+            table = np.loadtxt(text.splitlines(), delimiter=",", dtype=np.int64, ndmin=2)
+        except ValueError as error:
+            raise ValueError(f"{path} is no table of whole numbers: {error}; copy it again.") from error
+        if table.shape[1] != 2:
+            raise ValueError(f"{path} has {table.shape[1]} columns, not frame and intensity; copy it again.")
+        check_once(path, table[:, 0])
         if columns and not np.array_equal(table[:, 0], frames):
             raise ValueError(f"{path} labels other frames than the files before it; copy it again.")
         frames = table[:, 0]
@@ -142,10 +159,14 @@ def _points(root: Path, subject: str, problems: list[str]) -> dict[int, np.ndarr
     if not files:
         return read_landmarks(root, subject, problems)
     shift = 1 if 0 in files else 0
-    loaded = {frame: load_mat(path, "pts", problems) for frame, path in files.items()}
-    points = {
-        frame + shift: np.asarray(pts, np.float64) - 1 for frame, pts in loaded.items() if pts is not None
-    }
+    points = {}
+    for frame, path in files.items():
+        if (pts := load_mat(path, "pts", problems)) is None:
+            continue
+        if np.shape(pts) != (66, 2) or np.asarray(pts).dtype.kind not in "fiu":
+            problems.append(f"{path} holds `pts` of shape {np.shape(pts)}; 66 points x, y are expected")
+            continue
+        points[frame + shift] = np.asarray(pts, np.float64) - 1
     for (person, frame), substitute in MISSING_POINTS.items():
         if person == subject and frame not in points and substitute in points:
             points[frame] = points[substitute]

@@ -15,6 +15,8 @@ from tqdm import tqdm
 
 from actionunits.data.corpora import Corpus, WrongCorpusError
 from actionunits.data.corpora.ms_celeb import LIST, PICTURES, TABLE, read_list, read_table
+from actionunits.data.corpora.reading import find_files
+from actionunits.video import VideoError
 
 QUALITY = 95  # of the JPEG files
 
@@ -33,19 +35,30 @@ def extract(corpus: Corpus, root: Path, output: Path | None = None) -> int:
     Raises:
         ValueError: The corpus comes with pictures.
         WrongCorpusError: The folder holds no video, or not the table.
+        VideoError: Videos that are broken, after all others were extracted.
         ImportError: PyAV is missing, for videos.
     """
     if corpus.name == "ms_celeb":
         return extract_faces(root, output or root / PICTURES[0])
     if not hasattr(corpus, "videos"):
         raise ValueError(f"{corpus.title} is read from pictures as it comes; there is nothing to extract.")
-    videos = sorted(root.glob(corpus.videos))
+    videos = find_files((root / corpus.videos).parent, Path(corpus.videos).name)
     if not videos:
         raise WrongCorpusError(f"{root} has no {corpus.videos}; `actionunits corpus layout {corpus.name}`.")
     frames = output or root / "Frames"
     folder_of: Any = corpus.video_folder  # type: ignore[attr-defined]
-    counts: list[int] = [extract_video(video, frames / folder_of(video)) for video in videos]
-    return sum(counts)
+    count, broken = 0, list[str]()
+    for video in videos:
+        try:
+            count += extract_video(video, frames / folder_of(video))
+        except VideoError as error:
+            broken.append(str(error))
+    if broken:
+        raise VideoError(
+            f"{len(broken)} of {len(videos)} videos cannot be read, the others are done ({count} pictures "
+            f"written); copy these again: {'; '.join(broken)}"
+        )
+    return count
 
 
 def extract_video(video: Path, folder: Path) -> int:
@@ -56,10 +69,16 @@ def extract_video(video: Path, folder: Path) -> int:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     count = 0
-    for count, picture in enumerate(
-        tqdm(_frames(video), desc=video.name, unit="frame", disable=None), start=1
-    ):
-        picture.save(partial / f"{count:05d}.jpg", quality=QUALITY)
+    try:
+        for count, picture in enumerate(
+            tqdm(_frames(video), desc=video.name, unit="frame", disable=None), start=1
+        ):
+            picture.save(partial / f"{count:05d}.jpg", quality=QUALITY)
+        if not count:
+            raise VideoError(f"{video} holds not a single frame")
+    except VideoError:
+        shutil.rmtree(partial)
+        raise
     os.replace(partial, folder)
     return count
 
@@ -86,6 +105,9 @@ def _frames(video: Path) -> Iterator[Any]:
         import av
     except ImportError as error:
         raise ImportError('reading videos needs PyAV: pip install "actionunits[video]".') from error
-    with av.open(str(video)) as container:
-        for frame in container.decode(video=0):
-            yield frame.to_image()
+    try:
+        with av.open(os.path.abspath(video)) as container:
+            for frame in container.decode(video=0):
+                yield frame.to_image()
+    except (av.FFmpegError, IndexError) as error:  # IndexError: no stream of pictures
+        raise VideoError(f"{video}: {error}") from error

@@ -11,6 +11,7 @@ from actionunits.action_units import CORPUS_AUS
 from actionunits.data.corpora import tiny
 from actionunits.data.corpora.base import AUCorpus, Published, Recording
 from actionunits.data.corpora.reading import (
+    find_files,
     first_folder,
     index_pictures,
     naming,
@@ -121,7 +122,7 @@ GFT/
         if labels is None:
             return []
         if (root / "split.csv").is_file():
-            files, splits = sorted(labels.glob("*.csv")), read_split(root / "split.csv")
+            files, splits = find_files(labels, "*.csv"), read_split(root / "split.csv")
             if unlisted := [path.stem for path in files if path.stem not in splits]:
                 logger.warning("%s does not list %s; they are left out", root / "split.csv", unlisted)
             return [(path, splits[path.stem]) for path in files if path.stem in splits]
@@ -131,7 +132,7 @@ GFT/
             for f in sorted(labels.iterdir())
             if f.name.lower().startswith(split)
         ]
-        return [(path, split) for folder, split in folders for path in sorted(folder.glob("*.csv"))]
+        return [(path, split) for folder, split in folders for path in find_files(folder, "*.csv")]
 
 
 def read_split(path: Path) -> dict[str, str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import glob
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -53,12 +55,18 @@ def read_au_table(path: Path, aus: Sequence[int], frame_column: bool = True) -> 
     try:
         codes = [[_whole(row[columns[au]]) for au in aus] for row in rows[1:]]
         frames = [_whole(row[0]) for row in rows[1:]] if frame_column else range(1, len(rows))
+        numbers, table = np.asarray(list(frames), np.int64), np.asarray(codes, np.int64)
     except (ValueError, OverflowError, IndexError) as error:
         raise ValueError(f"{path} has a row that is not whole numbers all along: {error}.") from error
-    if len(set(frames)) < len(frames):
-        twice = next(frame for frame, count in Counter(frames).items() if count > 1)
+    check_once(path, numbers)
+    return numbers, table.reshape(-1, len(aus))
+
+
+def check_once(path: Path, frames: np.ndarray) -> None:
+    """Refuse a file that labels a frame more than once."""
+    if len(np.unique(frames)) < len(frames):
+        twice = next(frame for frame, count in Counter(frames.tolist()).items() if count > 1)
         raise ValueError(f"{path} labels frame {twice} more than once; keep one of its rows.")
-    return np.asarray(list(frames), np.int64), np.asarray(codes, np.int64).reshape(-1, len(aus))
 
 
 def _whole(cell: str) -> int:
@@ -97,6 +105,27 @@ def index_pictures(folder: Path, shift: int | str = 0) -> dict[int, Path]:
     return {frame + int(shift): path for frame, path in found.items()}
 
 
+def find_files(folder: Path, pattern: str) -> list[Path]:
+    """Files of a folder by a pattern such as "F*.csv", in order; the suffix may be in upper case.
+
+    Raises:
+        ValueError: Two files differ in their suffix alone.
+    """
+    if not folder.is_dir():
+        return []
+    stem, suffix = os.path.splitext(pattern)
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):  # macOS leaves "._001A.csv" beside "001A.csv" on foreign discs
+            continue
+        if path.suffix.lower() != suffix or not fnmatchcase(path.stem, stem):
+            continue
+        if path.stem in found:
+            raise ValueError(f"{path} and {found[path.stem].name} are the same file; remove one of them.")
+        found[path.stem] = path
+    return list(found.values())
+
+
 def first_folder(root: Path, candidates: Sequence[str]) -> Path | None:
     """The first of these subfolders that exists; "." is the folder itself."""
     return next((root / name for name in candidates if (root / name).is_dir()), None)
@@ -109,9 +138,10 @@ def read_landmarks(root: Path, sequence: str, problems: list[str]) -> dict[int, 
     the centre of the upper left pixel, in any order that `actionunits.landmarks.SCHEMES` knows. A file that
     is something else has no points; what is wrong with it goes into `problems`.
     """
-    path = root / "landmarks" / f"{sequence}.csv"
-    if not path.is_file():
+    name = f"{glob.escape(sequence)}.csv"
+    if not (files := find_files(root / "landmarks", name)):
         return {}
+    path = files[0]
     try:
         with path.open(encoding="utf-8-sig") as file:
             rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
@@ -151,7 +181,7 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is no text file: {error}; copy it again.") from error
+        raise ValueError(f"{path} is no text file: {error}; copy it again, or save it as UTF-8.") from error
 
 
 def read_frame_list(path: Path) -> Iterator[tuple[str, str, int]]:
@@ -159,7 +189,9 @@ def read_frame_list(path: Path) -> Iterator[tuple[str, str, int]]:
 
     The published lists end their lines in CR LF, and some write a label behind the path.
     """
-    for line in path.read_text(encoding="utf-8-sig").split("\n"):
+    with naming(path):
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    for line in lines:
         name = line.split()[0] if line.split() else ""
         parts = PurePosixPath(name.replace("\\", "/")).parts
         number = _LAST_NUMBER.search(Path(name).stem)

@@ -10,6 +10,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
+from actionunits.data.corpora.reading import naming
+
 _MAIN = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
 
 
@@ -20,7 +22,7 @@ def read_sheet(path: Path) -> Iterator[dict[str, str]]:
         ValueError: The file is neither.
     """
     if path.suffix.lower() == ".csv":
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with naming(path), path.open(newline="", encoding="utf-8-sig") as file:
             table = list(csv.reader(file))
     else:
         table = _read_xlsx(path)
