@@ -172,7 +172,7 @@ class NetworkTraining:
         augmentation = recipe.augmentation
         if epoch < recipe.plain_epochs:
             augmentation = replace(NO_AUGMENTATION, mirror=augmentation.mirror)
-        collate: Any = collator(recipe, self._places, augmentation, self.train_faces.scheme)
+        collate: Any = collator(recipe, augmentation, self.train_faces.scheme, self._places)
         collate = ClipCollator(collate) if isinstance(self.examples, ClipDataset) else collate
         for number, batch in enumerate(loader, start=sampler.start):
             random = seeded_generator(recipe.seed, epoch, number, accelerator.process_index)
@@ -217,7 +217,7 @@ class NetworkTraining:
         faces = self.watched_faces
         if faces is None:
             return
-        collate = collator(self.recipe, self._places, scheme=faces.scheme)
+        collate = collator(self.recipe, scheme=faces.scheme, places=self._places)
         clip_length, batch_size = self.recipe.clips.length, self.recipe.eval_batch_size
         if clip_length > 1:
             scores = gathered_clip_scores(self.model, faces, collate, clip_length, self.accelerator)
@@ -524,11 +524,11 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 def collator(
     recipe: Recipe,
-    places: Sequence[int] | None,
     augmentation: Augmentation = NO_AUGMENTATION,
     scheme: str = "ibug68",
+    places: Sequence[int] | None = None,
 ) -> AUCollator:
-    """What makes a batch of faces the inputs of a model that reads the centres of `places`."""
+    """What makes a batch of faces the inputs of a model that reads the centres of `places`, or of its AUs."""
     return AUCollator(
         aus=recipe.aus,
         places=places,
