@@ -118,8 +118,9 @@ class AUConfig(PreTrainedConfig):
     def center_options(self) -> dict[str, Any]:
         """Those of them that say which centres are emitted."""
         places = self.places
-        placed = places is not None and have_centers(places)
-        return {"aus": list(places)} if placed else {"au_definition": "none"}  # type: ignore[arg-type]
+        if places is None or not have_centers(places):
+            return {"au_definition": "none"}
+        return {"aus": list(places)}
 
     def relabel(self, **names: Any) -> None:
         """Rename the outputs by some of `aus`, `id2label`, `label2id` and `num_labels`, which must agree."""

@@ -81,7 +81,7 @@ class EnsembleForAUDetection(AUPreTrainedModel):
 
         Args:
             networks: Of different kinds, for the same action units in the same order, whose image processors
-                differ in the size of the picture at most.
+                differ in the size of the picture and in the centres that they emit at most.
             config_kwargs: Fields of `EnsembleConfig`, such as `au_thresholds`.
 
         Returns:
