@@ -8,7 +8,7 @@ from PIL import Image
 
 from actionunits.cli import main
 from actionunits.data.corpora import CORPORA
-from actionunits.video import write_video
+from actionunits.video import VideoReader, write_video
 
 NAMES = ("bp4d", "bp4d_plus", "disfa", "gft", "aff_wild2", "casme2", "fec", "ms_celeb")
 
@@ -154,3 +154,26 @@ def test_extract_leaves_out_broken_videos_and_names_them(tmp_path, capsys):
         (tmp_path / "Videos" / name).write_bytes(whole)
     assert main(["corpus", "extract", "gft", str(tmp_path)]) == 0
     assert len(list((tmp_path / "Frames/001B").iterdir())) == 3
+
+
+@pytest.mark.parametrize("keep", [8, 400])
+def test_extract_leaves_out_damaged_frames_and_numbers_them(tmp_path, capsys, keep):
+    """A file whose frames are all there, one of them with noise for its data, or for the rest of it."""
+    toy_videos = pytest.importorskip("toy_videos", reason="PyAV is not installed")
+    CORPORA["gft"].write_tiny(tmp_path)
+    shutil.rmtree(tmp_path / "Frames")
+    (tmp_path / "Videos").mkdir()
+    pictures = toy_videos.moving(Image.effect_noise((60, 60), 90).convert("RGB"), 8, size=(96, 80))
+    for name in ("001A", "001B"):
+        toy_videos.write(tmp_path / f"Videos/{name}.mp4", pictures, "mpeg4", options={"g": "1"})
+    toy_videos.damage(tmp_path / "Videos/001A.mp4", 4, keep)
+    (frame,) = [frame for frame in VideoReader(tmp_path / "Videos/001A.mp4") if frame.error]
+    assert frame.error.startswith("the frame cannot be decoded" if keep == 8 else "the frame is damaged")
+    assert main(["corpus", "extract", "gft", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert "1 of 2 videos have damaged frames, which are left out, all others are written" in error
+    assert "remove the folder and repeat" in error and f"001A.mp4: 5 in {tmp_path / 'Frames/001A'}" in error
+    numbers = [int(path.stem) for path in sorted((tmp_path / "Frames/001A").iterdir())]
+    assert numbers == [1, 2, 3, 4, 6, 7, 8]
+    assert len(list((tmp_path / "Frames/001B").iterdir())) == 8
+    assert main(["corpus", "extract", "gft", str(tmp_path)]) == 0

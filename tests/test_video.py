@@ -176,6 +176,46 @@ def test_a_matroska_file_that_is_cut_off(tmp_path, pictures):
     assert last.picture is None and re.match(r"the file is cut off here, 1\.\d s before its end", last.error)
 
 
+@pytest.mark.parametrize("codec", [*toy_videos.CODECS, "mjpeg", "rawvideo"])
+def test_an_avi_file_that_is_cut_off(tmp_path, pictures, codec):
+    """Its head says how many frames there are, not where they lie."""
+    path = toy_videos.write_at_rate(tmp_path / "clip.avi", pictures, codec)
+    assert [frame.error for frame in VideoReader(path)] == [None] * 12
+    toy_videos.cut(path, 7)
+    *frames, broken, last = VideoReader(path)
+    assert [frame.error for frame in frames] == [None] * 7
+    assert broken.picture is None and broken.index == 7
+    assert broken.error.startswith(("the frame cannot be decoded", "the frame is damaged"))
+    assert last.error == "the file is cut off here, 4 frames before its end"
+
+
+def test_an_avi_file_that_is_whole_but_for_its_index(tmp_path, pictures):
+    """No frame is lost; nor is one where the head promises more than the whole file has."""
+    path = toy_videos.write_at_rate(tmp_path / "clip.avi", pictures, "mjpeg")
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(b"idx1")])
+    assert [frame.error for frame in VideoReader(path)] == [None] * 12
+    length = data.index(b"strh") + 8 + 32  # of the stream, in frames
+    path.write_bytes(data[:length] + (20).to_bytes(4, "little") + data[length + 4 :])
+    assert [frame.error for frame in VideoReader(path)] == [None] * 12
+
+
+@pytest.mark.parametrize("suffix", [".flv", ".mxf"])
+def test_flash_and_mxf_files_that_are_cut_off(tmp_path, pictures, suffix):
+    codec = {".flv": "flv", ".mxf": "mpeg2video"}[suffix]
+    path = toy_videos.write_at_rate(tmp_path / f"clip{suffix}", pictures * 6, codec)
+    assert [frame.error for frame in VideoReader(path)] == [None] * 72
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    *frames, last = VideoReader(path)
+    assert len([frame for frame in frames if frame.error is None]) > 10
+    assert re.fullmatch(r"the file is cut off here, [12]\.\d s before its end", last.error)
+
+
+def test_stored_pictures_are_to_be_had(tmp_path, ramp):
+    path = toy_videos.write(tmp_path / "clip.mp4", [ramp.resize((96, 96))], aspect=Fraction(4, 3))
+    assert next(iter(VideoReader(path, upright=False))).picture.size == (96, 96)
+
+
 @pytest.mark.parametrize("codec", toy_videos.CODECS)
 def test_a_damaged_frame_keeps_its_place_and_its_time(tmp_path, pictures, codec):
     path = toy_videos.write(tmp_path / "clip.mp4", pictures, codec, options={"g": "4", "bf": "0"})

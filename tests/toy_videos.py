@@ -43,6 +43,20 @@ def write(
     return path
 
 
+def write_at_rate(path, pictures, codec):
+    """Write 25 pictures a second by the clock of the frames, as cameras write AVI, Flash and MXF files."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options={"bf": "0"})
+        stream.width, stream.height = pictures[0].size
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        for i, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_image(picture)
+            frame.pts = i
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
 def packets(path):
     """(position, size) of each frame in the file."""
     with av.open(str(path)) as container:
@@ -56,12 +70,12 @@ def cut(path, frames):
     return path
 
 
-def damage(path, frame):
+def damage(path, frame, keep=8):
     """Overwrite one frame with noise, past the bytes that say what it is."""
     position, size = packets(path)[frame]
     data = bytearray(path.read_bytes())
-    noise = np.random.default_rng(0).integers(0, 256, size - 8).astype(np.uint8)
-    data[position + 8 : position + size] = noise.tobytes()
+    noise = np.random.default_rng(0).integers(0, 256, size - keep).astype(np.uint8)
+    data[position + keep : position + size] = noise.tobytes()
     path.write_bytes(data)
     return path
 

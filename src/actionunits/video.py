@@ -52,6 +52,9 @@ the frame's side data, where the display matrix lies too, was asked for."""
 ENCODERS = {"libx264": {"crf": "20"}, "mpeg4": {"b": "8000000"}}
 """Of these the first that PyAV was built with writes the annotated video, with these options."""
 
+DAMAGED, UNDECODABLE = "the frame is damaged", "the frame cannot be decoded"
+"""How `Frame.error` begins where one frame is lost, the file being whole."""
+
 _TOLD_GAP = 1  # between the last frame's time and a promised end from which on a file is cut off [s]
 _TICKS = 1000  # of the clock of written videos, per second
 
@@ -82,6 +85,8 @@ class VideoReader:
 
     Args:
         path: The file; its first video stream is read.
+        upright: Turn the pictures and make their pixels square as the file asks for; else they come as they
+            are stored.
 
     Attributes:
         name: What to call it in messages.
@@ -97,8 +102,9 @@ class VideoReader:
         ...     print(frame.index, frame.timestamp, frame.picture.size)
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, upright: bool = True):
         self._av = _import_av()
+        self._upright = upright
         self.name = str(path)
         if not Path(path).is_file():
             raise FileNotFoundError(f"There is no video file {self.name!r}.")
@@ -121,34 +127,45 @@ class VideoReader:
 
     def _decode(self, container: Any, stream: Any) -> Iterator["Entry"]:
         """Yield what is decoded, and what cannot be, as they come."""
-        packets = 0
+        packets, ticks = 0, 0  # stored, and the tick of the stream's clock at which the last of them ends
         start = Fraction(container.start_time or 0, self._av.time_base)
         end: Fraction = Fraction(0)  # of pictures and sound [s]
+        cut = set[int]()  # times of frames that are stored in part; not every decoder notices
         try:
             for packet in container.demux(stream, *container.streams.audio):
                 end = max(end, _time(packet, start) or end)
                 if packet.stream.index != stream.index:
                     continue
                 packets += packet.size > 0  # the last one is empty, it flushes the decoder
+                ticks = max(ticks, (packet.dts or 0) + (packet.duration or 0))
+                if packet.is_corrupt and packet.pts is not None:
+                    cut.add(packet.pts)
                 try:
                     frames = packet.decode()
                 except self._av.FFmpegError as error:
-                    yield _time(packet, start), None, f"the frame cannot be decoded: {error.strerror}"
+                    yield _time(packet, start), None, f"{UNDECODABLE}: {error.strerror}"
                     continue
                 for frame in frames:
-                    if frame.is_corrupt:
-                        yield _time(frame, start), None, "the frame is damaged"
+                    if frame.is_corrupt or frame.pts in cut:
+                        yield _time(frame, start), None, DAMAGED
                     else:
-                        picture = _upright(frame, stream.codec_context.name, stream.sample_aspect_ratio)
-                        yield _time(frame, start), picture, None
+                        yield _time(frame, start), self._picture(frame, stream), None
         except self._av.FFmpegError as error:
             yield None, None, f"the file cannot be read further: {error.strerror}"
         else:
             missing = _promised(container, stream) - packets
+            if "avi" in container.format.name and _is_short(self.name):
+                missing = (stream.frames - ticks) * packets // max(ticks, 1)  # a tick of an AVI may be empty
             if missing > 0:
-                yield None, None, f"the file is cut off here, {missing} frames before its end"
+                frames = f"{missing} frame{'' if missing == 1 else 's'}"
+                yield None, None, f"the file is cut off here, {frames} before its end"
             elif (lost := _promised_end(container) - end) > _TOLD_GAP:
                 yield None, None, f"the file is cut off here, {float(lost):.1f} s before its end"
+
+    def _picture(self, frame: Any, stream: Any) -> Image.Image:
+        if not self._upright:
+            return frame.to_image()
+        return _upright(frame, stream.codec_context.name, stream.sample_aspect_ratio)
 
     @contextmanager
     def _open(self) -> Iterator[tuple[Any, Any]]:
@@ -352,9 +369,23 @@ def _promised(container: Any, stream: Any) -> int:
 
 
 def _promised_end(container: Any) -> Fraction:
-    """Time at which the head of a Matroska or WebM file says it ends [s]; 0 where there is no such head."""
-    is_told = "matroska" in container.format.name and container.duration is not None
-    return Fraction(container.duration, 1_000_000) if is_told else Fraction(0)
+    """Time at which the head of a Matroska, WebM, Flash or MXF file says it ends [s]; 0 where none does."""
+    is_told = any(name in container.format.name for name in ("matroska", "flv", "mxf"))
+    return Fraction(container.duration or 0, 1_000_000) if is_told else Fraction(0)
+
+
+def _is_short(path: str) -> bool:
+    """Whether an AVI file ends before its parts do, which say at their head how long they are."""
+    with open(path, "rb") as file:
+        end, position = file.seek(0, os.SEEK_END), 0
+        while position < end:
+            file.seek(position)
+            head = file.read(8)
+            if head[:4] != b"RIFF":
+                return False
+            size = int.from_bytes(head[4:], "little")
+            position += len(head) + size + size % 2
+    return position > end + 1  # the last part may lack the byte that makes its length even
 
 
 def _count(container: Any, stream: Any) -> int | None:

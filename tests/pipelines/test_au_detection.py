@@ -259,6 +259,18 @@ def test_a_misspelt_option_is_named_with_those_there_are(detect, photo):
         detect(photo, treshold=0.5)
 
 
+@pytest.mark.parametrize("count", ["a", 0, -1, 2.5, True, float("nan")])
+def test_a_batch_size_that_is_none_is_refused_at_once(detect, escda_folder, photo, count):
+    message = f"batch_size must be a whole number from 1 on, got {count!r}"
+    for inputs in (photo, [photo, photo], iter([photo])):
+        with pytest.raises(ValueError, match=message):
+            detect(inputs, batch_size=count)
+    with pytest.raises(ValueError, match=message):
+        pipeline("au-detection", model=str(escda_folder), batch_size=count)
+    with pytest.raises(ValueError, match="num_workers must be a whole number from 0 on, got -1"):
+        detect(iter([photo]), num_workers=-1)
+
+
 def test_top_k(detect, photo):
     every = sorted(scores(detect(photo))[0], reverse=True)
     assert scores(detect(photo, top_k=4))[0].tolist() == every[:4]

@@ -1,4 +1,5 @@
 import itertools
+import re
 import weakref
 
 import numpy as np
@@ -244,6 +245,16 @@ def test_wrong_usage_is_said_at_once(still, photo, tmp_path, clip):
             still(video=clip, **options)
     with pytest.raises(ValueError, match="fps must be more than 0"):
         still(video=[photo], fps=0)
+    for fps in (-5, float("nan"), float("inf"), np.float32(0)):
+        with pytest.raises(ValueError, match=re.escape(f"more than 0 and finite, got {fps}; leave it out")):
+            still(video=[photo], fps=fps)
+    for fps in ("a", "25", [25], True, 25j):
+        with pytest.raises(TypeError, match=re.escape(f"frames per second, such as 25, got {fps!r}")):
+            still(video=[photo], fps=fps)
+    for count in ("a", 0, -1, 2.5, True, float("nan")):
+        for name in ("batch_size", "detect_every", "top_k"):
+            with pytest.raises(ValueError, match=f"{name} must be a whole number from 1 on, got {count!r}"):
+                still(video=[photo], **{name: count})
     with pytest.raises(TypeError, match="path of a file or an iterable"):
         still(video=3)
     with pytest.raises(TypeError, match="not both"):

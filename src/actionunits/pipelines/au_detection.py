@@ -34,7 +34,7 @@ from actionunits.image_processing_au import AUImageProcessor, decision_threshold
 from actionunits.landmarks import check_inside, check_landmarks
 from actionunits.modeling_outputs import AUDetectionOutput
 from actionunits.pictures import load_picture
-from actionunits.pipelines.video import Shot, answer_video
+from actionunits.pipelines.video import Shot, answer_video, check_count
 from actionunits.tracking import Track, TrackedFace
 from actionunits.video import is_video
 
@@ -75,6 +75,8 @@ class AUDetectionPipeline(ChunkPipeline):
         if image_processor is None:
             image_processor = _processor_of(model)
         super().__init__(model=model, image_processor=image_processor, **kwargs)
+        check_count("batch_size", self._batch_size)
+        check_count("num_workers", self._num_workers, least=0)
         if not isinstance(image_processor, AUImageProcessor) or not image_processor.do_align:
             raise ValueError(
                 "The pipeline finds and aligns faces, so it needs an AUImageProcessor with do_align=True; "
@@ -133,6 +135,8 @@ class AUDetectionPipeline(ChunkPipeline):
             ValueError: A picture, landmarks, boxes or an option that cannot be used.
             ImportError: A video file, but PyAV is not installed.
         """
+        check_count("batch_size", kwargs.get("batch_size"))
+        check_count("num_workers", kwargs.get("num_workers"), least=0)
         if video is None and is_video(inputs):
             inputs, video = None, inputs
         if video is not None:
@@ -232,8 +236,7 @@ class AUDetectionPipeline(ChunkPipeline):
             decision_thresholds(self.model.config, threshold)
             postprocess["threshold"] = threshold
         if top_k is not None:
-            if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
-                raise ValueError(f"top_k must be a whole number from 1 on, got {top_k!r}.")
+            check_count("top_k", top_k)
             postprocess["top_k"] = top_k
         return {}, forward, postprocess
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 from transformers.utils import logging
@@ -66,7 +67,7 @@ def answer_video(
     Raises:
         FileNotFoundError: There is no such file.
         VideoError: The file cannot be opened, or holds no pictures.
-        TypeError: `video` is neither a path nor iterable, or an option does not exist.
+        TypeError: `video` is neither a path nor iterable, an option does not exist or is no number.
         ValueError: An option that cannot be used.
         ImportError: A file, but PyAV is not installed.
     """
@@ -76,6 +77,7 @@ def answer_video(
         logger.warning(
             "This model sees time, but in this form (ONNX) each frame alone; use PyTorch for clips."
         )
+    check_count("batch_size", batch_size)
     if batch_size is None:
         batch_size = detect._batch_size or (None if detect.device.type == "cpu" else FACES_ON_GPU)
     frames = _frames(video, fps)
@@ -86,10 +88,16 @@ def answer_video(
     return (_answer(frame, faces, return_frames) for frame, faces in pairs)
 
 
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raise `ValueError` for an option that is neither left out (None) nor a whole number from `least` on."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        raise ValueError(f"{name} must be a whole number from {least} on, got {value!r}.")
+
+
 def _frames(video: Any, fps: float | None) -> Iterable[Frame]:
     """Open the video, and show how far it has been read."""
-    if fps is not None and not fps > 0:
-        raise ValueError(f"fps must be more than 0, got {fps}.")
+    if fps is not None:
+        fps = _checked_rate(fps)
     if isinstance(video, str | os.PathLike):
         if fps is not None:
             raise ValueError("fps is for frames without a file; a file knows its own times.")
@@ -100,6 +108,15 @@ def _frames(video: Any, fps: float | None) -> Iterable[Frame]:
             f"video must be the path of a file or an iterable of frames, got {type(video).__name__}."
         )
     return _with_bar(frames_of(video, fps), "video", len(video) if isinstance(video, Sized) else None)
+
+
+def _checked_rate(fps: Any) -> float:
+    """Return frames per second as a number."""
+    if isinstance(fps, str | bytes | bool) or np.ndim(fps) or not hasattr(fps, "__float__"):
+        raise TypeError(f"fps must be a number of frames per second, such as 25, got {fps!r}.")
+    if not 0 < float(fps) < np.inf:  # nor NaN
+        raise ValueError(f"fps must be more than 0 and finite, got {fps}; leave it out if it is not known.")
+    return float(fps)
 
 
 def _with_bar(frames: Iterable[Frame], name: str, count: int | None) -> Iterator[Frame]:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from actionunits.data.corpora import Corpus, WrongCorpusError
+from actionunits.data.corpora.checking import first_of
 from actionunits.data.corpora.ms_celeb import LIST, PICTURES, TABLE, read_list, read_table
 from actionunits.data.corpora.reading import find_files
-from actionunits.video import VideoError
+from actionunits.video import DAMAGED, UNDECODABLE, VideoError, VideoReader
 
 QUALITY = 95  # of the JPEG files
 
@@ -35,7 +35,7 @@ def extract(corpus: Corpus, root: Path, output: Path | None = None) -> int:
     Raises:
         ValueError: The corpus comes with pictures.
         WrongCorpusError: The folder holds no video, or not the table.
-        VideoError: Videos that are broken, after all others were extracted.
+        VideoError: Videos that are broken, or have damaged frames, after all else was extracted.
         ImportError: PyAV is missing, for videos.
     """
     if corpus.name == "ms_celeb":
@@ -47,40 +47,68 @@ def extract(corpus: Corpus, root: Path, output: Path | None = None) -> int:
         raise WrongCorpusError(f"{root} has no {corpus.videos}; `actionunits corpus layout {corpus.name}`.")
     frames = output or root / "Frames"
     folder_of: Any = corpus.video_folder  # type: ignore[attr-defined]
-    count, broken = 0, list[str]()
+    count, broken, damaged = 0, list[str](), list[str]()
     for video in videos:
+        folder = frames / folder_of(video)
         try:
-            count += extract_video(video, frames / folder_of(video))
+            written, left_out = extract_video(video, folder)
         except VideoError as error:
             broken.append(str(error))
+            continue
+        count += written
+        if left_out:
+            damaged.append(
+                f"{video}: {', '.join(first_of([str(number) for number in left_out]))} in {folder}"
+            )
+    problems = []
     if broken:
-        raise VideoError(
+        problems.append(
             f"{len(broken)} of {len(videos)} videos cannot be read, the others are done ({count} pictures "
             f"written); copy these again: {'; '.join(broken)}"
         )
+    if damaged:
+        problems.append(
+            f"{len(damaged)} of {len(videos)} videos have damaged frames, which are left out, all others are "
+            f"written; if there is a better copy, remove the folder and repeat this: {'; '.join(damaged)}"
+        )
+    if problems:
+        raise VideoError(". ".join(problems))
     return count
 
 
-def extract_video(video: Path, folder: Path) -> int:
-    """Write all frames of a video as 00001.jpg, 00002.jpg, ...; a folder that is there is complete."""
+def extract_video(video: Path, folder: Path) -> tuple[int, list[int]]:
+    """Write all frames of a video as 00001.jpg, 00002.jpg, ...; a folder that is there is complete.
+
+    Returns:
+        Number of pictures written, and the numbers of the frames that are damaged; these have no picture, and
+        the others keep their numbers.
+
+    Raises:
+        VideoError: The video is broken or cut off; then there is no folder.
+    """
     if folder.is_dir():
-        return 0
+        return 0, []
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    count = 0
+    count, damaged = 0, []
     try:
-        for count, picture in enumerate(
-            tqdm(_frames(video), desc=video.name, unit="frame", disable=None), start=1
-        ):
-            picture.save(partial / f"{count:05d}.jpg", quality=QUALITY)
+        reader = VideoReader(video, upright=False)  # labels and points are of the frames as they are stored
+        for number, frame in enumerate(tqdm(reader, desc=video.name, unit="frame", disable=None), start=1):
+            if frame.picture is not None:
+                frame.picture.save(partial / f"{number:05d}.jpg", quality=QUALITY)
+                count += 1
+            elif str(frame.error).startswith((DAMAGED, UNDECODABLE)):
+                damaged.append(number)
+            else:
+                raise VideoError(f"{video}, frame {number}: {frame.error}")
         if not count:
-            raise VideoError(f"{video} holds not a single frame")
-    except VideoError:
+            raise VideoError(f"{video} has damaged frames only")
+    except (VideoError, ImportError):
         shutil.rmtree(partial)
         raise
     os.replace(partial, folder)
-    return count
+    return count, damaged
 
 
 def extract_faces(root: Path, folder: Path) -> int:
@@ -98,16 +126,3 @@ def extract_faces(root: Path, folder: Path) -> int:
             os.replace(partial, path)
             count += 1
     return count
-
-
-def _frames(video: Path) -> Iterator[Any]:
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError('reading videos needs PyAV: pip install "actionunits[video]".') from error
-    try:
-        with av.open(os.path.abspath(video)) as container:
-            for frame in container.decode(video=0):
-                yield frame.to_image()
-    except (av.FFmpegError, IndexError) as error:  # IndexError: no stream of pictures
-        raise VideoError(f"{video}: {error}") from error
