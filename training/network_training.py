@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -193,11 +194,9 @@ class NetworkTraining:
 
     def _log_step(self, losses: list[torch.Tensor], norm: float, seconds: float, bar: tqdm) -> None:
         loss = float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"{self.name}: the loss is {loss} at step {self.position.step}; lower base_learning_rate "
-                "or clip_norm. The last checkpoint is from before."
-            )
+        for name, value in {"loss": loss, "gradient's norm": norm}.items():
+            if not math.isfinite(value):  # a norm that is not has spoilt the weights, which no loss shows yet
+                raise self._diverged(f"the {name} is {value} at step {self.position.step}")
         clips = len(losses) * self.recipe.batch_size / self.recipe.gradient_accumulation
         pictures = clips * self.recipe.clips.length
         rate = self.optimizer.param_groups[0]["lr"]
@@ -213,6 +212,18 @@ class NetworkTraining:
             pictures_per_second=round(pictures / seconds, 1),
         )
 
+    def _diverged(self, seen: str) -> FloatingPointError:
+        """What to say of a network that has become useless."""
+        recipe, kept = self.recipe, self._checkpoints()
+        remedy = f"lower base_learning_rate={recipe.base_learning_rate} or clip_norm={recipe.clip_norm}"
+        if recipe.precision != "fp32":
+            remedy += f", or set precision=fp32 instead of {recipe.precision}"
+        before = f"The last checkpoint, {kept[-1]}, is from before." if kept else "No checkpoint was saved."
+        return FloatingPointError(
+            f"{self.name}: {seen}; {remedy}, and choose another --output, for a run keeps to its recipe. "
+            f"{before}"
+        )
+
     def _validate(self) -> None:
         faces = self.watched_faces
         if faces is None:
@@ -223,6 +234,11 @@ class NetworkTraining:
             scores = gathered_clip_scores(self.model, faces, collate, clip_length, self.accelerator)
         else:
             scores = gathered_scores(self.model, faces, collate, batch_size, self.accelerator)
+        if useless := int((~np.isfinite(scores)).any(axis=1).sum()):
+            raise self._diverged(
+                f"{useless} of {len(scores)} faces of the {watched_split(self.recipe)} people have a score "
+                f"that is no number after step {self.position.step}"
+            )
         report = au_report(faces.aus, scores, faces.occurrence, faces.intensities)
         epoch = self.position.step // self.steps_per_epoch
         split = watched_split(self.recipe)
@@ -239,11 +255,55 @@ class NetworkTraining:
             self.position.best_score, self.position.best_epoch = score, epoch
             self._save_network(self._best)
 
+    def _checkpoints(self) -> list[Path]:
+        """The newest last."""
+        return sorted((self.folder / "checkpoints").glob("step-*[0-9]"))
+
     def _resume(self) -> None:
-        checkpoints = sorted((self.folder / "checkpoints").glob("step-*[0-9]"))
-        if checkpoints:
-            self.accelerator.load_state(str(checkpoints[-1]))
-            self.log.write("resumed", network=self.name, step=self.position.step)
+        """Go on from the newest checkpoint that can be read, in all processes.
+
+        Raises:
+            ValueError: There are checkpoints, but none can be read.
+        """
+        broken = []
+        for checkpoint in reversed(self._checkpoints()):
+            if (problem := self._load(checkpoint)) is None:
+                for reason in broken:
+                    self._warn(f"{reason}. Going on from {checkpoint.name}, the one before.")
+                self.log.write("resumed", network=self.name, step=self.position.step)
+                if self.position.best_epoch and not (self.folder / self._best).is_dir():
+                    self.position.best_score, self.position.best_epoch = (
+                        -math.inf,
+                        0,
+                    )  # a later one replaced it
+                return
+            broken.append(problem)
+        if broken:
+            raise ValueError(
+                f"{self.name}: no checkpoint can be read: {'; '.join(broken)}. Copy one of them here again, "
+                f"or remove the folder {self.folder / 'checkpoints'} to train this network from the start."
+            )
+
+    def _load(self, checkpoint: Path) -> str | None:
+        """Load a checkpoint; what is wrong with it if any process cannot."""
+        problem = None
+        found = sorted(file.name for file in checkpoint.iterdir())
+        try:
+            if empty := [name for name in found if not (checkpoint / name).stat().st_size]:
+                raise ValueError(f"nothing is in {empty}")  # Accelerate goes on without random states
+            self.accelerator.load_state(str(checkpoint))
+        except Exception as error:  # of files that are missing, cut off or of another network
+            reason = f"{type(error).__name__}: {error}".split("\n")[0]
+            problem = f"{checkpoint} cannot be read ({reason}; it holds {found or 'nothing'})"
+        failed = torch.tensor(float(problem is not None), device=self.accelerator.device)
+        if not self.accelerator.reduce(failed, "sum"):
+            return None
+        return problem or f"{checkpoint} cannot be read by another process"
+
+    def _warn(self, message: str) -> None:
+        self.log.write("warning", network=self.name, message=message)
+        if self.accelerator.is_main_process:
+            tqdm.write(f"{self.name}: {message}", file=sys.stderr)
 
     def _save_checkpoint(self) -> None:
         """Save the state of the run under a temporary name, then move it to its place."""
@@ -258,7 +318,7 @@ class NetworkTraining:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             replace_folder(partial, final)
-            for old in sorted(folder.glob("step-*[0-9]"))[:-KEEP_CHECKPOINTS]:
+            for old in self._checkpoints()[:-KEEP_CHECKPOINTS]:
                 shutil.rmtree(old)
             for old in self.folder.glob("best-*"):
                 if old.name != self._best:  # no checkpoint leads back to it
@@ -612,6 +672,22 @@ class RunLog:
         """All events of a kind so far."""
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path and self.path.exists() else []
         return [line for line in map(json.loads, lines) if line["event"] == event]
+
+
+def read_state(path: Path, device: torch.device) -> dict[str, Any]:
+    """What `torch.save` wrote of a training.
+
+    Raises:
+        ValueError: The file is cut off or broken.
+    """
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch's reader fails on a broken file in whatever way
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"{path} ({path.stat().st_size} bytes) cannot be read: {reason}; copy it here again, or remove "
+            "it to train from the start."
+        ) from error
 
 
 def replace_folder(source: Path, target: Path) -> None:

@@ -49,7 +49,14 @@ from actionunits.data import (
 from actionunits.data.augmentation import compose, jitter, sample_placement, warp
 from actionunits.data.triplets import ComparableFaces, ExpressionTriplets, prepare_fec, read_fec
 from actionunits.models.gtlenet.modeling_gtlenet import triplet_loss
-from network_training import RunLog, WarmupCosine, parameter_groups, replace_folder, seeded_generator
+from network_training import (
+    RunLog,
+    WarmupCosine,
+    parameter_groups,
+    read_state,
+    replace_folder,
+    seeded_generator,
+)
 
 # Faces stay where their alignment puts them, but for its errors: with random crops a short run learns less.
 AUGMENTATION = Augmentation(
@@ -351,7 +358,7 @@ class Training:
     def _resume(self) -> None:
         path = self.args.output / "checkpoint.pt"
         if path.is_file():
-            state = torch.load(path, map_location=self.device, weights_only=True)
+            state = read_state(path, self.device)
             self.model.load_state_dict(state["model"])
             if self.au_reader is not None:
                 self.au_reader.load_state_dict(state["au_reader"])

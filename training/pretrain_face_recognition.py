@@ -37,7 +37,14 @@ from tqdm import tqdm
 from actionunits import GdaConfig, GdaForAUDetection
 from actionunits.data.corpora import get_corpus, load_corpus
 from actionunits.data.protocols import hold_out
-from network_training import RunLog, ShuffledBatches, WarmupCosine, replace_folder, seeded_generator
+from network_training import (
+    RunLog,
+    ShuffledBatches,
+    WarmupCosine,
+    read_state,
+    replace_folder,
+    seeded_generator,
+)
 
 UNREADABLE = -100  # label of a picture that cannot be read; the loss leaves it out
 SAID_ANEW = ("output", "data", "cache", "workers")  # what another command may change about the same run
@@ -292,7 +299,7 @@ class Training:
     def _resume(self) -> None:
         path = self.args.output / "checkpoint.pt"
         if path.is_file():
-            state = torch.load(path, map_location=self.device, weights_only=True)
+            state = read_state(path, self.device)
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.metrics = state["step"], state["metrics"]

@@ -110,14 +110,14 @@ def open_run(output: Path, recipe: Recipe, manifest: dict[str, Any], accelerator
     """Make the run's folder; a run that is found there must follow the same recipe on the same corpus.
 
     Raises:
-        ValueError: The folder holds a run of another recipe, or on another corpus.
+        ValueError: The folder holds a run of another recipe, or on another corpus, or its files are broken.
     """
     stored = output / "recipe.yaml"
     if stored.is_file() and (before := load_recipe(stored)) != recipe:
         changed = sorted(key for key, value in vars(recipe).items() if vars(before)[key] != value)
         raise ValueError(f"{output} holds a run with other values of {changed}; choose another --output.")
     corpus = output / "corpus.json"
-    if corpus.is_file() and (before := json.loads(corpus.read_text(encoding="utf-8"))) != manifest:
+    if corpus.is_file() and (before := read_corpus(corpus)) != manifest:
         changed = sorted(key for key in before.keys() | manifest if before.get(key) != manifest.get(key))
         raise ValueError(
             f"{output} holds a run on a corpus with other values of {changed}; choose another --output."
@@ -131,10 +131,25 @@ def open_run(output: Path, recipe: Recipe, manifest: dict[str, Any], accelerator
 def keep_recipe(output: Path, recipe: Recipe, manifest: dict[str, Any], accelerator: Accelerator) -> None:
     """Write recipe and corpus into the run's folder, now that data and teachers have turned out to fit."""
     stored = output / "recipe.yaml"
-    if accelerator.is_main_process and not stored.is_file():
+    if accelerator.is_main_process and not (output / "corpus.json").is_file():
         write_atomically(output / "corpus.json", json.dumps(manifest, indent=1) + "\n")
+    if accelerator.is_main_process and not stored.is_file():
         write_atomically(stored, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
     accelerator.wait_for_everyone()
+
+
+def read_corpus(path: Path) -> dict[str, Any]:
+    """What a run's folder says of its corpus."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        found = error
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{path} ({path.stat().st_size} bytes) does not describe a corpus: {found!r:.100}. Remove it if "
+            "this run was on the same corpus, it is written anew; else choose another --output."
+        )
+    return found
 
 
 def prepare_splits(

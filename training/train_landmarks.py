@@ -29,6 +29,7 @@ from tqdm import tqdm
 from actionunits.face_landmarks import GAPS, FaceLandmarker, FaceLandmarkerConfig
 from actionunits.synthesis.person import read_people, read_template
 from landmark_batches import MIRROR, LandmarkBatches, Pictures
+from network_training import read_state
 
 PICTURE_SIZE = 160
 # How far MediaPipe's points, as landmarks.py reads them, lie from those of the same number in the templates
@@ -178,7 +179,7 @@ class Training:
         self.saved = time.time()
 
     def _resume(self) -> None:
-        state = torch.load(self.file, map_location=self.device, weights_only=True)
+        state = read_state(self.file, self.device)
         if state["plan"] != self._plan():
             raise ValueError(
                 f"{self.file} belongs to another training, {state['plan']}, not to {self._plan()}; "

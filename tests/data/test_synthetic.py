@@ -132,6 +132,13 @@ def test_what_is_missing_is_named(corpus, tmp_path):
         load_synthetic(bare, "test")
 
 
+@pytest.mark.parametrize("content", ["", '{"name": "op', "[1]"])
+def test_a_broken_manifest_is_named(tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match="manifest.json .* does not describe a corpus.*Copy it again"):
+        read_manifest(tmp_path)
+
+
 def test_splits_and_manifest(corpus, tmp_path):
     assert available_splits(corpus) == ["train", "validation", "test"]
     assert available_splits(tmp_path) == []

@@ -102,6 +102,15 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(run, script, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(script.Training, "_train_step", step_and_stop)
         run("stopped")
+    checkpoint = whole.parent / "stopped" / "checkpoint.pt"
+    content = checkpoint.read_bytes()
+    for broken in (b"", content[: len(content) // 2], b"text"):
+        checkpoint.write_bytes(broken)
+        with pytest.raises(
+            ValueError, match=rf"checkpoint.pt \({len(broken)} bytes\) cannot be read.*remove it"
+        ):
+            run("stopped")
+    checkpoint.write_bytes(content)
     stopped = run("stopped")
     assert [e["step"] for e in events(stopped, "resumed")] == [2]
     weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (whole, stopped)]

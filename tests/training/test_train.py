@@ -142,6 +142,106 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(run, train, monkeypatch):
         assert losses[0] == losses[1]
 
 
+def stopped_run(run, train, monkeypatch, name="stopped"):
+    """A run that ended at step 5; its checkpoints are of steps 3 and 4."""
+    log_step = train.NetworkTraining._log_step
+
+    def log_and_stop(self, *args):
+        log_step(self, *args)
+        if self.position.step == 5:
+            raise InterruptedRunError
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
+        patch.setattr(train.NetworkTraining, "_log_step", log_and_stop)
+        run(name, networks=GDA)
+
+
+def empty(folder):
+    for file in folder.iterdir():
+        file.unlink()
+
+
+def cut_off(name):
+    def cut(folder):
+        file = folder / name
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+    return cut
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        empty,
+        cut_off("model.safetensors"),
+        cut_off("optimizer.bin"),
+        lambda folder: (folder / "random_states_0.pkl").write_bytes(b""),
+        lambda folder: (folder / "custom_checkpoint_1.pkl").unlink(),
+    ],
+)
+def test_a_broken_checkpoint_gives_way_to_the_one_before(run, train, monkeypatch, tmp_path, capsys, damage):
+    whole = run("whole", networks=GDA)
+    stopped_run(run, train, monkeypatch)
+    newest = tmp_path / "stopped/gda/checkpoints/step-000000004"
+    damage(newest)
+    capsys.readouterr()
+    resumed = run("stopped", networks=GDA)
+    shown = capsys.readouterr().err
+    assert f"{newest} cannot be read" in shown and "Going on from step-000000003" in shown
+    assert [e["step"] for e in events(resumed, "resumed")] == [3]
+    assert len(events(resumed, "warning")) == 1
+    assert weights(resumed) == weights(whole)
+
+
+def test_without_any_checkpoint_that_can_be_read_the_folder_is_named(run, train, monkeypatch, tmp_path):
+    stopped_run(run, train, monkeypatch)
+    folder = tmp_path / "stopped/gda/checkpoints"
+    for checkpoint in folder.iterdir():
+        empty(checkpoint)
+    with pytest.raises(ValueError, match="holds nothing.*Copy one of them here again, or remove") as caught:
+        run("stopped", networks=GDA)
+    assert str(folder) in str(caught.value) and "step-000000003 cannot be read" in str(caught.value)
+    for checkpoint in folder.iterdir():
+        checkpoint.rmdir()
+    assert weights(run("stopped", networks=GDA)) == weights(run("whole", networks=GDA))
+
+
+def test_the_best_epoch_that_a_later_one_replaced_is_not_looked_for(run, train, monkeypatch, tmp_path):
+    """An epoch's weights go once a checkpoint knows better ones; should that be broken, others are chosen."""
+    best = {"networks": GDA, "epoch_selection": "best-validation", "epochs": 3, "warmup_epochs": 0}
+    save = train.NetworkTraining._save_checkpoint
+
+    def save_and_stop(self):
+        save(self)
+        if self.position.step == 6:
+            raise InterruptedRunError
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
+        patch.setattr(train.NetworkTraining, "_save_checkpoint", save_and_stop)
+        run("stopped", **best)
+    empty(tmp_path / "stopped/gda/checkpoints/step-000000006")
+    for folder in (tmp_path / "stopped/gda").glob("best-*"):
+        empty(folder)
+        folder.rmdir()
+    resumed = run("stopped", **best)
+    (trained,) = events(resumed, "trained")
+    assert trained["selected_epoch"] in (2, 3) and weights(resumed)
+
+
+@pytest.mark.parametrize("content", ["", '{"pictures": 24', "[]", "null"])
+def test_a_broken_description_of_the_corpus_is_named(run, train, monkeypatch, tmp_path, content):
+    stopped_run(run, train, monkeypatch)
+    file = tmp_path / "stopped/corpus.json"
+    before = file.read_text()
+    file.write_text(content)
+    with pytest.raises(ValueError, match="does not describe a corpus.*Remove it if this run") as caught:
+        run("stopped", networks=GDA)
+    assert str(file) in str(caught.value)
+    file.unlink()
+    run("stopped", networks=GDA)
+    assert file.read_text() == before
+
+
 def test_a_finished_run_trains_nothing_again(run, train, monkeypatch):
     output = run(networks=GDA)
     before = weights(output)
@@ -465,6 +565,43 @@ def test_a_teacher_must_know_the_action_units(run):
 def test_a_loss_that_is_no_number_stops_the_run(run):
     with pytest.raises(FloatingPointError, match="lower base_learning_rate"):
         run(networks=GDA, base_learning_rate=1e30, clip_norm=1e30, warmup_epochs=0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_network_that_is_found_useless_at_validation_says_what_to_do(run, train, monkeypatch, precision):
+    """Its last step before spoilt the weights; checkpoints are not to keep that."""
+    end_epoch = train.NetworkTraining._end_epoch
+
+    def spoil(self):
+        end_epoch(self)
+        if self.position.step == 6:
+            next(self.model.parameters()).data.fill_(torch.nan)
+
+    monkeypatch.setattr(train.NetworkTraining, "_end_epoch", spoil)
+    with pytest.raises(FloatingPointError, match="gda: 8 of 8 faces of the validation people") as caught:
+        run(networks=GDA, precision=precision)
+    for part in ("after step 6", "lower base_learning_rate=0.032 or clip_norm=", "another --output"):
+        assert part in str(caught.value)
+    assert ("precision=fp32" in str(caught.value)) == (precision == "bf16")
+    assert re.search(r"The last checkpoint, \S*step-000000004, is from before", str(caught.value))
+
+
+def test_a_gradient_that_is_no_number_is_kept_by_no_checkpoint(run, train, monkeypatch, tmp_path):
+    """The loss is still a number then, the weights after the step are none."""
+    clip = train.Accelerator.clip_grad_norm_
+
+    def spoil(self, parameters, norm):
+        parameters = list(parameters)
+        if self.step == 2:
+            parameters[0].grad.fill_(torch.nan)
+        return clip(self, parameters, norm)
+
+    monkeypatch.setattr(train.Accelerator, "clip_grad_norm_", spoil)
+    with pytest.raises(
+        FloatingPointError, match="gradient's norm is nan at step 2;.*No checkpoint was saved"
+    ):
+        run(networks=GDA)
+    assert not (tmp_path / "run/gda/checkpoints").exists()
 
 
 @pytest.mark.parametrize(

@@ -110,10 +110,26 @@ def available_splits(corpus: str | Path) -> list[str]:
 
 
 def read_manifest(corpus: str | Path) -> dict[str, Any]:
-    """What the corpus says of itself; empty where it has no manifest."""
+    """What the corpus says of itself; empty where it has no manifest.
+
+    Raises:
+        ValueError: The manifest is broken.
+    """
     system, folder = url_to_fs(str(corpus))
     path = f"{folder}/manifest.json"
-    return json.loads(system.cat_file(path)) if system.isfile(path) else {}
+    if not system.isfile(path):
+        return {}
+    content = system.cat_file(path)
+    try:
+        found: Any = json.loads(content)
+    except ValueError as error:
+        found = error
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{path} ({len(content)} bytes) does not describe a corpus: {found!r:.100}. Copy it again, or "
+            "remove it and make the corpus again."
+        )
+    return found
 
 
 def _records(rows: datasets.IterableDataset) -> Iterator[dict[str, Any]]:
