@@ -372,6 +372,38 @@ def test_loss_of_the_trunk():
     assert model.trunk_reader[f"AU{AUS[0]}"].weight.grad.abs().max() > 0
 
 
+def test_unknown_labels_leave_the_centres_to_the_loss_of_the_trunk():
+    """What is read of an occurrence gets no gradient from an unknown label, alone or in a batch of such."""
+    model = make_fresh(trunk_loss_weight=0.5).eval()
+    pixels, centers, labels = data(torch.float32)
+    readers = [model.trunk_reader[f"AU{au}"] for au in AUS]
+    for reader in readers:
+        torch.nn.init.normal_(reader.weight, std=0.1, generator=torch.Generator().manual_seed(1))
+
+    def gradients(labels):
+        """Of the occurrence (m, C) and the centres (m, 4, C), and of all that answers for an action unit."""
+        model.zero_grad()
+        loss = model(pixels, centers, labels).loss
+        loss.backward()
+        weights = torch.stack([reader.weight.grad for reader in readers])
+        answers = [p.grad for p in model.branches.parameters() if p.grad is not None]
+        return loss.detach(), weights[:, 0], weights[:, 1:], sum(grad.abs().sum() for grad in answers)
+
+    _, _, places, _ = gradients(labels)
+    labels[:, 1] = -1
+    _, occurrence, others, _ = gradients(labels)
+    assert not occurrence[1].any() and occurrence[0].any()
+    torch.testing.assert_close(others, places)
+    loss, occurrence, others, answers = gradients(torch.full_like(labels, -1))
+    assert not occurrence.any() and not answers
+    torch.testing.assert_close(others, places)
+    target = (centers.flatten(2) + 0.5 - 16) / 32 * 5
+    _, read = model.trunk_reader(model(pixels, output_hidden_states=True).hidden_states[-1])
+    torch.testing.assert_close(loss, 0.5 * F.smooth_l1_loss(read, target))
+    with pytest.raises(ValueError, match="Label nan is neither"):
+        model(pixels, centers, torch.full_like(labels, torch.nan, dtype=torch.float32))
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

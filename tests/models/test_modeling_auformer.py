@@ -607,6 +607,37 @@ def test_loss_of_the_patches():
     assert model(inputs).loss is None
 
 
+def test_unknown_labels_leave_the_places_to_the_loss_of_the_patches():
+    """What is read of an occurrence gets no gradient from an unknown label, alone or in a batch of such."""
+    model = make_model(patch_loss_weight=0.5)
+    inputs, labels = make_inputs(model)
+    centers = 32 * torch.rand(3, len(AUS), 2, 2, generator=torch.Generator().manual_seed(2))
+    readers = [model.patch_reader[f"AU{au}"] for au in AUS]
+    for reader in readers:
+        torch.nn.init.normal_(reader.weight, std=0.1, generator=torch.Generator().manual_seed(1))
+
+    def gradients(labels):
+        """Of the occurrence (N, C), of the places (N, 4, C), and of the heads that answer."""
+        model.zero_grad()
+        loss = model(inputs, centers, labels).loss
+        loss.backward()
+        weights = torch.stack([reader.weight.grad for reader in readers])
+        heads = [p.grad for name, p in model.named_parameters() if "classifier" in name]
+        return loss.detach(), weights[:, 0], weights[:, 1:], [grad for grad in heads if grad is not None]
+
+    _, _, places, _ = gradients(labels)
+    labels[:, 1] = -1
+    _, occurrence, others, _ = gradients(labels)
+    assert not occurrence[1].any() and occurrence[0].any()
+    torch.testing.assert_close(others, places)
+    loss, occurrence, others, heads = gradients(torch.full_like(labels, -1))
+    assert not occurrence.any() and heads and not any(grad.any() for grad in heads)
+    torch.testing.assert_close(others, places)
+    assert 0 < loss < torch.inf
+    with pytest.raises(ValueError, match="Label nan is neither"):
+        model(inputs, centers, torch.full_like(labels, torch.nan, dtype=torch.float32))
+
+
 def test_compact_configuration_trains_as_a_whole():
     config = AUFormerConfig.compact(aus=AUS)
     assert (config.image_size, config.map_size, config.freeze_backbone) == (112, 8, False)

@@ -267,7 +267,10 @@ class Ac2dForAUDetection(AUPreTrainedModel):
         return loss + config.constraint_weight * attention_kl_loss(logs, target, labels)
 
     def _trunk_loss(self, rich: Tensor, au_centers: Tensor | None, labels: Tensor | None) -> Tensor | float:
-        """What the shared map alone says of occurrence and centres, against both; not in the paper."""
+        """What the shared map alone says of occurrence and centres, against both; not in the paper.
+
+        Unknown labels take no part; the centres of all faces do, for they need no label.
+        """
         if labels is None or self.trunk_reader is None:
             return 0.0
         places = (self._checked(au_centers, len(labels)).flatten(2) + 0.5) / self.config.image_size - 0.5

@@ -311,7 +311,10 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
         return loss
 
     def _patch_loss(self, normed: Tensor, au_centers: Tensor | None, labels: Tensor) -> Tensor:
-        """What the patches alone say of occurrence and places, against both."""
+        """What the patches alone say of occurrence and places, against both.
+
+        Unknown labels take no part; the places of all faces do, for they need no label.
+        """
         expected = (*labels.shape, 2, 2)
         if au_centers is None or tuple(au_centers.shape) != expected:
             got = None if au_centers is None else tuple(au_centers.shape)
