@@ -116,6 +116,38 @@ def test_broken_videos_are_reported_and_cost_only_themselves(video, clip, photo,
     assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob("text_au*"))
 
 
+def test_a_file_that_cannot_be_written_costs_only_itself(video, clip, tmp_path):
+    """Files may have a few kilobytes, as on a disk that fills up: enough for the tables alone."""
+    resource = pytest.importorskip("resource", reason="there is no such limit")
+    pytest.importorskip("pyarrow")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, limits[1]))
+    try:
+        code, out, err = video(clip, "--csv", "--parquet", "--overlay", "--timeline", "--output", "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 1 and "5 frames" in out
+    for name in ("clip_au.mp4", "clip_timeline.png"):
+        assert f"out/{name} could not be written: File too large; make room, or name another" in err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["clip_au.csv", "clip_au.parquet"]
+    assert len(rows(tmp_path / "out/clip_au.csv")) == 5
+
+
+def test_a_name_that_is_taken_costs_only_its_file(video, clip, tmp_path):
+    (tmp_path / "clip_au.csv").mkdir()
+    (tmp_path / ".clip_au.mp4.part").mkdir()
+    code, _, err = video(clip, "--csv", "--overlay", "--timeline")
+    assert code == 1
+    assert "clip_au.csv could not be written: Is a directory" in err and "clip_au.mp4 could not be" in err
+    assert (tmp_path / "clip_timeline.png").is_file()
+
+
+def test_an_output_that_is_no_folder_is_named(video, clip, tmp_path):
+    (tmp_path / "file").touch()
+    code, _, err = video(clip, "--output", "file")
+    assert code == 2 and "--output file cannot be made: File exists; name a folder" in err
+
+
 def test_no_face_is_said_and_the_table_written(video, no_face, tmp_path):
     plain = toy_videos.write(tmp_path / "plain.mp4", [no_face] * 3)
     code, out, err = video(plain, "--csv", "--timeline")

@@ -40,10 +40,20 @@ def load_pipeline(args: argparse.Namespace) -> Any:
         model = with_backend(model, args.backend)
         detect = pipeline("au-detection", model=model, device=args.device)  # type: ignore[call-overload]
         if args.output is not None:
-            args.output.mkdir(parents=True, exist_ok=True)
+            _make_folder(args.output)
     except (ImportError, OSError, ValueError, RuntimeError) as error:
         args.usage_error(str(error))
     return detect
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"--output {folder} cannot be made: {error.strerror}; name a folder, there or new, "
+            "where you may write."
+        ) from error
 
 
 def find_model(name: str) -> str:

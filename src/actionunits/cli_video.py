@@ -4,7 +4,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +82,12 @@ def _analyse(
     options = {"threshold": args.threshold, "detect_every": args.detect_every, "batch_size": args.batch_size}
     answers = detect(video=name, return_frames=args.overlay, **options)
     errors = 0
+    problems: list[str] = []
     with ExitStack() as stack:
-        sinks = [stack.enter_context(sink) for sink in _sinks(args, stem, thresholds, name)]
+        sinks = [
+            stack.enter_context(_Apart(path, sink, problems))
+            for path, sink in _sinks(args, stem, thresholds, name)
+        ]
         for answer in answers:
             for take in (timeline.add, *sinks):
                 take(answer)
@@ -93,30 +97,82 @@ def _analyse(
                     where = f"{name}: frame {answer['frame']} at {answer['timestamp']:.2f} s"
                     tqdm.write(f"{where}: {answer['error']}", file=sys.stderr)
     if args.timeline:
-        with whole_file(args.output / f"{stem}_timeline.png") as part:
-            timeline.draw().save(part, format="PNG")
+        _draw(timeline, args.output / f"{stem}_timeline.png", problems)
+    for problem in problems:
+        tqdm.write(f"{name}: {problem}", file=sys.stderr)
     if errors > _TOLD_ERRORS:
         tqdm.write(f"{name}: {errors} frames could not be read", file=sys.stderr)
     if not timeline.faces:
         tqdm.write(f"{name}: no face found", file=sys.stderr)
     tqdm.write(_summary(name, timeline), file=sys.stdout)
-    return bool(timeline.faces) and not errors
+    return bool(timeline.faces) and not errors and not problems
+
+
+class _Apart:
+    """A file that answers are written to; if that fails it is given up and told of, and the others go on."""
+
+    def __init__(self, path: Path, sink: AbstractContextManager[Sink], problems: list[str]):
+        self._path, self._sink, self._problems = path, sink, problems
+        self._stack = ExitStack()
+        self._take: Sink | None = None
+
+    def __enter__(self) -> Sink:
+        with self._told():
+            self._take = self._stack.enter_context(self._sink)
+        return self._add
+
+    def __exit__(self, *raised: Any) -> None:
+        with self._told():
+            self._stack.__exit__(*raised)
+
+    def _add(self, answer: dict[str, Any]) -> None:
+        if self._take is not None:
+            with self._told():
+                self._take(answer)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._take = None
+            self._problems.append(_unwritten(self._path, error))
+            with suppress(OSError):  # what was written goes, and makes room for the others
+                self._stack.__exit__(type(error), error, error.__traceback__)
+
+
+def _draw(timeline: Timeline, path: Path, problems: list[str]) -> None:
+    try:
+        with whole_file(path) as part:
+            timeline.draw().save(part, format="PNG")
+    except OSError as error:
+        problems.append(_unwritten(path, error))
+
+
+def _unwritten(path: Path, error: OSError) -> str:
+    return (
+        f"{path} could not be written: {error.strerror or error}; make room, or name another --output. "
+        "The other files are not touched by this."
+    )
 
 
 def _sinks(
     args: argparse.Namespace, stem: str, thresholds: dict[str, float], name: str
-) -> Iterator[AbstractContextManager[Sink]]:
-    """What the answers are written to."""
+) -> Iterator[tuple[Path, AbstractContextManager[Sink]]]:
+    """The files that the answers are written to."""
     from actionunits import __version__
 
     about = {"video": Path(name).name, "model": args.model or "default", "actionunits": __version__}
     about |= {"form": args.form, "detect_every": args.detect_every, "thresholds": thresholds}
     if args.csv:
-        yield write_csv(args.output / f"{stem}_au.csv", args.form, thresholds)
+        path = args.output / f"{stem}_au.csv"
+        yield path, write_csv(path, args.form, thresholds)
     if args.parquet:
-        yield write_parquet(args.output / f"{stem}_au.parquet", args.form, thresholds, about)
+        path = args.output / f"{stem}_au.parquet"
+        yield path, write_parquet(path, args.form, thresholds, about)
     if args.overlay:
-        yield _overlay(args.output / f"{stem}_au.mp4", thresholds)
+        path = args.output / f"{stem}_au.mp4"
+        yield path, _overlay(path, thresholds)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ MIN_SIDE = 24
 BACKGROUND = (128, 128, 128)
 """What shows through transparent pixels: the grey that also fills the surroundings of an aligned face."""
 
+_LONGEST_PATH, _LONGEST_NAME = 4096, 255  # [characters], of a file with its folders, and of each alone
 _URL_TIMEOUT = 30.0  # [s]
 _USER_AGENT = "actionunits"  # some servers turn away the one that Python gives itself
 
@@ -79,11 +80,13 @@ def _open(source: Any) -> tuple[str, Image.Image]:
     if isinstance(source, bytes):
         return "The picture", _from_bytes("The picture", source)
     if isinstance(source, str) and source.lower().startswith(("http://", "https://", "data:")):
-        name = source if len(source) < 100 else f"{source[:60]}..."
+        name = _shortened(source)
         return name, _from_bytes(name, _fetch(name, source))
     if source == "":
         raise FileNotFoundError("The name of a picture file is empty.")
     if isinstance(source, str | os.PathLike):
+        if not os.path.exists(source):
+            _check_name(os.fspath(source))
         path = Path(source)
         if path.is_dir():
             raise FileNotFoundError(f"{path} is a folder, not a picture; name the files in it.")
@@ -94,6 +97,24 @@ def _open(source: Any) -> tuple[str, Image.Image]:
         f"Cannot read a picture from {type(source).__name__}; "
         "give a path, a URL, bytes, a PIL image, an array or a tensor."
     )
+
+
+def _check_name(name: str) -> None:
+    """Refuse what is no file and does not look like one either."""
+    if "://" in name:
+        raise FileNotFoundError(
+            f"{_shortened(name)} is no address that pictures are fetched from; those begin with http://, "
+            "https:// or data:."
+        )
+    if len(name) > _LONGEST_PATH or max(map(len, name.split("/"))) > _LONGEST_NAME:
+        raise FileNotFoundError(
+            f"{_shortened(name)} is too long for the name of a file; if it is an encoded picture let it "
+            'begin with "data:image/jpeg;base64,".'
+        )
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) < 100 else f"{text[:60]}..."
 
 
 def _fetch(name: str, url: str) -> bytes:
@@ -144,8 +165,13 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
             f"Pixels of type {values.dtype} have no known range; "
             "convert to uint8 (0..255), uint16 or floats in 0..1."
         )
+    if wrong := int((~np.isfinite(values)).sum()):
+        raise PictureError(
+            f"{wrong} of {values.size} float pixels are no finite numbers; replace them, by numpy.nan_to_num "
+            "or what fits, with values in 0..1."
+        )
     low, high = values.min(), values.max()
-    if not (low >= 0.0 and high <= 1.0):  # also true of NaN
+    if not (low >= 0.0 and high <= 1.0):
         raise PictureError(
             f"Float pixels must lie in 0..1, these lie in {low:.4g}..{high:.4g}; "
             "divide by 255 or convert to uint8."
