@@ -272,10 +272,8 @@ class NetworkTraining:
                     self._warn(f"{reason}. Going on from {checkpoint.name}, the one before.")
                 self.log.write("resumed", network=self.name, step=self.position.step)
                 if self.position.best_epoch and not (self.folder / self._best).is_dir():
-                    self.position.best_score, self.position.best_epoch = (
-                        -math.inf,
-                        0,
-                    )  # a later one replaced it
+                    # A later one has replaced it.
+                    self.position.best_score, self.position.best_epoch = -math.inf, 0
                 return
             broken.append(problem)
         if broken:

@@ -189,7 +189,8 @@ class Proposal:
         side: Longest side of the copy that is searched [pixels].
         cascade: Haar cascade of OpenCV, or None for `windows`.
         neighbors: Overlapping hits that make a box.
-        mirrored: Search the mirror image (the profile cascade knows one side only).
+        mirrored: Search the mirror image, too: the profile cascade knows one side only, and the other one
+            sees some faces there that it misses here.
         windows: Sides of square boxes [shorter sides of the picture] that are laid all over it. They know
             nothing of faces, so two of them must lead to the same one.
     """
@@ -204,8 +205,7 @@ class Proposal:
 
 PROPOSALS = (
     Proposal(0.75, side=480, cascade="frontalface_alt2", neighbors=3),
-    Proposal(0.8, side=960, cascade="frontalface_alt2", neighbors=2),
-    Proposal(0.8, side=480, cascade="profileface", neighbors=3),
+    Proposal(0.8, side=960, cascade="frontalface_alt2", neighbors=2, mirrored=True),
     Proposal(0.8, side=480, cascade="profileface", neighbors=3, mirrored=True),
     Proposal(0.95, side=480, windows=(0.8, 1.0, 1.25, 1.55)),  # pictures cut to a face, or into it
     Proposal(0.98, side=480, windows=(0.5,)),  # turned faces, which no cascade knows
@@ -271,21 +271,26 @@ class _Cascades:
 
 def _propose(picture: Image.Image, proposal: Proposal) -> np.ndarray:
     """Return the boxes (F, 4) of a cascade in pixels of the picture."""
-    assert proposal.cascade is not None
     width, height = picture.size
     scale = min(1.0, proposal.side / max(width, height))
     size = max(round(width * scale), 1), max(round(height * scale), 1)
     grey = np.asarray(picture.convert("L").resize(size, Image.Resampling.BOX))
     margin = max(grey.shape) // 4  # faces at the rim and close-ups need surroundings
     grey = cv2.copyMakeBorder(grey, margin, margin, margin, margin, cv2.BORDER_REPLICATE)
+    edges = _hits(grey, proposal)
     if proposal.mirrored:
-        grey = cv2.flip(grey, 1)
+        right, top, left, bottom = _hits(cv2.flip(grey, 1), proposal).T
+        flipped = np.stack([grey.shape[1] - left, top, grey.shape[1] - right, bottom], axis=1)
+        edges = np.concatenate([edges, flipped])
+    return (edges - margin) / scale - 0.5  # from edges to centres of pixels
+
+
+def _hits(grey: np.ndarray, proposal: Proposal) -> np.ndarray:
+    """Edges (F, 4) of the squares where a cascade fires, in pixels of the grey picture."""
+    assert proposal.cascade is not None
     found = _cascade(proposal.cascade).detectMultiScale(grey, 1.1, proposal.neighbors, minSize=(24, 24))
-    left, top, w, h = np.asarray(found, dtype=np.float64).reshape(-1, 4).T
-    if proposal.mirrored:
-        left = grey.shape[1] - left - w
-    edges = np.stack([left, top, left + w, top + h], axis=1) - margin
-    return edges / scale - 0.5  # from edges to centres of pixels
+    left, top, width, height = np.asarray(found, dtype=np.float64).reshape(-1, 4).T
+    return np.stack([left, top, left + width, top + height], axis=1)
 
 
 def _windows(size: tuple[int, int], sides: Sequence[float]) -> np.ndarray:
