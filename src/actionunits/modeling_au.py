@@ -75,10 +75,10 @@ class AUPreTrainedModel(PreTrainedModel):
         """
         config = copy.deepcopy(self.config)
         config.aus = list(aus)
-        model = type(self)(config)
+        make: Any = super(AUPreTrainedModel, type(self))._from_config  # loads no backbone, as ours would
+        model = make(config, dtype=self.dtype)
         model.load_state_dict(self.state_dict(), strict=False)
-        model.to(device=self.device, dtype=self.dtype)  # type: ignore[call-arg]
-        return model.train(self.training)
+        return model.to(self.device).train(self.training)
 
     def asked_of_networks(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return what a model of several networks passes on: what its own configuration asks for, too."""

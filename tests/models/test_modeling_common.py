@@ -364,6 +364,13 @@ class AUModelTester:
         assert logits[:, 1].isfinite().all()
         assert model.config.aus == AUS
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_types_stay_when_the_outputs_change(self, folder, dtype):
+        half = AutoModel.from_pretrained(folder, dtype=dtype)
+        known = half.state_dict()
+        for name, value in half.adapt_to_aus([25, 43, 1]).state_dict().items():
+            assert value.dtype == known[name.replace(".AU43.", ".AU25.")].dtype, name
+
     def test_number_of_labels(self, folder):
         model = self.model_class.from_pretrained(folder, num_labels=3)
         assert model.config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
