@@ -147,7 +147,7 @@ def is_plain(layer: nn.Module) -> bool:
 def linear_map(layer: nn.Module) -> tuple[Tensor, Tensor]:
     """Return weight (n, C) and bias (n,) of a linear layer, or of what stands in its place by calling it."""
     if is_plain(layer):
-        return layer.get_parameter("weight"), layer.get_parameter("bias")
+        return parameter_of(layer, "weight"), parameter_of(layer, "bias")
     known = next((p for p in layer.parameters() if p.is_floating_point() and not p.is_meta), torch.empty(0))
     width: Any = layer.in_features
     units = torch.eye(width, dtype=known.dtype, device=known.device)
@@ -156,12 +156,15 @@ def linear_map(layer: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def parameter_of(layer: nn.Module, name: str) -> Tensor:
-    """Return a parameter of a layer that is never called, even if Accelerate keeps it elsewhere for now."""
+    """Return a parameter or buffer of a layer that is never called, even if Accelerate keeps it elsewhere.
+
+    It need be no `nn.Parameter`: parametrizations and `torch.func.functional_call` put plain tensors there.
+    """
     if not hasattr(layer, "_hf_hook"):
-        return layer.get_parameter(name)
+        return getattr(layer, name)
     hook: Any = layer._hf_hook
     hook.pre_forward(layer)
-    parameter = layer.get_parameter(name)
+    parameter = getattr(layer, name)
     hook.post_forward(layer, None)
     return parameter
 

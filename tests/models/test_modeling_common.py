@@ -6,6 +6,7 @@ import inspect
 import accelerate
 import pytest
 import torch
+from torch.func import functional_call
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 from transformers.utils.generic import find_labels
 
@@ -327,6 +328,24 @@ class AUModelTester:
         assert any(parameter.is_meta for parameter in model.parameters())
         for name, value in expected.items():
             torch.testing.assert_close(actual[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+    @pytest.mark.parametrize("which", [slice(1), slice(1, None)])
+    def test_parts_on_the_disk_change_nothing(self, model, inputs, folder, tmp_path_factory, which):
+        parts = [name for name, _ in model.named_children()]
+        places = dict.fromkeys(parts, "cpu") | dict.fromkeys(parts[which], "disk")
+        loaded = AutoModel.from_pretrained(
+            folder, device_map=places, offload_folder=tmp_path_factory.mktemp("disk")
+        )
+        assert loaded.hf_device_map == places
+        actual, expected = (one(**inputs, output_au_attentions=True) for one in (loaded, model))
+        for name, value in expected.items():
+            torch.testing.assert_close(actual[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+    def test_weights_may_be_arguments(self, model, inputs):
+        weights = {name: 1.1 * p.detach() for name, p in model.named_parameters()}
+        actual = functional_call(model, weights, (), inputs).logits
+        model.load_state_dict(weights, strict=False)
+        torch.testing.assert_close(actual, model(**inputs).logits)
 
     def test_every_linear_layer_may_be_another(self, model, inputs, labels):
         merged = copy.deepcopy(model)

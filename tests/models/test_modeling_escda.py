@@ -2,6 +2,7 @@
 
 import math
 
+import accelerate
 import pytest
 import torch
 import torch.nn.functional as F
@@ -552,3 +553,13 @@ def test_ensemble_config_overrides_fields_of_a_network(tmp_path):
 def test_configurations_that_make_no_sense(config_class, fields, message):
     with pytest.raises(Exception, match=message):
         config_class(**fields)
+
+
+def test_evidence_of_offloaded_statistics():
+    tester = TestGda()
+    model = tester.make_model()
+    inputs = tester.make_inputs(model.config)
+    expected = model(**inputs, output_au_attentions=True).au_evidence
+    accelerate.cpu_offload(model, torch.device("cpu"), offload_buffers=True)
+    actual = model(**inputs, output_au_attentions=True).au_evidence
+    torch.testing.assert_close(actual, expected)

@@ -19,6 +19,7 @@ perceptron of the first block, of the second, and so on.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -255,7 +256,7 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
         logits = self.classifier(normed[:, 0])
         expert_logits = None
         if self.expert_classifier is not None:
-            expert_logits = self.expert_classifier(codes[:, :1], self.experts)[..., 0]  # type: ignore[index]
+            expert_logits = self._of_experts(codes[:, :1])[..., 0]  # type: ignore[index]
         loss = None
         if labels is not None:
             loss = self._loss(logits, expert_logits, labels)
@@ -283,15 +284,20 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
             if self.prompts is not None:
                 tokens = self.prompts(tokens, number)
             pair = (generations[2 * number], generations[2 * number + 1])
-            tokens, codes, attention = block(tokens, codes, layer, pair)
+            tokens, codes, attention = block(tokens, codes, Lent(layer), pair)
             states.append(tokens)
             attentions.append(attention)
         return tokens, codes, states, attentions
 
+    def _of_experts(self, codes: Tensor) -> Tensor:
+        """What the last experts answer by their codes: (B, T, N d) -> logits (B, N, T)."""
+        last = (self.experts.stack(name)[-1] for name in ("up_weight", "up_bias"))  # type: ignore[union-attr]
+        return self.expert_classifier(codes, *last)  # type: ignore[misc]
+
     def _evidence(self, normed: Tensor, codes: Tensor | None) -> Tensor:
         """Apply each action unit's head to the patches, as logits (B, N, H, W)."""
         if self.expert_classifier is not None:
-            patches = self.expert_classifier(codes[:, 1:], self.experts)  # type: ignore[index]
+            patches = self._of_experts(codes[:, 1:])  # type: ignore[index]
         else:
             patches = self.classifier(self._patches(normed)).mT
         return patches.unflatten(-1, (self.config.map_size, self.config.map_size))
@@ -350,6 +356,13 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
             )
 
 
+@dataclass(frozen=True)
+class Lent:
+    """A module for another one to work with; bare, Accelerate would move it to another device."""
+
+    module: Any
+
+
 class AUFormerBlock(GradientCheckpointingLayer):
     """Runs one block of the vision transformer with what adapts it (Eqs. 1 and 4)."""
 
@@ -373,10 +386,11 @@ class AUFormerBlock(GradientCheckpointingLayer):
         self,
         tokens: Tensor,
         codes: Tensor | None,
-        layer: Any,
+        lent: Lent,
         generations: tuple["Generation | None", "Generation | None"],
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Tokens (B, T, D) and the last codes (B, T, N d) -> both after the block, and attentions."""
+        layer = lent.module
         x = layer.layernorm_before(tokens)
         attended, attentions = layer.attention(x)
         knowledge, codes = self._adapt(0, x, attended, codes, generations)
@@ -640,9 +654,14 @@ class ExpertClassifier(AUClassifier):
     def __init__(self, config: AUFormerConfig):
         super().__init__(config, config.vit_config.hidden_size)
 
-    def forward(self, codes: Tensor, experts: ExpertLines) -> Tensor:  # type: ignore[override]
-        """Codes (B, T, N d) -> logits (B, N, T): h (U z + b) + c = (h U) z + (h b + c)."""
-        weight, bias = experts.stack("up_weight")[-1], experts.stack("up_bias")[-1]  # (N, D, d), (N, D)
+    def forward(self, codes: Tensor, weight: Tensor, bias: Tensor) -> Tensor:  # type: ignore[override]
+        """Codes (B, T, N d) -> logits (B, N, T): h (U z + b) + c = (h U) z + (h b + c).
+
+        Args:
+            codes: z.
+            weight: U (N, D, d).
+            bias: b (N, D).
+        """
         on_codes = torch.einsum("nD,nDd->nd", self.weight, weight)
         constant = (self.weight * bias).sum(-1) + self.bias
         codes = codes.unflatten(-1, on_codes.shape)

@@ -212,7 +212,7 @@ class GdaForAUDetection(EscdaPreTrainedModel):
         map it gives the logit up to a constant of the action unit.
         """
         norm = self.pool.norm
-        scale = parameter_of(norm, "weight") / (norm.get_buffer("running_var") + norm.eps).sqrt()  # (c,)
+        scale = parameter_of(norm, "weight") / (parameter_of(norm, "running_var") + norm.eps).sqrt()  # (c,)
         kernel = parameter_of(self.pool.conv, "weight")[:, 0]  # (c, h, w)
         return torch.einsum("mc,chw,bchw->bmhw", self.classifier.weight * scale, kernel, features)
 

@@ -14,6 +14,7 @@ Shapes: B pictures or clips, T frames of a clip, S = B (* T) pictures in all, m 
 the backbone's map of h x w cells, d numbers of an AU vector.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -273,7 +274,7 @@ class LacForAUDetection(AUPreTrainedModel):
         """Find where action units show in pictures (S, 3, H, W): Eqs. 1-3."""
         states = [self.resnet.embedder(pictures)]
         for stage in self.resnet.encoder.stages:
-            states.append(self.stage(states[-1], stage))
+            states.append(self.stage(states[-1], stage.__call__))
         features = states[-1]
         weight = self.localizer.weight
         scores = F.conv2d(features, weight[:, :, None, None])  # w_c F (S, m, h, w)
@@ -488,9 +489,12 @@ class EpochStatistics(nn.Module):
 
 
 class CheckpointedStage(GradientCheckpointingLayer):
-    """Runs a stage of the backbone, which transformers' ResNet cannot compute a second time by itself."""
+    """Runs a stage of the backbone, which transformers' ResNet cannot compute a second time by itself.
 
-    def forward(self, x: Tensor, stage: nn.Module) -> Tensor:
+    It is given as a function, for Accelerate moves all modules among the arguments to another device.
+    """
+
+    def forward(self, x: Tensor, stage: Callable[[Tensor], Tensor]) -> Tensor:
         """(S, C, H, W) -> (S, C', H', W')."""
         return stage(x)
 
