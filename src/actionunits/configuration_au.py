@@ -217,11 +217,13 @@ class CompositeAUConfig(AUConfig):
 
     @property
     def places(self) -> list[int] | None:
-        """The action units of the whole, and after them what else its networks read the centres of."""
-        if self.aus is None:
-            return None
-        wanted = (au for network in self.networks.values() for au in network.places or ())
-        return list(dict.fromkeys([*self.aus, *wanted]))
+        """The action units of the whole, and after them what else its networks read the centres of.
+
+        Where labels have no centres, only those that a network reads whatever its labels are.
+        """
+        read = [places for places in (self.aus, *(n.places for n in self.networks.values())) if places]
+        places = dict.fromkeys(au for places in read if have_centers(places) for au in places)
+        return list(places) or self.aus
 
     @property
     def processor_options(self) -> dict[str, Any]:

@@ -43,6 +43,21 @@ class TestEnsemble(AUModelTester):
         return model.eval()
 
 
+class TestWithPlaces(AUModelTester):
+    """An ensemble whose networks read other centres than those of its action units."""
+
+    model_class = EnsembleForAUDetection
+    config = {
+        "gda_config": BACKBONE,
+        "geometry_config": GeometryTester.config,
+        "network_weights": {"geometry": 2.0},
+    }
+    always_float32 = GeometryTester.always_float32
+
+    def make_inputs(self, config, batch_size=3):
+        return super().make_inputs(self.make_config(aus=config.places), batch_size)
+
+
 @pytest.fixture(scope="module")
 def networks():
     """A network of each kind; the first two read 48 pixels, others fewer."""
@@ -251,6 +266,20 @@ def test_a_network_of_places_reads_those_and_others_their_own(networks, tmp_path
     without = few(pictures, torch.ones(1, 2, 2, 2))  # the centres of 25 and 1 alone
     torch.testing.assert_close(without.logits, few.lsc(pictures, torch.ones(1, 2, 2, 2)).logits)
     assert without.branch_logits.shape == (1, 1, 2)
+
+
+@pytest.mark.parametrize("labels", [{"aus": [46, 12]}, {"id2label": {0: "smile", 1: "frown", 2: "wink"}}])
+def test_places_are_read_even_if_the_labels_have_none(networks, tmp_path, labels):
+    gda, geometry = networks[1], GeometryTester().make_model()
+    EnsembleForAUDetection.from_networks(gda, geometry).save_pretrained(tmp_path)
+    model = AutoModel.from_pretrained(tmp_path, **labels)
+    assert model.config.places == [1, 6, 12] == model.config.processor_options["aus"]
+    pictures, centers = torch.zeros(1, 3, 48, 48), 48 * torch.rand(1, 3, 2, 2)
+    expected = model.geometry(au_centers=(centers + 0.5) * 32 / 48 - 0.5).logits
+    torch.testing.assert_close(model(pictures, centers).branch_logits[:, 1], expected, rtol=1e-3, atol=1e-4)
+    with_lsc = AutoModel.from_pretrained(tmp_path, **labels, lsc_config=BACKBONE | BRANCH)
+    with pytest.raises(ValueError, match="LscForAUDetection needs the centres of .*leave it out"):
+        with_lsc(pictures, centers)
 
 
 def test_places_in_another_order_are_told_apart():

@@ -180,9 +180,18 @@ class EnsembleForAUDetection(AUPreTrainedModel):
     def _centers_of(self, network: Any, au_centers: Tensor | None) -> Tensor | None:
         """The centres (B, p, 2, 2) that the network reads."""
         every, own = self.config.places, network.config.places
-        if au_centers is None or every is None or own is None or every == own:
+        if au_centers is None or every is None or every == own:
             return au_centers
-        return au_centers[:, [every.index(au) for au in own]]
+        if own is not None and set(own) <= set(every):
+            return au_centers[:, [every.index(au) for au in own]]
+        if au_centers.shape[1] != len(every):  # given by hand
+            return au_centers
+        if network.needs_au_centers:
+            raise ValueError(
+                f"{type(network).__name__} needs the centres of {self.config.au_labels}, which have none; "
+                "leave it out of the ensemble."
+            )
+        return None
 
     def _answering(self, au_centers: Tensor | None) -> dict[str, AUPreTrainedModel]:
         """The networks that take part: all, but for those that need more centres than are given."""
@@ -195,7 +204,7 @@ class EnsembleForAUDetection(AUPreTrainedModel):
             f"of the action units {places}. The image processor of `config.processor_options`, or "
             "AUCollator with `places=model.config.places`, gives them."
         )
-        if au_centers.shape[1] != len(aus) or len(silent) == len(networks):
+        if au_centers.shape[1] != self.config.num_labels or len(silent) == len(networks):
             raise ValueError(remedy)
         logger.warning_once(f"{', '.join(silent)} left out of the mean: {remedy}")
         return {name: network for name, network in networks.items() if name not in silent}
