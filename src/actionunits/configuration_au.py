@@ -87,6 +87,7 @@ class AUConfig(PreTrainedConfig):
         config.relabel(**asked)
         for name, values in per_label.items():
             setattr(config, name, values)
+        config.validate()  # transformers sets what else was asked for without a look at the whole
         return result
 
     @property

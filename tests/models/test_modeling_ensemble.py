@@ -243,6 +243,8 @@ def test_weights_of_the_mean(networks):
     for wrong in ({"gda": 0}, {"gda": -1.0}, {"gdb": 1}):
         with pytest.raises(Exception, match=f"network_weights has {next(iter(wrong))!r}"):
             EnsembleConfig(network_weights=wrong)
+        with pytest.raises(Exception, match=f"network_weights has {next(iter(wrong))!r}"):
+            EnsembleConfig.from_dict(model.config.to_dict(), network_weights=wrong)
 
 
 def test_a_network_of_places_reads_those_and_others_their_own(networks, tmp_path):

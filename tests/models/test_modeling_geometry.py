@@ -112,3 +112,5 @@ def test_default_places_are_all_that_the_corpus_codes_and_none_twice():
 def test_no_network_can_be_built_of_these(fields, message):
     with pytest.raises(Exception, match=message):
         GeometryConfig(**fields)
+    with pytest.raises(Exception, match=message):
+        GeometryConfig.from_dict(GeometryConfig().to_dict(), **fields)
