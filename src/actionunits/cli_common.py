@@ -69,7 +69,7 @@ def find_model(name: str) -> str:
         return name
     if name in checkpoints.names():
         return str(checkpoints.path(name))
-    if folder.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith((".", os.sep)):
+    if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", os.sep)):
         raise ValueError(
             f"--model {name} is no folder, and no name on the Hub (org/name) either; "
             f"those of the package are {', '.join(checkpoints.names())}."
