@@ -17,7 +17,7 @@ Boxes are (xmin, ymin, xmax, ymax) and landmarks (x, y), in pixels from the cent
 import threading
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -240,7 +240,8 @@ class _Cascades:
         """Faces that the copy where the known ones were found was too small to show."""
         if not self.small_faces or searched is not PROPOSALS[0] or max(picture.size) <= searched.side:
             return []
-        found = self._faces(picture, PROPOSALS[1], max(SURE_BESIDE, self.min_confidence))
+        once = replace(PROPOSALS[1], mirrored=False)
+        found = self._faces(picture, once, max(SURE_BESIDE, self.min_confidence))
         return [face for face in found if all(overlap(face.box, other.box) <= 0.5 for other in known)]
 
     def _faces(self, picture: Image.Image, proposal: Proposal, required: float) -> list[Face]:
