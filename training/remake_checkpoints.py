@@ -59,6 +59,8 @@ RESULTS = {
 """Folder in the package -> folder of the result in OUTPUT."""
 MEMBERS = {"lsc": 1, "gda": 1, "gtlenet": 1, "ac2d": 1, "geometry": 2}
 """The networks whose mean the pipeline loads, and their weights."""
+ADAPTED = ("escda", "lac")
+"""Trainings whose networks' batch statistics follow photographs (training/SYNTHETIC.md, section 13)."""
 
 
 @dataclass(frozen=True)
@@ -157,20 +159,24 @@ def make_steps(head: Path, photos: Path, output: Path, changes: Sequence[str] = 
         "geometry": train("geometry"),
     }
 
-    def calibrate(name: str) -> Step:
+    def finish(name: str) -> dict[str, Step]:
+        """Batch statistics and thresholds, of the whole and of its members."""
         models = sorted(place for place in RESULTS.values() if place.startswith(f"{name}/"))  # members first
-        places = ["--data", corpus, "--photos", photos, "--cache", cache]
-        options = [*(output / model for model in models), *places]
-        return Step("calibrate", options, ["corpus", name], f"{models[-1]}/run.json", "neutral_photographs")
+        folders, run = [output / model for model in models], f"{models[-1]}/run.json"
+        adapt = Step("adapt_statistics", [*folders, "--photos", photos], [name], run, "statistics")
+        made = {f"{name}_statistics": adapt} if name in ADAPTED else {}
+        options = [*folders, "--data", corpus, "--photos", photos, "--cache", cache]
+        needs = ["corpus", *(made or [name])]
+        return made | {thresholds_of(name): Step("calibrate", options, needs, run, "neutral_photographs")}
 
     for name in ("escda", "ac2d", "auformer", "lac", "gtlenet", "geometry"):
-        steps[thresholds_of(name)] = calibrate(name)
+        steps |= finish(name)
     weights = [word for name, n in MEMBERS.items() if n != 1 for word in ("--weight", f"{name}={n}")]
     members = [*(output / RESULTS[name] for name in MEMBERS), *weights, "--output", output / BEST]
     steps[BEST] = Step(
         "average", members, [step_of(name) for name in MEMBERS], f"{RESULTS['default']}/run.json"
     )
-    steps[thresholds_of(BEST)] = calibrate(BEST)
+    steps |= finish(BEST)
     report = output / "real_photos.json"
     options = ["--photos", photos, "--model", output / RESULTS["default"], "--output", report]
     return {**steps, "real_photos": Step("check_real_photos", options, [thresholds_of(BEST)], report.name)}

@@ -85,15 +85,19 @@ def test_a_threshold_moves_as_neutral_photographs_score(calibrate):
 
 
 @pytest.mark.parametrize("limit", [0.05, 0.1])
-def test_smiles_have_a_limit_of_their_own(calibrate, limit):
+def test_smiles_have_a_limit_of_their_own_that_does_not_move(calibrate, limit):
     scores, faces = renderings()
-    bound = calibrate.smile_thresholds(scores, faces, 2 * limit)
+    share = calibrate.SMILE_SHARE * limit
+    bound = calibrate.smile_thresholds(scores, faces, share)
     smiles = (faces.occurrence == [1, 0]).all(1)
-    overall = calibrate.calibrate_thresholds(scores, faces.occurrence, limit)
-    assert (scores[smiles, 1] >= overall[1]).mean() > 2 * limit  # what it is for
-    assert (scores[smiles, 1] >= bound[1]).mean() <= 2 * limit
+    overall = logit(calibrate.calibrate_thresholds(scores, faces.occurrence, limit))
+    assert (logit(scores[smiles, 1]) >= overall[1] - 0.7).mean() > share  # what it is for
+    assert (scores[smiles, 1] >= bound[1]).mean() <= share
     assert bound[0] == 0  # no smile is without it
-    chosen, _ = calibrate.choose_thresholds(scores, faces, 0 * scores[:19], limit)
+    neutral = expit(logit(scores[faces.intensities.max(1) <= 0.1]) - 0.7)
+    chosen, how = calibrate.choose_thresholds(scores, faces, neutral, limit)
+    assert how["shift"] == {"AU12": -0.7, "AU14": -0.7}
+    assert logit(chosen[0]) == pytest.approx(overall[0] - 0.7)
     assert chosen[1] == pytest.approx(bound[1])
 
 

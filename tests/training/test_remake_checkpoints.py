@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -27,9 +28,10 @@ def command(remake, tmp_path, monkeypatch):
 
         def fake_run(words, check):
             assert check
-            is_calibration = "--output" not in words  # names the models themselves, their trainings' last
-            place = Path(words[words.index("--data") - 1]).parent if is_calibration else None
-            place = place or Path(words[words.index("--output") + 1])
+            if "--output" in words:
+                place = Path(words[words.index("--output") + 1])
+            else:  # names the models themselves, their trainings' last
+                place = Path([*takewhile(lambda word: not word.startswith("--"), words)][-1]).parent
             ran.append(f"{Path(words[1]).stem} {place.name}")
             if ran[-1].endswith(failing or "never"):
                 raise RuntimeError("stopped")
@@ -76,6 +78,10 @@ def test_all_steps_run_in_order_and_finished_ones_do_not_again(command):
         f"calibrate {name}"
         for name in ("escda", "ac2d", "auformer", "lac", "gtlenet", "geometry", "ensemble")
     ]
+    for name in ("escda", "lac"):
+        adapted = everything.index(f"adapt_statistics {name}")
+        assert everything.index(f"train {name}") < adapted < everything.index(f"calibrate {name}")
+    assert sum(step.startswith("adapt_statistics ") for step in everything) == 2
     assert everything.index("calibrate ac2d") < everything.index("average ensemble")
     assert everything[-1] == "check_real_photos real_photos.json"
     assert command() == []
@@ -99,7 +105,7 @@ def test_only_what_is_asked_for_and_what_it_needs(command):
         "train auformer",
         "calibrate auformer",
     ]
-    assert command("--only", "lsc") == ["train escda", "calibrate escda"]
+    assert command("--only", "lsc") == ["train escda", "adapt_statistics escda", "calibrate escda"]
     assert command("--only", "default") == [
         "train ac2d",
         "train geometry",
@@ -117,9 +123,9 @@ def test_results_of_another_machine_need_no_corpus(command, tmp_path):
     result.write_text("{}")
     run = result.with_name("run.json")
     run.write_text("{}")
-    assert command("--only", "lac") == ["synthesize corpus", "calibrate lac"]
+    assert command("--only", "lac") == ["synthesize corpus", "adapt_statistics lac", "calibrate lac"]
     (tmp_path / "lac_thresholds.done").unlink()
-    run.write_text('{"neutral_photographs": {}}')
+    run.write_text('{"neutral_photographs": {}, "statistics": {}}')
     assert command("--only", "lac") == []
 
 

@@ -1,0 +1,130 @@
+"""Let the batch statistics of trained networks follow photographs, as AdaBN does (arXiv:1603.04779).
+
+    python training/adapt_statistics.py MODEL [MODEL ...] --photos FACES --share 0.5
+    python training/calibrate.py MODEL [MODEL ...] --data CORPUS --photos FACES
+
+Batch normalisation takes out what pictures have in common, and in a trained network that is what renderings
+have in common: light, skin, lens. Here means and variances move a share of the way to those of photographs,
+seen through the whole path of a picture: detector, alignment, network. No label is used and no weight moves.
+AdaBN goes all the way; but these photographs are neutral, and faces in use are not.
+
+The photographs are those that the renderings are made of, of the training people. `model.safetensors` and
+`run.json` are written anew; thresholds, figures and card are of the network before, until calibrate.py runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import update_bn
+from tqdm import tqdm
+from transformers import pipeline
+
+import actionunits  # noqa: F401  (registers the models and the task)
+from actionunits.half_precision import save_in_half
+from actionunits.pictures import load_picture
+from actionunits.synthesis.corpus import split_people
+from actionunits.synthesis.person import read_people
+from network_training import TakesKeywords, replace_folder
+
+BATCH = 32
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Adapt every model of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("models", nargs="+", type=Path, help="folders that train.py wrote")
+    parser.add_argument("--photos", type=Path, required=True, help="folder of the photographs and people.csv")
+    parser.add_argument("--share", type=float, default=0.5, help="of the way, 0 to 1 (default: 0.5)")
+    args = parser.parse_args(arguments)
+    try:
+        for folder in args.models:
+            adapt(folder, training_photographs(args.photos), args.share)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+
+
+def adapt(folder: Path, photographs: Sequence[Path], share: float) -> None:
+    """Move the batch statistics of the model in a folder, in place, and say so in its `run.json`.
+
+    A folder that was adapted so before stays as it is.
+
+    Raises:
+        ValueError: `share` is not between 0 and 1, the model has no batch normalisation or was adapted with
+            another share before, or too few faces were found.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share={share} must be above 0 and at most 1.")
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    if done := run.get("statistics"):
+        if done["share"] != share:
+            raise ValueError(
+                f"{folder} was adapted with share={done['share']} before; take the trained one for {share}."
+            )
+        return
+    detect = pipeline("au-detection", model=str(folder), device="cpu")  # type: ignore[call-overload]
+    norms = [module for module in detect.model.modules() if isinstance(module, _BatchNorm)]
+    if not norms:
+        raise ValueError(f"{folder} has no batch normalisation, so there is nothing to adapt.")
+    before = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
+    batches = list(batches_of_faces(detect, photographs))
+    update_bn(batches, TakesKeywords(detect.model))
+    detect.model.eval()
+    for norm, (mean, variance) in zip(norms, before, strict=True):
+        norm.running_mean.lerp_(mean, 1 - share)
+        norm.running_var.lerp_(variance, 1 - share)
+    found = sum(len(batch["pixel_values"]) for batch in batches)
+    run["statistics"] = {"photographs": found, "share": share}
+    save(detect.model, run, folder)
+    print(f"{folder}: {len(norms)} layers moved {share:.0%} of the way to {found} photographs")
+
+
+def training_photographs(folder: Path) -> list[Path]:
+    """The photographs of the people whom training saw."""
+    people = read_people(folder)
+    names = split_people(sorted(row["name"] for row in people))["train"]
+    return [row["picture"] for row in people if row["name"] in names]
+
+
+def batches_of_faces(detect, photographs: Sequence[Path]) -> Iterator[dict[str, torch.Tensor]]:
+    """The largest face of each photograph as the network gets it, in batches of about `BATCH`.
+
+    Raises:
+        ValueError: There are fewer than two, of which no variance can be told.
+    """
+    faces = []
+    for photograph in tqdm(photographs, "photographs", disable=None):
+        picture = load_picture(photograph)
+        if found := detect(picture):
+            faces.append(
+                detect.image_processor(picture, landmarks=found[0]["landmarks"], return_tensors="pt")
+            )
+    if len(faces) < 2:
+        raise ValueError(f"{len(faces)} of {len(photographs)} photographs show a face; look at --photos.")
+    count = math.ceil(len(faces) / BATCH)
+    for rows in (faces[i::count] for i in range(count)):  # alike in size: each counts the same in the mean
+        yield {name: torch.cat([face[name] for face in rows]) for name in rows[0]}
+
+
+def save(model, run: dict, folder: Path) -> None:
+    """The weights in their own precision and `run.json`, in a copy of the folder that takes its place."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(folder, partial)
+    in_half = run["recipe"]["save_dtype"] == "float16"
+    save_in_half(model, partial) if in_half else model.save_pretrained(partial)
+    (partial / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+    replace_folder(partial, folder)
+
+
+if __name__ == "__main__":
+    main()
