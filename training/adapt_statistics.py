@@ -32,6 +32,7 @@ from actionunits.half_precision import save_in_half
 from actionunits.pictures import load_picture
 from actionunits.synthesis.corpus import split_people
 from actionunits.synthesis.person import read_people
+from average import read_run
 from network_training import TakesKeywords, replace_folder
 
 BATCH = 32
@@ -59,12 +60,13 @@ def adapt(folder: Path, photographs: Sequence[Path], share: float) -> None:
     A folder that was adapted so before stays as it is.
 
     Raises:
+        FileNotFoundError: The folder has no `run.json`.
         ValueError: `share` is not between 0 and 1, the model has no batch normalisation or was adapted with
             another share before, or too few faces were found.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share={share} must be above 0 and at most 1.")
-    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    run = read_run(folder)
     if done := run.get("statistics"):
         if done["share"] != share:
             raise ValueError(

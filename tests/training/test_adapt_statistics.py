@@ -60,10 +60,8 @@ def first_norm(model):
 
 def first_layer_input(model, folder, photographs):
     """What the first batch normalisation sees of the photographs' faces, (N, C, H, W)."""
-    detect, processor = (
-        pipeline("au-detection", model=str(folder)),
-        AutoImageProcessor.from_pretrained(folder),
-    )
+    detect = pipeline("au-detection", model=str(folder))
+    processor = AutoImageProcessor.from_pretrained(folder)
     seen = []
     first_norm(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     for photograph in photographs:
@@ -88,6 +86,8 @@ def test_what_cannot_be_adapted_is_named(script, run, folder, photographs):
         script.adapt(folder, photographs[1:], share=0.5)
     with pytest.raises(ValueError, match="share=0 must be above 0"):
         script.adapt(folder, photographs, share=0)
+    with pytest.raises(FileNotFoundError, match="elsewhere has no run.json; take folders"):
+        script.adapt(folder / "elsewhere", photographs, share=0.5)
     networks = {"geometry": {"model_type": "au-geometry", "config": {"places": [1, 6, 12]}}}
     geometry = run("geometry", networks=networks, epochs=1) / "model"
     with pytest.raises(ValueError, match="has no batch normalisation"):
