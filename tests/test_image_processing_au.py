@@ -146,6 +146,15 @@ def test_nothing_is_aligned_in_silence(processor, photo, no_face, detector):
         processor([], landmarks=[])
 
 
+def test_errors_say_which_of_several_pictures_is_wrong(processor, photo, no_face, landmarks, detector):
+    with pytest.raises(ValueError, match=r"^images\[1\]: No face found"):
+        processor([photo, no_face], face_detector=detector)
+    with pytest.raises(TypeError, match=r"^images\[2\]: Cannot read a picture from int"):
+        processor([photo, photo, 7], landmarks=[landmarks] * 3)
+    with pytest.raises(ValueError, match="^No face found"):
+        processor([no_face], face_detector=detector)
+
+
 def _with(points, i, value):
     points[i] = value
     return points

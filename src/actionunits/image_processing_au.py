@@ -12,6 +12,7 @@ the photo is interpolated once, which keeps it sharper.
 import copy
 import difflib
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +30,7 @@ from actionunits.alignment import Alignment, five_point, identity, level_eyes
 from actionunits.au_regions import au_centers
 from actionunits.face_detection import FaceDetector, check_boxes
 from actionunits.landmarks import check_inside, check_landmarks, get_scheme
-from actionunits.pictures import load_picture
+from actionunits.pictures import load_picture, naming
 
 ALIGNMENTS = {"level_eyes": level_eyes, "five_point": five_point}
 
@@ -133,7 +134,8 @@ class AUImageProcessor(PilBackend):
 
         Raises:
             ValueError: No landmarks, boxes or detector (unless `do_align=False`), no face found, landmarks or
-                boxes of the wrong number or shape or outside of the picture, or an unusable picture.
+                boxes of the wrong number or shape or outside of the picture, or an unusable picture. Of
+                several pictures the message names the one: "images[3]: ..." is the fourth.
         """
         return super().preprocess(images, landmarks, boxes, face_detector, **kwargs)
 
@@ -215,21 +217,13 @@ class AUImageProcessor(PilBackend):
         self, images, landmarks, boxes, face_detector, return_tensors=None, **kwargs
     ) -> BatchFeature:
         images = _as_list(images)
-        rows = [
-            self._prepare(
-                load_picture(image),
-                points,
-                box,
-                face_detector or self.face_detector,
-                SimpleNamespace(**kwargs),
-            )
-            for image, points, box in zip(
-                images,
-                _one_each("landmarks", landmarks, len(images), 2),
-                _one_each("boxes", boxes, len(images), 1),
-                strict=True,
-            )
-        ]
+        landmarks = _one_each("landmarks", landmarks, len(images), 2)
+        boxes = _one_each("boxes", boxes, len(images), 1)
+        detector, options = face_detector or self.face_detector, SimpleNamespace(**kwargs)
+        rows = []
+        for i, (image, points, box) in enumerate(zip(images, landmarks, boxes, strict=True)):
+            with naming(f"images[{i}]") if len(images) > 1 else nullcontext():
+                rows.append(self._prepare(load_picture(image), points, box, detector, options))
         names = ("pixel_values", "alignment", "au_centers")
         data = {name: list(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
         if any(centers is None for centers in data["au_centers"]):

@@ -3,6 +3,8 @@
 import importlib.util
 import os
 import string
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,17 @@ def load_picture(source: Any) -> Image.Image:
         raise
     except Exception as error:  # Pillow's decoders raise whatever they stumble over
         raise PictureError(f"{name} is broken or truncated: {error}") from error
+
+
+@contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Let errors begin with the place of the input that they are about, such as "images[3]"."""
+    try:
+        yield
+    except (OSError, TypeError, ValueError) as error:
+        if len(error.args) == 1:  # else the first is no message
+            error.args = (f"{place}: {error}",)
+        raise
 
 
 def sample_photo() -> Path:

@@ -223,6 +223,25 @@ def test_wrong_inputs(detect, photo, landmarks):
         detect(np.zeros((2, 64, 64, 3), np.uint8))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (np.zeros((40, 40, 3), np.int64), ValueError, "Pixels of type int64"),
+        ("nowhere.jpg", FileNotFoundError, "There is no picture file 'nowhere.jpg'"),
+        (None, TypeError, "Cannot read a picture from NoneType"),
+        ({"image": Image.new("RGB", (64, 64)), "boxes": [9, 9, 3, 3]}, ValueError, "Box .* is empty"),
+    ],
+)
+@pytest.mark.parametrize("form", [list, tuple, iter, lambda p: KeyDataset([{"a": one} for one in p], "a")])
+def test_errors_say_which_of_several_inputs_is_wrong(detect, photo, no_face, form, wrong, error, message):
+    answers = []
+    with pytest.raises(error, match=rf"^inputs\[2\]: {message}"):
+        answers.extend(detect(form([photo, no_face, wrong, photo])))
+    assert [len(faces) for faces in answers] == ([] if form in (list, tuple) else [1, 0])
+    with pytest.raises(error, match=rf"^{message}"):
+        detect(wrong)
+
+
 def test_five_points_serve_models_without_centres(tmp_path, photo, landmarks, detect):
     model = GdaForAUDetection(GdaConfig.compact())
     gda = AUDetectionPipeline(model, AUImageProcessor(), device="cpu")

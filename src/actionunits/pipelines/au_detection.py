@@ -8,7 +8,8 @@ frames of a video are pictures whose faces a tracker found (`actionunits.pipelin
 # mypy: disable-error-code="override,assignment"
 # (transformers annotates its pipelines more narrowly than it uses them)
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from io import IOBase
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -33,7 +34,7 @@ from actionunits.face_detection import (
 from actionunits.image_processing_au import AUImageProcessor, decision_thresholds
 from actionunits.landmarks import check_inside, check_landmarks
 from actionunits.modeling_outputs import AUDetectionOutput
-from actionunits.pictures import load_picture
+from actionunits.pictures import load_picture, naming
 from actionunits.pipelines.video import Shot, answer_video, check_count
 from actionunits.tracking import Track, TrackedFace
 from actionunits.video import is_video
@@ -132,7 +133,8 @@ class AUDetectionPipeline(ChunkPipeline):
 
         Raises:
             TypeError: `inputs` is None, or something else that holds no picture.
-            ValueError: A picture, landmarks, boxes or an option that cannot be used.
+            ValueError: A picture, landmarks, boxes or an option that cannot be used. Of several inputs the
+                message names the one: "inputs[3]: ..." is the fourth.
             ImportError: A video file, but PyAV is not installed.
         """
         check_count("batch_size", kwargs.get("batch_size"))
@@ -148,10 +150,10 @@ class AUDetectionPipeline(ChunkPipeline):
         elif isinstance(inputs, Dataset) or _is_column(inputs):
             inputs = _stream(inputs)
         elif isinstance(inputs, Iterator) and not isinstance(inputs, IOBase):  # an open file yields its lines
-            inputs = (picture for picture in inputs)
+            inputs = _numbered(inputs)
         else:
             if isinstance(inputs, list | tuple):
-                inputs = list(inputs)
+                inputs = list(_numbered(inputs))
                 if not inputs:
                     return []
             if kwargs.get("batch_size") is None and self._batch_size is None:
@@ -160,6 +162,10 @@ class AUDetectionPipeline(ChunkPipeline):
 
     def preprocess(self, input_: Any) -> Iterator[dict[str, Any]]:
         """Turn one picture into a chunk for each face; a faceless picture is one chunk without a face."""
+        if isinstance(input_, Numbered):
+            with naming(f"inputs[{input_.number}]"):
+                yield from self.preprocess(input_.content)
+            return
         picture, faces = self._find_faces(input_)
         if not faces:
             yield {"is_last": True, "face": None, **self._no_features()}
@@ -364,12 +370,23 @@ def _runs(faces: list[TrackedFace | None]) -> list[list[int]]:
     return runs
 
 
-def _stream(dataset: Any) -> Iterator[Any]:
+@dataclass(frozen=True, eq=False)
+class Numbered:
+    """One of several inputs, and its number from 0 on."""
+
+    number: int
+    content: Any
+
+
+def _numbered(inputs: Iterable[Any]) -> Iterator[Numbered]:
+    yield from (Numbered(i, content) for i, content in enumerate(inputs))
+
+
+def _stream(dataset: Any) -> Iterator[Numbered]:
     """Go through a dataset by index where it has a length, for not every such dataset also iterates."""
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-        yield from dataset
-    else:
-        yield from (dataset[i] for i in range(len(dataset)))
+        return _numbered(dataset)
+    return _numbered(dataset[i] for i in range(len(dataset)))
 
 
 def _is_column(inputs: Any) -> bool:
