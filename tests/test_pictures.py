@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from actionunits import pictures
 from actionunits.pictures import PictureError, load_picture
 
 
@@ -104,8 +105,28 @@ def test_sixteen_bits_keep_their_range(photo):
     )
 
 
-def test_eight_bits_in_32_are_no_black_picture(photo):
+def test_eight_bits_in_more_are_no_black_picture(photo):
     np.testing.assert_array_equal(load_picture(photo.convert("I")), load_picture(photo.convert("L")))
+    array = np.asarray(photo).astype(np.uint16)
+    for source in (array, torch.from_numpy(array).permute(2, 0, 1)):
+        np.testing.assert_array_equal(load_picture(source), photo)
+    np.testing.assert_array_equal(
+        load_picture(Image.fromarray(array[..., 0])),
+        load_picture(Image.fromarray(array[..., 0].astype(np.uint8))),
+    )
+
+
+@pytest.mark.parametrize(("bits", "factor"), [(10, 64), (12, 16)])
+def test_fewer_than_16_bits_are_told_of(photo, caplog, bits, factor):
+    pictures.logger.warning_once.cache_clear()
+    pictures.logger.addHandler(caplog.handler)
+    array = np.asarray(photo).astype(np.uint16) << (bits - 8)
+    assert np.asarray(load_picture(array)).max() <= 16
+    pictures.logger.removeHandler(caplog.handler)
+    highest = array.max()
+    assert f"no value above {highest}, " in caplog.text
+    assert f"if it has {bits} bits, multiply it by {factor}." in caplog.text
+    np.testing.assert_allclose(load_picture(array * factor), photo, atol=1)
 
 
 @pytest.mark.parametrize(

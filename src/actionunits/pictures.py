@@ -14,6 +14,9 @@ from urllib.request import Request, urlopen
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 MIN_SIDE = 24
 """Smallest width and height [pixels]; below this no face can be read."""
@@ -38,7 +41,8 @@ def load_picture(source: Any) -> Image.Image:
 
     Args:
         source: Path, URL (http, https or data), encoded bytes, PIL image, or an array or tensor of shape
-            (H, W), (H, W, C) or (C, H, W) with C in 1, 3, 4: uint8, uint16 (full range) or floats in [0, 1].
+            (H, W), (H, W, C) or (C, H, W) with C in 1, 3, 4: uint8, uint16 or floats in [0, 1]. 16 bits are
+            0..65535, as in files, but for pictures without a value above 255, which hold 8 bits.
 
     Returns:
         PIL image of mode RGB.
@@ -172,7 +176,7 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
     if values.dtype == np.uint8:
         return np.ascontiguousarray(values)
     if values.dtype.kind == "u" and values.dtype.itemsize == 2:
-        return (values / 257.0 + 0.5).astype(np.uint8)  # 65535 -> 255
+        return _from_16_bits(values)
     if values.dtype.kind != "f":
         raise PictureError(
             f"Pixels of type {values.dtype} have no known range; "
@@ -192,6 +196,19 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
     return (values * 255.0 + 0.5).astype(np.uint8)
 
 
+def _from_16_bits(values: np.ndarray) -> np.ndarray:
+    """Return 8 bits, 65535 becoming 255; what would be black then holds 8 bits already."""
+    highest = int(values.max())
+    if highest <= 255:
+        return values.astype(np.uint8)
+    if highest < 4096:
+        logger.warning_once(
+            f"A picture of 16 bits has no value above {highest}, of 65535, and so is almost black; if it has "
+            f"{highest.bit_length()} bits, multiply it by {2 ** (16 - highest.bit_length())}."
+        )
+    return (values / 257.0 + 0.5).astype(np.uint8)
+
+
 def _upright(image: Image.Image) -> Image.Image:
     try:
         image.getexif()
@@ -207,8 +224,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             raise PictureError(
                 f"32-bit pixels in {values.min()}..{values.max()} have no known range; save 8 or 16 bits."
             )
-        # what Pillow itself makes of 8 bits; as 16 it would be black
-        image = _from_array(values.astype(np.uint8 if values.max() <= 255 else np.uint16))
+        image = _from_array(values.astype(np.uint16))
     elif image.mode == "F" or image.mode.startswith("I;16"):
         image = _from_array(np.asarray(image))
     if image.has_transparency_data:
