@@ -319,11 +319,12 @@ class AUModelTester:
 
     # What other libraries put in the place of layers.
 
-    def test_offloaded_weights_change_nothing(self, model, inputs, labels):
+    @pytest.mark.parametrize("buffers", [False, True])
+    def test_offloaded_weights_change_nothing(self, model, inputs, labels, buffers):
         wanted = {"labels": labels, "output_au_attentions": True}
         with torch.no_grad():
             expected = model(**inputs, **wanted)
-            accelerate.cpu_offload(model, torch.device("cpu"))
+            accelerate.cpu_offload(model, torch.device("cpu"), offload_buffers=buffers)
             actual = model(**inputs, **wanted)
         assert any(parameter.is_meta for parameter in model.parameters())
         for name, value in expected.items():

@@ -29,7 +29,13 @@ from transformers.utils.generic import can_return_tuple
 from actionunits.action_units import UNKNOWN
 from actionunits.au_regions import roi_boxes
 from actionunits.losses import occurrence_weights, weighted_asymmetric_loss, weighted_au_loss
-from actionunits.modeling_au import AUClassifier, AUPreTrainedModel, module_names, sum_over_processes
+from actionunits.modeling_au import (
+    AUClassifier,
+    AUPreTrainedModel,
+    module_names,
+    parameter_of,
+    sum_over_processes,
+)
 from actionunits.modeling_outputs import AUDetectionOutput
 from actionunits.roi_align import roi_align
 
@@ -345,16 +351,18 @@ class LacForAUDetection(AUPreTrainedModel):
 
     def _epoch_weights(self) -> Tensor:
         """Return w_diff and w_dist (m, 2) of the running epoch; new action units have the initial ones."""
-        statistics = self._statistics
-        weights = torch.stack([each.epoch_weights for each in statistics]).float()
-        is_new = torch.stack([each.epochs for each in statistics]) == 0
+        weights, epochs = (
+            torch.stack([parameter_of(each, name) for each in self._statistics])
+            for name in ("epoch_weights", "epochs")
+        )
+        weights, is_new = weights.float(), epochs == 0
         return torch.where(is_new[:, None], self._initial_weights()[:, None], weights)
 
     def _initial_weights(self) -> Tensor:
         """Return weights (m,) by the occurrence rates of the training set, mean 1."""
         rates = self.config.au_occurrence_rates
         weights = torch.ones(len(self._statistics)) if rates is None else occurrence_weights(rates)[0]
-        return (weights / weights.mean()).to(self._statistics[0].epoch_sums.device)
+        return (weights / weights.mean()).to(parameter_of(self._statistics[0], "epoch_sums").device)
 
     def _inverse_shares(self, sums: Tensor) -> Tensor:
         """Return 1 / recall and 1 / rate (m, 2) of an epoch's counts (m, 3), either of mean 1.
