@@ -38,6 +38,16 @@ def test_saves_and_loads_to_the_bit(tmp_path, map_size):
     assert torch.equal(model(pixels).landmarks, again(pixels).landmarks)
 
 
+def test_the_configuration_may_ask_for_tuples():
+    model = FaceLandmarker(FaceLandmarkerConfig(**{**TINY.to_dict(), "return_dict": False})).eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    output = model(pixels, return_dict=True)
+    for as_tuple in (model(pixels), model(pixels, return_dict=None)):
+        assert isinstance(as_tuple, tuple) and len(as_tuple) == 2
+        assert torch.equal(as_tuple[0], output.landmarks) and torch.equal(as_tuple[1], output.face_logits)
+    assert len(model.locate(Image.new("RGB", (64, 64)), [(8, 8, 56, 56)])) == 1
+
+
 def test_a_map_points_where_its_mass_lies():
     class Peaks(torch.nn.Module):
         def forward(self, x):

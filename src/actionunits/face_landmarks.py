@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
 
 from actionunits.alignment import Alignment
 from actionunits.landmarks import SCHEMES
@@ -105,15 +106,15 @@ class FaceLandmarker(PreTrainedModel):
         if isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, pixel_values, labels=None, is_face=None, return_dict: bool | None = None, **kwargs):
+    @can_return_tuple
+    def forward(self, pixel_values, labels=None, is_face=None, **kwargs):
         """Predict.
 
         Args:
             pixel_values: (B, 3, S, S), RGB, (x / 255 - 0.5) / 0.5.
             labels: (B, 68, 2) points in parts of the crop's side.
             is_face: (B,) 1 or 0; where 0 the points do not count.
-            return_dict: False for a tuple.
-            **kwargs: ignored.
+            **kwargs: `return_dict=False` for a tuple; others are ignored.
         """
         stages = [self.stem(pixel_values)]
         for stage in self.stages:
@@ -123,8 +124,7 @@ class FaceLandmarker(PreTrainedModel):
         landmarks = landmarks + (0.5 if self.maps is None else self.maps(*stages[1:4]))
         face_logits = self.face(hidden).squeeze(1)
         loss = None if labels is None else landmark_loss(landmarks, face_logits, labels, is_face)
-        output = FaceLandmarkerOutput(loss, landmarks, face_logits)
-        return output if return_dict is not False else output.to_tuple()
+        return FaceLandmarkerOutput(loss, landmarks, face_logits)
 
     @torch.inference_mode()
     def locate(self, image: Image.Image, boxes: Sequence[Sequence[float]]) -> list[tuple[np.ndarray, float]]:
@@ -160,7 +160,7 @@ class FaceLandmarker(PreTrainedModel):
         pixel_values = torch.from_numpy(pictures).to(self.device, self.dtype) / 127.5 - 1
         if also_mirrored:
             pixel_values = torch.cat([pixel_values, pixel_values.flip(3)])
-        output = self(pixel_values)
+        output = self(pixel_values, return_dict=True)
         landmarks, scores = output.landmarks.float(), torch.sigmoid(output.face_logits.float())
         if also_mirrored:
             (landmarks, mirrored), (scores, again) = landmarks.chunk(2), scores.chunk(2)
