@@ -19,7 +19,34 @@ from actionunits.losses import occurrence_weights, weighted_au_loss
 logger = logging.get_logger(__name__)
 
 
-class AUPreTrainedModel(PreTrainedModel):
+class CheckpointedPreTrainedModel(PreTrainedModel):
+    """A model that gradient checkpointing does not change: its batch statistics count each batch once."""
+
+    supports_gradient_checkpointing = True
+
+    def _set_gradient_checkpointing(
+        self,
+        enable: bool = True,
+        gradient_checkpointing_func: Callable[..., Any] = checkpoint,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        arguments = getattr(gradient_checkpointing_func, "keywords", {})
+        if arguments.get("use_reentrant"):
+            logger.warning_once(
+                "use_reentrant=True would lose gradients and count batches twice; it is taken for False."
+            )
+            gradient_checkpointing_func = functools.partial(gradient_checkpointing_func, use_reentrant=False)
+            arguments = gradient_checkpointing_func.keywords
+        if arguments.get("use_reentrant") is False and "context_fn" not in arguments:
+            gradient_checkpointing_func = functools.partial(
+                gradient_checkpointing_func,
+                context_fn=lambda: (nullcontext(), _batch_statistics_kept(self)),
+            )
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, *args, **kwargs)
+
+
+class AUPreTrainedModel(CheckpointedPreTrainedModel):
     """What all action unit models have in common.
 
     Parameters that belong to one action unit are stored under its label (`classifier.AU12.weight`). So
@@ -31,7 +58,6 @@ class AUPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)  # type: ignore[assignment]
     accepts_loss_kwargs = False  # the Trainer, not the loss, divides by the accumulation steps
-    supports_gradient_checkpointing = True
 
     def __init__(self, config: AUConfig, *inputs: Any, **kwargs: Any):
         super().__init__(config, *inputs, **kwargs)
@@ -92,27 +118,6 @@ class AUPreTrainedModel(PreTrainedModel):
         rates = self.config.au_occurrence_rates
         w, v = (None, None) if rates is None else occurrence_weights(rates)
         return weighted_au_loss(logits, labels, w, v)
-
-    def _set_gradient_checkpointing(
-        self,
-        enable: bool = True,
-        gradient_checkpointing_func: Callable[..., Any] = checkpoint,
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
-        arguments = getattr(gradient_checkpointing_func, "keywords", {})
-        if arguments.get("use_reentrant"):
-            logger.warning_once(
-                "use_reentrant=True would lose gradients and count batches twice; it is taken for False."
-            )
-            gradient_checkpointing_func = functools.partial(gradient_checkpointing_func, use_reentrant=False)
-            arguments = gradient_checkpointing_func.keywords
-        if arguments.get("use_reentrant") is False and "context_fn" not in arguments:
-            gradient_checkpointing_func = functools.partial(
-                gradient_checkpointing_func,
-                context_fn=lambda: (nullcontext(), _batch_statistics_kept(self)),
-            )
-        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, *args, **kwargs)
 
 
 class AUClassifier(nn.ModuleDict):
@@ -206,4 +211,12 @@ def _batch_statistics_kept(model: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, num_batches_tracked
 
 
-__all__ = ["AUClassifier", "AUPreTrainedModel", "is_plain", "linear_map", "module_names", "parameter_of"]
+__all__ = [
+    "AUClassifier",
+    "AUPreTrainedModel",
+    "CheckpointedPreTrainedModel",
+    "is_plain",
+    "linear_map",
+    "module_names",
+    "parameter_of",
+]

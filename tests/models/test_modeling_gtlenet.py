@@ -265,6 +265,21 @@ def test_the_encoder_is_saved_and_loaded(encoder, encoder_folder):
     assert [len(state) for state in loaded(pictures, output_hidden_states=True).hidden_states] == [2] * 4
 
 
+def test_gradient_checkpointing_does_not_change_the_encoder(encoder):
+    plain, checkpointed = encoder.train(), copy.deepcopy(encoder)
+    enable = "activation_checkpointing_enable"  # since transformers 5.20; deprecates the other
+    getattr(checkpointed, enable if hasattr(checkpointed, enable) else "gradient_checkpointing_enable")()
+    assert sum(getattr(module, "gradient_checkpointing", False) for module in checkpointed.modules()) > 1
+    pictures = torch.randn(4, 3, 48, 48)
+    for one in (plain, checkpointed):
+        torch.manual_seed(0)  # dropout
+        triplet_loss(*one(pictures).embeddings[torch.tensor([[0, 1, 2], [1, 2, 3]])].unbind(1)).backward()
+    for (name, a), b in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, msg=name)
+    for (name, a), b in zip(plain.named_buffers(), checkpointed.buffers(), strict=True):
+        torch.testing.assert_close(a, b, msg=f"{name}: the batch was counted twice")
+
+
 def test_embeddings_cannot_collapse_onto_one_point(encoder):
     """Trained to do nothing but draw together, those of a batch stay around the origin."""
     pictures = torch.randn(8, 3, 48, 48)

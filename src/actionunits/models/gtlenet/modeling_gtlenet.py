@@ -19,14 +19,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from actionunits.action_units import UNKNOWN
-from actionunits.modeling_au import AUPreTrainedModel, linear_map, module_names, parameter_of
+from actionunits.modeling_au import (
+    AUPreTrainedModel,
+    CheckpointedPreTrainedModel,
+    linear_map,
+    module_names,
+    parameter_of,
+)
 from actionunits.modeling_outputs import AUDetectionOutput
 
 from .configuration_gtlenet import GlobalExpressionEncoderConfig, GtleNetConfig
@@ -236,7 +241,7 @@ class ExpressionEncoderOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
 
 
-class GlobalExpressionEncoder(PreTrainedModel):
+class GlobalExpressionEncoder(CheckpointedPreTrainedModel):
     """Global expression encoder (GEE, Sec. 3.2): picture -> embedding of its expression.
 
     Trained by `triplet_loss` (`training/pretrain_expression.py`); its `trunk` is where GTLE-Net starts.
