@@ -38,6 +38,18 @@ def test_people_are_listed_with_their_table_rows(photo_folder):
         read_people(photo_folder, sets=("nobody",))
 
 
+def test_a_folder_without_the_table_of_people_is_named(photo_folder, tmp_path):
+    for folder, found in (("london_neutral", r"\['001_03.jpg', "), ("nowhere", "no folder")):
+        with pytest.raises(FileNotFoundError, match=rf"{folder} has no people.csv .* but {found}"):
+            read_people(photo_folder / folder)
+    (tmp_path / "london_neutral").symlink_to(photo_folder / "london_neutral")
+    with pytest.raises(FileNotFoundError, match="with the header alone"):
+        read_people(tmp_path, sets=("london_neutral",))
+    (tmp_path / "people.csv").write_text("set,person,age,gender,ethnicity\n")
+    people = read_people(tmp_path, sets=("london_neutral",))
+    assert [(row["sex"], row["age"], row["ethnicity"]) for row in people] == [("", 0.0, "")] * 4
+
+
 def test_template_gives_the_points_it_was_made_of(photo_folder):
     points = read_template(photo_folder / "london_neutral" / "001_03.tem")
     expected = mean_face() * [150, 160] + [300, 320]

@@ -108,9 +108,16 @@ def read_people(
         sets: the folders to take.
 
     Raises:
-        FileNotFoundError: if a set is missing or has no picture with a template.
+        FileNotFoundError: if the table or a set is missing, or a set has no picture with a template.
     """
     folder = Path(folder)
+    if not (folder / "people.csv").is_file():
+        found = sorted(path.name for path in folder.iterdir())[:8] if folder.is_dir() else "no folder"
+        raise FileNotFoundError(
+            f"{folder} has no people.csv with the columns set, person, age, gender, ethnicity, but "
+            f"{found or 'nothing'}; name the folder where it lies beside the folders of photographs, or "
+            "write one: with the header alone sex, age and ethnicity are unknown."
+        )
     with (folder / "people.csv").open(newline="") as file:
         table = {(row["set"], row["person"]): row for row in csv.DictReader(file)}
     people = []
