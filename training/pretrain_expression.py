@@ -49,6 +49,7 @@ from actionunits.data import (
 from actionunits.data.augmentation import compose, jitter, sample_placement, warp
 from actionunits.data.triplets import ComparableFaces, ExpressionTriplets, prepare_fec, read_fec
 from actionunits.models.gtlenet.modeling_gtlenet import triplet_loss
+from actionunits.publishing_terms import OPEN_TRIPLETS
 from network_training import (
     RunLog,
     WarmupCosine,
@@ -371,9 +372,9 @@ class Training:
         self.model.config.pretraining = "expression"
         self.model.save_pretrained(partial)
         AUImageProcessor(**self.model.config.processor_options).save_pretrained(partial)
-        source = "synthetic corpus" if self.args.synthetic else self.args.fec_table.name
+        source = OPEN_TRIPLETS if self.args.synthetic else self.args.fec_table.name
         metrics = {**self.metrics, "triplets": source}
-        if self.args.init:  # the weights are bound by what these saw, too
+        if self.args.init and not saw_open_triplets_alone(self.args.init):  # else its data bind these, too
             metrics["init"] = "/".join(Path(self.args.init).parts[-2:])
         (partial / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
         replace_folder(partial, self.args.output / "model")
@@ -387,6 +388,13 @@ def build_encoder(args: argparse.Namespace) -> GlobalExpressionEncoder:
     config = getattr(make, args.preset)() if args.preset else make()
     config.image_size = args.image_size or config.image_size
     return GlobalExpressionEncoder(config)
+
+
+def saw_open_triplets_alone(encoder: str) -> bool:
+    """Whether the figures beside an encoder say that neither it nor what it began with saw other pictures."""
+    file = Path(encoder) / "metrics.json"
+    figures = json.loads(file.read_text()) if file.is_file() else {}  # without any, nobody knows
+    return figures.get("triplets") == OPEN_TRIPLETS and "init" not in figures
 
 
 def triplet_accuracy(embeddings: Tensor) -> float:

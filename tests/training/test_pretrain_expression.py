@@ -22,6 +22,7 @@ from actionunits.data.triplets import (
     read_fec,
     triplets_by_distance,
 )
+from actionunits.publishing_terms import training_corpora
 
 TINY_ENCODER = {"image_size": 32, "width_multiplier": 0.125, "depths": [1, 1, 1]}
 FEW = [
@@ -82,12 +83,34 @@ def test_a_run_ends_in_an_encoder_for_gtlenet(run):
     assert not list(folder.parent.rglob("*.partial"))
 
 
-def test_an_encoder_names_what_it_started_from(run, script, corpus, tmp_path):
+def test_an_encoder_names_what_binds_it(run, script, corpus, tmp_path):
+    """What it began with, unless that saw nothing but the open corpus."""
     first = run() / "model"
-    arguments = ["--synthetic", str(corpus), "--init", str(first), "--output", str(tmp_path / "on"), *FEW]
-    script.main([*arguments, "--cache", str(tmp_path / "cache")])
-    metrics = json.loads((tmp_path / "on" / "model" / "metrics.json").read_text())
-    assert (metrics["triplets"], metrics["init"]) == ("synthetic corpus", "run/model")
+    arguments = ["--synthetic", str(corpus), "--init", str(first), *FEW, "--cache", str(tmp_path / "cache")]
+    script.main([*arguments, "--output", str(tmp_path / "on")])
+    (first / "metrics.json").unlink()
+    script.main([*arguments, "--output", str(tmp_path / "bound")])
+    for name, bound_by in (("on", []), ("bound", ["what run/model was trained on"])):
+        metrics = json.loads((tmp_path / name / "model" / "metrics.json").read_text())
+        assert metrics["triplets"] == "synthetic corpus"
+        encoder = {"name": f"{name}/model", **metrics}
+        described = {"recipe": {"corpus": "synthetic"}, "encoder": encoder}
+        assert training_corpora(described) == ["synthetic", *bound_by]
+
+
+@pytest.mark.parametrize(
+    ("figures", "expected"),
+    [
+        ({"triplets": "synthetic corpus"}, True),
+        ({"triplets": "synthetic corpus", "init": "encoders/vggface2"}, False),
+        ({"triplets": "fec.csv"}, False),
+        ({}, False),
+    ],
+)
+def test_what_an_encoder_saw(script, tmp_path, figures, expected):
+    assert not script.saw_open_triplets_alone(tmp_path)
+    (tmp_path / "metrics.json").write_text(json.dumps(figures))
+    assert script.saw_open_triplets_alone(tmp_path) is expected
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(run, script, monkeypatch):
