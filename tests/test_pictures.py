@@ -30,6 +30,19 @@ def test_every_source_gives_the_same_picture(photo, photo_path):
         np.testing.assert_array_equal(picture, array)
 
 
+def test_floats_that_arithmetic_left_beyond_their_range(photo):
+    array = np.asarray(photo).astype(np.float32) / 255
+    array[:20], array[20:40] = -1e-7, 1 + 1e-6
+    expected = np.asarray(photo).copy()
+    expected[:20], expected[20:40] = 0, 255
+    np.testing.assert_array_equal(load_picture(array), expected)
+    for beyond, message in ((-0.01, r"lie in -0.01\.\."), (1.01, r"\.\.1.01; divide by 255")):
+        array[0] = beyond
+        with pytest.raises(PictureError, match=message):
+            load_picture(array)
+        array[0] = 0
+
+
 def test_data_urls(photo):
     small = photo.resize((40, 40))
     url = "data:image/png;base64," + base64.b64encode(_file(small)).decode()

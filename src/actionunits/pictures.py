@@ -24,6 +24,9 @@ MIN_SIDE = 24
 BACKGROUND = (128, 128, 128)
 """What shows through transparent pixels: the grey that also fills the surroundings of an aligned face."""
 
+ROUNDING = 0.001
+"""So far beyond 0..1 float pixels may lie, as arithmetic leaves them: less than half a step of 8 bits."""
+
 _LONGEST_PATH, _LONGEST_NAME = 4096, 255  # [characters], of a file with its folders, and of each alone
 _URL_TIMEOUT = 30.0  # [s]
 _USER_AGENT = "actionunits"  # some servers turn away the one that Python gives itself
@@ -188,12 +191,12 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
             "or what fits, with values in 0..1."
         )
     low, high = values.min(), values.max()
-    if not (low >= 0.0 and high <= 1.0):
+    if not (low >= -ROUNDING and high <= 1.0 + ROUNDING):
         raise PictureError(
             f"Float pixels must lie in 0..1, these lie in {low:.4g}..{high:.4g}; "
             "divide by 255 or convert to uint8."
         )
-    return (values * 255.0 + 0.5).astype(np.uint8)
+    return (values.clip(0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
 
 
 def _from_16_bits(values: np.ndarray) -> np.ndarray:
