@@ -211,6 +211,11 @@ WRONG_VALUES = [
     ({"size": {"height": 112, "width": 96}}, "square"),
     ({"size": {"height": -5, "width": -5}}, "square .*-5"),
     ({"image_std": [0.5, 0.0, 0.5]}, "image_std divides"),
+    ({"image_std": [0.5, np.inf, 0.5]}, "image_std must be a number, or three"),
+    ({"image_mean": [0.5] * 4}, "image_mean must be a number, or three"),
+    ({"image_mean": np.nan}, "image_mean must be a number, or three"),
+    ({"rescale_factor": 0.0}, "rescale_factor multiplies"),
+    ({"rescale_factor": np.nan}, "rescale_factor multiplies"),
     ({"data_format": "channels_last"}, "'channels_last': the models take"),
     ({"do_resize": False}, "no effect"),
     ({"alignment_version": 2}, "update actionunits"),
@@ -232,7 +237,7 @@ def test_wrong_names_and_types_at_init_and_at_call(processor, photo, landmarks):
         AUImageProcessor(do_algin=True)
     with pytest.raises(TypeError, match="it takes"):
         AUImageProcessor(wholly_other=1)
-    for options in ({"do_align": "yes"}, {"aus": "12"}, {"aligned_size": 200.5}):
+    for options in ({"do_align": "yes"}, {"do_align": None}, {"aus": "12"}, {"aligned_size": 200.5}):
         (name,) = options
         with pytest.raises(StrictDataclassFieldValidationError, match=name):
             AUImageProcessor(**options)

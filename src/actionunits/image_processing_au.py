@@ -153,8 +153,8 @@ class AUImageProcessor(PilBackend):
         Raises:
             TypeError: There is no such option.
         """
-        self._check_names(options)
         options = {k: v for k, v in options.items() if v is not None}
+        self._check_names(options)
         options |= {k: get_size_dict(v) for k, v in options.items() if k in ("size", "crop_size")}
         return self._photo_to_input(photo_size, landmarks, scheme, {**vars(self), **options})
 
@@ -251,7 +251,7 @@ class AUImageProcessor(PilBackend):
                 close = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"it takes {sorted(known)}."
                 raise TypeError(f"AUImageProcessor has no option {name!r}; {hint}")
-        options = {k: v for k, v in kwargs.items() if k not in _SAVED_WITH_IT and v is not None}
+        options = {k: v for k, v in kwargs.items() if k not in _SAVED_WITH_IT}
         validate_typed_dict(self.valid_kwargs, options)  # type: ignore[type-var]
 
     def _validate_preprocess_kwargs(self, **kwargs) -> None:
@@ -324,8 +324,7 @@ def _check_options(options: Any) -> None:
         raise ValueError(
             f"crop_size {options.crop_size.height} must lie in 1..aligned_size, so 1..{options.aligned_size}."
         )
-    if options.do_normalize and not np.all(options.image_std):
-        raise ValueError(f"image_std divides the pixels, so it cannot be {options.image_std}.")
+    _check_numbers(options)
     if options.landmark_scheme is not None:
         get_scheme(options.landmark_scheme)
     check_aus(options.aus)
@@ -334,6 +333,22 @@ def _check_options(options: Any) -> None:
             au_centers(np.zeros((98, 2)), "wflw98", options.aus, options.au_definition)
         except ValueError as error:
             raise ValueError(f"{error} Use au_definition='none' for models without centres.") from error
+
+
+def _check_numbers(options: Any) -> None:
+    """Refuse numbers that would make the pixels no numbers, or all of them one."""
+    if options.do_rescale and not (np.isfinite(options.rescale_factor) and options.rescale_factor):
+        raise ValueError(
+            f"rescale_factor multiplies the pixels, so it cannot be {options.rescale_factor}; take 1 / 255."
+        )
+    if not options.do_normalize:
+        return
+    for name in ("image_mean", "image_std"):
+        values = getattr(options, name)
+        if np.shape(values) not in ((), (3,)) or not np.all(np.isfinite(values)):
+            raise ValueError(f"{name} must be a number, or three for red, green and blue, got {values}.")
+    if not np.all(options.image_std):
+        raise ValueError(f"image_std divides the pixels, so it cannot be {options.image_std}.")
 
 
 def _find_landmarks(

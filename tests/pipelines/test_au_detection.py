@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
-from transformers import pipeline
+from transformers import ViTConfig, ViTModel, pipeline
 from transformers.models.auto import AutoModel, AutoModelForImageClassification
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.pipelines.pt_utils import KeyDataset
@@ -343,6 +343,10 @@ def test_a_loaded_model_brings_its_processor(escda_folder, detector, photo, dete
         pipeline("au-detection", model=GdaForAUDetection(GdaConfig.compact()))
     with pytest.raises(ValueError, match="do_align=True"):
         pipeline("au-detection", model=model, image_processor=AUImageProcessor(do_align=False))
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8, "image_size": 16}
+    with pytest.raises(ValueError, match="detects action units, got a ViTModel"):
+        vit = ViTModel(ViTConfig(hidden_size=8, **sizes))
+        pipeline("au-detection", model=vit, image_processor=AUImageProcessor())
 
 
 def test_save_and_load(tmp_path, detect, detector, photo):

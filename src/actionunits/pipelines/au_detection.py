@@ -83,6 +83,10 @@ class AUDetectionPipeline(ChunkPipeline):
                 "The pipeline finds and aligns faces, so it needs an AUImageProcessor with do_align=True; "
                 f"got {image_processor}. For pictures that are aligned already call processor and model."
             )
+        if not hasattr(model.config, "center_options"):
+            raise ValueError(
+                f"The pipeline needs a model that detects action units, got a {type(model).__name__}."
+            )
         self._face_detector = face_detector
         self._streams: WeakKeyDictionary[Track, Any] = WeakKeyDictionary()  # of models that see time
         self.model.eval()
