@@ -106,6 +106,13 @@ class AUPreTrainedModel(CheckpointedPreTrainedModel):
         model.load_state_dict(self.state_dict(), strict=False)
         return model.to(self.device).train(self.training)
 
+    def in_own_type(self, pixel_values: Tensor) -> Tensor:
+        """Return pictures in the type of the weights, which half-precision evaluation changes unasked.
+
+        Whole numbers are no normalised pictures and stay what they are, for the first layer to refuse.
+        """
+        return pixel_values.to(self.dtype) if pixel_values.is_floating_point() else pixel_values
+
     def asked_of_networks(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return what a model of several networks passes on: what its own configuration asks for, too."""
         asked = ("output_hidden_states", "output_attentions")

@@ -220,6 +220,14 @@ class AUModelTester:
         assert (output.logits.float() - expected.logits).abs().max() < 0.1 * scale
         assert all(value.isfinite().all() for value in output.values())
 
+    def test_half_precision_takes_the_float32_of_the_processor(self, model, inputs, labels):
+        model.to(torch.bfloat16)  # as `bf16_full_eval` of the Trainer does, which leaves the inputs alone
+        output = model(**inputs, labels=labels)
+        halves = {name: value.to(torch.bfloat16) for name, value in inputs.items()}
+        assert output.logits.dtype == torch.bfloat16
+        torch.testing.assert_close(output.logits, model(**halves).logits, rtol=0.05, atol=0.05)
+        assert output.loss.isfinite()
+
     @pytest.mark.parametrize("how", ["from_pretrained", "from_config"])
     def test_half_precision_leaves_counts_and_running_sums_as_they_are(self, model, folder, how):
         if how == "from_pretrained":

@@ -109,7 +109,7 @@ class Ac2dForAUDetection(AUPreTrainedModel):
         target = None
         if need_constraint or (output_au_attentions and au_centers is not None):
             target = self._predefined_attention(au_centers, batch_size=pixel_values.shape[0])
-        hidden_states = self.trunk(pixel_values)
+        hidden_states = self.trunk(self.in_own_type(pixel_values))
         trunk_loss = self._trunk_loss(hidden_states[-1], au_centers, labels)
         rich = hidden_states[-1] if self.intervention is None else self._deconfound(hidden_states[-1])
         wanted = Wanted(

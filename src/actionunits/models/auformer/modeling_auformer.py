@@ -278,7 +278,7 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
         generations = (
             self.experts.fold() if self.experts is not None else [None] * self.config.num_generations
         )
-        tokens, codes = self.vit.embeddings(pixel_values), None
+        tokens, codes = self.vit.embeddings(self.in_own_type(pixel_values)), None
         states, attentions = [tokens], []
         for number, (block, layer) in enumerate(zip(self.blocks, self.vit.layers, strict=True)):
             if self.prompts is not None:

@@ -105,7 +105,7 @@ class LscForAUDetection(EscdaPreTrainedModel):
         output_hidden_states = _default(output_hidden_states, self.config.output_hidden_states)
         output_attentions = _default(output_attentions, self.config.output_attentions)
         gaussians = self._gaussians(au_centers, batch_size=pixel_values.shape[0])
-        hidden_states = self.backbone(pixel_values)
+        hidden_states = self.backbone(self.in_own_type(pixel_values))
         results = [
             branch(hidden_states[-1], gaussian, output_au_attentions or output_attentions)
             for branch, gaussian in zip(self.branches.values(), gaussians, strict=True)
@@ -191,7 +191,7 @@ class GdaForAUDetection(EscdaPreTrainedModel):
             ValueError: The pictures have another size, or it is a batch of one face in training.
         """
         output_hidden_states = _default(output_hidden_states, self.config.output_hidden_states)
-        hidden_states = self.backbone(pixel_values)
+        hidden_states = self.backbone(self.in_own_type(pixel_values))
         attention = self.attention(hidden_states[-1])
         features = hidden_states[-1] * attention
         logits = self.classifier(self.pool(features).flatten(1))

@@ -199,7 +199,7 @@ class GtleNetForAUDetection(AUPreTrainedModel):
                 f"Pictures of {tuple(pixel_values.shape[-2:])} pixels, but the model was made for "
                 f"{size[0]} x {size[1]}; let the image processor resize them."
             )
-        return self.trunk(pixel_values)  # Eq. 2
+        return self.trunk(self.in_own_type(pixel_values))  # Eq. 2
 
     def _local_features(self, h: Tensor, with_background: bool) -> tuple[Tensor, Tensor | None]:
         """Return c (B, N+1, 3, H, W) and m (B, N+1, H, W), or N of each; h (B, 1, C, h, w) without E_a."""

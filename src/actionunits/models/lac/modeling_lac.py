@@ -278,7 +278,7 @@ class LacForAUDetection(AUPreTrainedModel):
 
     def _lock(self, pictures: Tensor) -> "LockedAUs":
         """Find where action units show in pictures (S, 3, H, W): Eqs. 1-3."""
-        states = [self.resnet.embedder(pictures)]
+        states = [self.resnet.embedder(self.in_own_type(pictures))]
         for stage in self.resnet.encoder.stages:
             states.append(self.stage(states[-1], stage.__call__))
         features = states[-1]
