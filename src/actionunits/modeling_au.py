@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -127,7 +127,29 @@ class AUPreTrainedModel(CheckpointedPreTrainedModel):
         return weighted_au_loss(logits, labels, w, v)
 
 
-class AUClassifier(nn.ModuleDict):
+class AUHeads(nn.Module):
+    """Modules by the labels of their action units.
+
+    No `nn.ModuleDict`, which PEFT refuses to train whole beside its adapters (`modules_to_save`).
+    """
+
+    def __init__(self, heads: Mapping[str, nn.Module]):
+        super().__init__()
+        for name, head in heads.items():
+            self.add_module(name, head)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._modules[name]
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def values(self) -> Iterable[Any]:
+        """Return the modules in output order."""
+        return self._modules.values()
+
+
+class AUClassifier(AUHeads):
     """One linear output for every action unit, named by its label: features (B, C) -> logits (B, m)."""
 
     def __init__(self, config: AUConfig, in_features: int):
@@ -220,6 +242,7 @@ def _batch_statistics_kept(model: nn.Module) -> Iterator[None]:
 
 __all__ = [
     "AUClassifier",
+    "AUHeads",
     "AUPreTrainedModel",
     "CheckpointedPreTrainedModel",
     "is_plain",

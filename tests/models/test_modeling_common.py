@@ -29,6 +29,24 @@ class Adapted(torch.nn.Module):
         return self.layer(x) + torch.nn.functional.linear(x, self.delta)
 
 
+class TrainedWhole(torch.nn.Module):
+    """A copy that is trained in the place of a head, as PEFT's `modules_to_save` asks for."""
+
+    def __init__(self, head):
+        super().__init__()
+        assert not isinstance(head, torch.nn.ModuleDict | torch.nn.ModuleList), "PEFT refuses these"
+        self.head, self.trained = head.requires_grad_(False), copy.deepcopy(head).requires_grad_(True)
+
+    def forward(self, *args):
+        return self.trained(*args)
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("trained"), name)
+
+
 class AUModelTester:
     """Common tests. A subclass names the classes and gives a configuration that runs in milliseconds.
 
@@ -372,6 +390,23 @@ class AUModelTester:
         deltas = {name: p for name, p in model.named_parameters() if name.endswith(".delta")}
         assert deltas
         assert not [name for name, delta in deltas.items() if delta.grad is None]
+
+    def test_heads_may_be_trained_whole_beside_adapters(self, model, inputs, labels):
+        other, names = copy.deepcopy(model), ("classifier", "classifiers", "localizer")
+        heads = [name for name, _ in model.named_modules() if name.split(".")[-1] in names]
+        assert heads
+        for name in heads:
+            kept = TrainedWhole(model.get_submodule(name))
+            model.set_submodule(name, kept)
+            with torch.no_grad():
+                for one in (kept.trained, other.get_submodule(name)):
+                    for parameter in one.parameters():
+                        parameter *= 1.1
+        actual, expected = model(**inputs, labels=labels), other(**inputs, labels=labels)
+        torch.testing.assert_close(actual.logits, expected.logits, rtol=1e-4, atol=1e-5)
+        actual.loss.backward()
+        for name in heads:
+            assert all(p.grad is not None for p in model.get_submodule(name).trained.parameters()), name
 
     # Other outputs.
 

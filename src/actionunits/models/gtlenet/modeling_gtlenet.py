@@ -26,6 +26,7 @@ from transformers.utils.generic import can_return_tuple
 
 from actionunits.action_units import UNKNOWN
 from actionunits.modeling_au import (
+    AUHeads,
     AUPreTrainedModel,
     CheckpointedPreTrainedModel,
     linear_map,
@@ -386,7 +387,7 @@ class ReconstructionHead(nn.ModuleDict):
         return F.conv2d(masked.flatten(1, 2), weight, bias, padding=1)
 
 
-class AUClassifiers(nn.ModuleDict):
+class AUClassifiers(AUHeads):
     """The classifiers g^1 .. g^N (Sec. 3.4), by the labels of their action units.
 
     Side by side they are grouped convolutions, which keep a GPU busy; on a CPU they run one after the other,
