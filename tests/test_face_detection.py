@@ -255,6 +255,21 @@ def test_small_faces_are_for_the_default_backend():
         FaceDetector("mediapipe", small_faces=True)
 
 
+def test_fine_looks_move_the_points_of_the_same_faces(photo):
+    (face,), (finer,) = (FaceDetector(fine_looks=wanted)(photo) for wanted in (False, True))
+    assert finer.confidence == face.confidence
+    moved = np.linalg.norm(finer.landmarks - face.landmarks, axis=1)[17:]
+    eyes = np.linalg.norm(face.landmarks[45] - face.landmarks[36])
+    assert 0.002 * eyes < moved.mean() < 0.06 * eyes
+
+
+def test_fine_looks_are_for_the_packages_own_network(known_landmarker):
+    with pytest.raises(ValueError, match="fine_looks=True is for the default backend, not for 'mediapipe'"):
+        FaceDetector("mediapipe", fine_looks=True)
+    with pytest.raises(ValueError, match="give no other"):
+        FaceDetector(landmarker=known_landmarker(np.zeros((68, 2))), fine_looks=True)
+
+
 def test_unknown_backend():
     with pytest.raises(ValueError, match="'default' or 'mediapipe'"):
         FaceDetector(backend="dlib")

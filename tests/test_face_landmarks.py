@@ -18,7 +18,6 @@ from actionunits.face_landmarks import (
 from actionunits.landmarks import SCHEMES, mirror_landmarks
 
 TINY = FaceLandmarkerConfig(image_size=32, hidden_sizes=[4, 4, 4, 8, 8], neck_size=4, intermediate_size=8)
-PAIRS = [*GAPS["lip"], *GAPS["lid"]]
 CARD = Path(__file__).parents[1] / "model_cards" / "face-landmarks.md"
 
 
@@ -27,15 +26,19 @@ def trained() -> FaceLandmarker:
     return FaceLandmarker.from_pretrained(checkpoints.path("face_landmarks"), dtype=torch.float32)
 
 
-@pytest.mark.parametrize("map_size", [0, 4])
-def test_saves_and_loads_to_the_bit(tmp_path, map_size):
+@pytest.mark.parametrize("change", [{}, {"map_size": 4}, {"fine_look": True}], ids=str)
+def test_saves_and_loads_to_the_bit(tmp_path, change):
     torch.manual_seed(0)
-    model = FaceLandmarker(FaceLandmarkerConfig(**{**TINY.to_dict(), "map_size": map_size})).eval()
+    model = FaceLandmarker(FaceLandmarkerConfig(**TINY.to_dict() | change)).eval()
     model.save_pretrained(tmp_path)
     again, info = FaceLandmarker.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     pixels = torch.randn(2, 3, 32, 32)
     assert torch.equal(model(pixels).landmarks, again(pixels).landmarks)
+    assert again.config.fine_look == (again.fine is not None) == ("fine_look" in change)
+    if again.fine is not None:
+        assert torch.equal(model.fine(pixels).landmarks, again.fine(pixels).landmarks)
+        assert not torch.equal(again.fine(pixels).landmarks, again(pixels).landmarks)
 
 
 def test_the_configuration_may_ask_for_tuples():
@@ -102,9 +105,10 @@ def test_loss_against_the_formula_and_its_gradient():
         smooth = np.where(distance < 0.01, distance**2 / 0.02, distance - 0.005)
         smooth[:17] /= 2
         wrong = (landmarks[i] - labels[i]).detach().numpy()
-        gaps = np.abs([wrong[above] - wrong[below] for above, below in PAIRS])
-        smooth_gaps = np.where(gaps < 0.05, gaps**2 / 0.1, gaps - 0.025)
-        expected += (smooth.mean() + smooth_gaps.mean()) / 2
+        expected += smooth.mean() / 2
+        for pairs in GAPS.values():
+            gaps = np.abs([wrong[start] - wrong[end] for start, end in pairs])
+            expected += 0.5 * np.where(gaps < 0.02, gaps**2 / 0.04, gaps - 0.01).mean() / 2
     probability = torch.sigmoid(logits).detach().numpy()
     expected -= 0.1 * np.mean(np.log([probability[0], 1 - probability[1], probability[2]]))
     assert loss.item() == pytest.approx(expected, rel=1e-5)
@@ -112,11 +116,13 @@ def test_loss_against_the_formula_and_its_gradient():
     assert not landmarks.grad[1].any() and landmarks.grad[0].any() and logits.grad.all()
 
 
-def test_gaps_are_between_lips_and_between_lids_and_mirror_each_other():
+def test_gaps_mirror_each_other_and_do_not_tell_where_a_face_lies():
     mirror = SCHEMES["ibug68"].mirror
-    assert {(mirror[above], mirror[below]) for above, below in PAIRS} == set(PAIRS)
-    face = np.array([point for gap in PAIRS for point in gap])
-    assert set(face) == {37, 38, 40, 41, 43, 44, 46, 47, 61, 62, 63, 65, 66, 67}
+    for gap in GAPS.values():
+        sides = {frozenset(pair) for pair in gap}
+        assert {frozenset(mirror[point] for point in pair) for pair in sides} == sides
+    assert {point for pair in GAPS["lip"] for point in pair} == {61, 62, 63, 65, 66, 67}
+    assert {point for pair in GAPS["lid"] for point in pair} == {37, 38, 40, 41, 43, 44, 46, 47}
     shut = torch.rand(1, 68, 2)
     moved = shut + torch.tensor([0.1, -0.2])  # a face that lies elsewhere is as open as before
     rest = landmark_loss(moved, torch.full((1,), 99.0), shut)
@@ -134,6 +140,7 @@ def test_no_box_no_answer(trained):
 
 def test_looks_again_where_it_pays(trained, monkeypatch):
     """Hopeless boxes get one look, sure faces two, doubtful ones a third, of which the surer points stay."""
+    monkeypatch.setitem(trained._modules, "fine", None)
     scores = [[0.01, 0.9, 0.9, 0.9, 0.9], [0.99, 0.5, 0.5, 0.01], [0.4, 0.97]]
     looks = iter(scores)
 
@@ -147,6 +154,35 @@ def test_looks_again_where_it_pays(trained, monkeypatch):
     located = trained.locate(Image.new("RGB", (64, 64)), [(0, 0, 30, 30)] * 5)
     np.testing.assert_allclose([score for _, score in located], [0.01, 0.99, 0.45, 0.735, 0.01])
     assert [points[0, 0] for points, _ in located] == [0, 10, 10, 20, 10]
+
+
+def test_fine_looks_correct_the_points_of_faces_and_leave_scores(monkeypatch):
+    torch.manual_seed(0)
+    model = FaceLandmarker(FaceLandmarkerConfig(**TINY.to_dict() | {"fine_look": True})).eval()
+    square = np.random.default_rng(0).uniform(5, 25, (68, 2))
+    first = iter([[0.01, 0.4, 0.97, 0.5], [0.3, 0.96, 0.99], [0.1]])  # a first, second and third look
+
+    def look(image, crops, also_mirrored=False):
+        scores = next(first)
+        assert len(scores) == len(crops)
+        return [square + 100 * score for score in scores], scores
+
+    seen = []
+
+    def look_finely(image, crops, also_mirrored=False):
+        assert also_mirrored
+        seen.append([crop.inverse_transform(np.full((1, 2), 15.5))[0] for crop in crops])  # their middles
+        return [square + 7 * len(seen) + i for i in range(len(crops))], [0.0] * len(crops)
+
+    monkeypatch.setattr(model, "_look", look)
+    monkeypatch.setattr(model.fine, "_look", look_finely)
+    located = model.locate(Image.new("RGB", (64, 64)), [(0, 0, 30, 30)] * 4)
+    np.testing.assert_allclose([score for _, score in located], [0.01, 0.2, 0.96, 0.99])
+    for (points, _), moved in zip(located, (1, 30, 14, 15), strict=True):
+        np.testing.assert_allclose(points, square + moved)
+    assert [len(middles) for middles in seen] == [2, 2]
+    for i, (before, after) in enumerate(zip(*seen, strict=True)):  # the second cuts as the first corrected
+        np.testing.assert_allclose(after - before, 7 + i - 100 * (0.96, 0.99)[i])
 
 
 def test_finds_the_face_of_the_sample_wherever_the_box_is_a_little_off(trained):
@@ -197,8 +233,8 @@ def test_card_quotes_the_recorded_figures():
         ]
         assert f"| {name} | {row['pictures']} | {' | '.join(figures)} |" in text
         parts = [f"{100 * row[part + ' error mean']:.2f} %" for part in ("brows", "nose", "eyes", "lips")]
-        gaps = [f"{row[gap + ' gap correlation']:.2f}" for gap in ("lip", "lid")]
-        assert f"| {name} | {' | '.join([*gaps, *parts])} |" in text
+        gaps = [f"{row[gap + ' gap correlation']:.2f}" for gap in GAPS]
+        assert f"| {name} | {' | '.join(parts)} |" in text and f"| {name} | {' | '.join(gaps)} |" in text
 
 
 def test_lips_of_the_packaged_network_open_with_the_mouth():

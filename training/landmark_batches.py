@@ -4,11 +4,14 @@ Three crops in four show a face: half of these about as a detector or a user cut
 own second look does. The others show none: clutter, a face much too near, too far or half out of the crop,
 upside down, or in shuffled pieces. The disturbances are those of news pictures: a tight cut with black, grey
 or drawn out rims, low resolution, blur, grey, contrast, noise, and things before the face.
+
+The network of the fine looks sees faces only, cut as the points of the first one cut them, less disturbed.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,6 +28,29 @@ Pictures = tuple[Tensor, Tensor]
 """(N, S, S, 3) uint8 pictures and (N, 68, 2) points in their pixels."""
 
 
+@dataclass(frozen=True)
+class Disturbance:
+    """How badly crops are treated.
+
+    Attributes:
+        stretch: standard deviation of what turning, scaling and shifting by chance is multiplied with.
+        tight: share of pictures that end close to the face.
+        covered: shares of crops with a thing before the face, and with another one.
+        poor: what happens to each of as many equal groups of crops.
+    """
+
+    stretch: float
+    tight: float
+    covered: tuple[float, ...]
+    poor: tuple[str, ...]
+
+
+ROUGH = Disturbance(
+    0.05, 0.3, (0.25, 0.12), 3 * ("coarse",) + 2 * ("blurred",) + ("shaken",) + 2 * ("sharp",)
+)
+MILD = Disturbance(0.03, 0.2, (0.1, 0.05), 3 * ("coarse",) + ("blurred", "shaken") + 5 * ("sharp",))
+
+
 class LandmarkBatches:
     """Pictures on a device, and batches of them.
 
@@ -33,13 +59,21 @@ class LandmarkBatches:
         photos: more of them, which make up `PHOTO_SHARE` of every batch.
         clutter: (M, S, S, 3) pictures without a face.
         device: where everything lies and happens.
+        fine: for the network of the fine looks.
     """
 
-    def __init__(self, faces: Pictures, photos: Pictures | None, clutter: Tensor, device: torch.device):
+    def __init__(
+        self,
+        faces: Pictures,
+        photos: Pictures | None,
+        clutter: Tensor,
+        device: torch.device,
+        fine: bool = False,
+    ):
         self.pictures, self.points = (part.to(device) for part in faces)
         self.photos = photos and tuple(part.to(device) for part in photos)
         self.clutter = clutter.to(device)
-        self.device = device
+        self.device, self.fine = device, fine
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -52,7 +86,7 @@ class LandmarkBatches:
     def draw(self, chosen: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Crops (B, 3, size, size) in -1..1, points (B, 68, 2) in parts of their side, is_face (B,) 0 or 1.
 
-        The last quarter shows no face; see the parts of it below.
+        The last quarter shows no face; see the parts of it below. For fine looks, all do.
         """
         count = len(chosen)
         part = math.ceil(NO_FACE_SHARE * count / 5)
@@ -60,10 +94,14 @@ class LandmarkBatches:
         if self.photos is not None:
             swap = self._random(math.ceil(PHOTO_SHARE * count)).mul(len(self.photos[0])).long()
             pictures[: len(swap)], points[: len(swap)] = self.photos[0][swap], self.photos[1][swap]
+        flip = self._random(count) < 0.5
+        if self.fine:
+            crops, labels = cut(pictures, points, *self._close_places(points), flip, size, MILD)
+            return disturb(crops, MILD), labels, torch.ones(count, device=self.device)
         pictures[-part:] = self.clutter[self._random(part).mul(len(self.clutter)).long()]
         center, side, angle = self._places(points, count - 2 * part, count - 3 * part)
-        crops, labels = cut(pictures, points, center, side, angle, self._random(count) < 0.5, size)
-        crops = disturb(crops)
+        crops, labels = cut(pictures, points, center, side, angle, flip, size, ROUGH)
+        crops = disturb(crops, ROUGH)
         upside_down, pieces = (slice(count - (k + 1) * part, count - k * part) for k in (3, 4))
         crops[upside_down] = crops[upside_down].flip(2)
         crops[pieces] = shuffled(crops[pieces])
@@ -96,6 +134,13 @@ class LandmarkBatches:
         center[aside] = ((low + high) / 2)[aside] + away
         return center, side, angle
 
+    def _close_places(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Middle (B, 2), side [pixels] and angle (B,) of crops by points that are off by a little."""
+        low, high = points[:, 17:].amin(1), points[:, 17:].amax(1)
+        by_chance = torch.randn(4, len(points), device=points.device)
+        side = CROP_MARGIN * (high - low).amax(1) * torch.exp(0.05 * by_chance[0])
+        return (low + high) / 2 + 0.025 * side[:, None] * by_chance[2:].T, side, 0.05 * by_chance[1]
+
     def _random(self, *shape: int) -> Tensor:
         return torch.rand(*shape, device=self.device)
 
@@ -104,7 +149,14 @@ class LandmarkBatches:
 
 
 def cut(
-    pictures: Tensor, points: Tensor, center: Tensor, side: Tensor, angle: Tensor, flip: Tensor, size: int
+    pictures: Tensor,
+    points: Tensor,
+    center: Tensor,
+    side: Tensor,
+    angle: Tensor,
+    flip: Tensor,
+    size: int,
+    disturbance: Disturbance = ROUGH,
 ):
     """Turned square crops of pictures (B, S, S, 3), some mirrored, and their points.
 
@@ -117,12 +169,12 @@ def cut(
     cos, sin = angle.cos(), angle.sin()
     turn = torch.stack([cos, -sin, sin, cos], 1).view(-1, 2, 2)  # crop -> picture
     turn = turn * torch.where(flip[:, None], torch.tensor([-1.0, 1.0], device=device), 1.0)[:, None]
-    stretch = torch.eye(2, device=device) + torch.randn(count, 2, 2, device=device) * 0.05
+    stretch = torch.eye(2, device=device) + torch.randn(count, 2, 2, device=device) * disturbance.stretch
     turn = stretch @ turn * (side / 2)[:, None, None]  # crop coordinates -1..1 -> pixels
     steps = (torch.arange(size, device=device) * 2 + 1) / size - 1
     square = torch.stack([steps.expand(size, size), steps[:, None].expand(size, size)], -1)
     places = (square.view(1, -1, 2) @ turn.mT + center[:, None]).view(count, size, size, 2)
-    low, high, fill = _rims(points, whole)
+    low, high, fill = _rims(points, whole, disturbance.tight)
     inside = ((places >= low) & (places <= high)).all(-1)
     grid = (places.clamp(low, high) + 0.5) * (2 / whole) - 1
     crops = F.grid_sample(
@@ -136,17 +188,17 @@ def cut(
     return crops, torch.where(flip[:, None, None], labels[:, MIRROR], labels)
 
 
-def _rims(points: Tensor, whole: int) -> tuple[Tensor, Tensor, Tensor]:
+def _rims(points: Tensor, whole: int, share: float) -> tuple[Tensor, Tensor, Tensor]:
     """Where pictures end: top left and bottom right (B, 1, 1, 2), and what is beyond, as a grey level (B,).
 
-    Three in ten end close to the face or a little inside of it. The level 2 stands for a rim drawn out.
+    A share of them ends close to the face or a little inside of it. The level 2 stands for a rim drawn out.
     """
     count, device = len(points), points.device
     face_low, face_high = points.amin(1), points.amax(1)
     extent = face_high - face_low
     margin = torch.empty(2, count, 2, device=device).uniform_(-0.12, 0.3)
     margin[0, :, 1] += 0.12 * (margin[0, :, 1] > 0)  # the forehead is above the points
-    tight = (torch.rand(count, device=device) < 0.3)[:, None]
+    tight = (torch.rand(count, device=device) < share)[:, None]
     low = torch.where(tight, face_low - margin[0] * extent, torch.zeros_like(extent))
     high = torch.where(tight, face_high + margin[1] * extent, torch.full_like(extent, whole - 1))
     kinds = torch.tensor([0.0, 0.0, 0.0, -1.0, 2.0, 1.0], device=device)
@@ -155,12 +207,12 @@ def _rims(points: Tensor, whole: int) -> tuple[Tensor, Tensor, Tensor]:
     return low[:, None, None], torch.maximum(high, low + 1)[:, None, None], fill
 
 
-def disturb(crops: Tensor) -> Tensor:
+def disturb(crops: Tensor, disturbance: Disturbance = ROUGH) -> Tensor:
     """Things before the face, poor lenses and sensors, light and colour; (B, 3, S, S) in -1..1."""
-    crops = _occlude(crops)
+    crops = _occlude(crops, disturbance.covered)
     order = torch.randperm(len(crops), device=crops.device)
-    for k, group in enumerate(order.chunk(8)[:6]):  # a quarter of the crops stays as sharp as it is
-        crops[group] = _lower(crops[group]) if k < 3 else _blur(crops[group], 0 if k < 5 else 7)
+    for kind, group in zip(disturbance.poor, order.chunk(len(disturbance.poor)), strict=False):
+        crops[group] = POOR[kind](crops[group])
     count, device = len(crops), crops.device
 
     def some(share: float, low: float, high: float, otherwise: float) -> Tensor:
@@ -176,11 +228,11 @@ def disturb(crops: Tensor) -> Tensor:
     return crops.clamp(-1, 1)
 
 
-def _occlude(crops: Tensor) -> Tensor:
-    """Before a third of the crops a block or disc, of one colour or cut from another crop; sometimes two."""
+def _occlude(crops: Tensor, shares: tuple[float, ...]) -> Tensor:
+    """Before these shares of the crops a block or disc, of one colour or cut from another crop."""
     count, device, size = len(crops), crops.device, crops.shape[-1]
     at = (torch.arange(size, device=device) + 0.5) / size
-    for share in (0.25, 0.12):
+    for share in shares:
         middle = torch.rand(2, count, 1, 1, device=device)
         half = torch.empty(2, count, 1, 1, device=device).uniform_(0.04, 0.2)
         x, y = (at[None, None, :] - middle[0]) / half[0], (at[None, :, None] - middle[1]) / half[1]
@@ -219,6 +271,14 @@ def _blur(crops: Tensor, length: int) -> Tensor:
         rims = (*rims, 0, 0) if kernel.shape[-1] > 1 else (0, 0, *rims)
         flat = F.conv2d(F.pad(flat, rims, mode="replicate"), kernel)
     return flat.view_as(crops)
+
+
+POOR = {
+    "coarse": _lower,
+    "blurred": lambda crops: _blur(crops, 0),
+    "shaken": lambda crops: _blur(crops, 7),
+    "sharp": lambda crops: crops,
+}
 
 
 def shuffled(crops: Tensor) -> Tensor:

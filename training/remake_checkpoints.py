@@ -139,16 +139,18 @@ def make_steps(head: Path, photos: Path, output: Path, changes: Sequence[str] = 
             "train", ["--recipe", recipe, *places, *more, *overrides], needs, f"{name}/model/metrics.json"
         )
 
+    def landmarks(name: str, *more: str, needs: Sequence[str]) -> Step:
+        places = ["--data", corpus, "--photos", photos, "--output", output / name]
+        return Step("train_landmarks", [*places, *more], needs)
+
+    first = str(output / "first_landmarks")
     backbone = f"networks.auformer.backbone_from={output / 'auformer-backbone' / 'model'}"
     encoder = f"networks.gtlenet.config.encoder_name_or_path={output / 'expression' / 'model'}"
     expression = ["--synthetic", corpus, "--cache", cache, "--output", output / "expression", *ENCODER]
     steps = {
         "corpus": Step("synthesize", ["--head", head, "--photos", photos, "--output", corpus]),
-        "landmarks": Step(
-            "train_landmarks",
-            ["--data", corpus, "--photos", photos, "--output", output / "landmarks"],
-            ["corpus"],
-        ),
+        "first_landmarks": landmarks("first_landmarks", needs=["corpus"]),
+        "landmarks": landmarks("landmarks", "--fine", "--init", first, needs=["corpus", "first_landmarks"]),
         "expression": Step("pretrain_expression", expression, ["corpus"], "expression/model/metrics.json"),
         "escda": train("escda"),
         "ac2d": train("ac2d"),

@@ -67,16 +67,16 @@ def main() -> None:
         photos = {split: faces and with_mediapipe_points(faces) for split, faces in photos.items()}
     print(f"{len(train[0])} pictures read in {time.time() - start:.0f} s", flush=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    batches = LandmarkBatches(train, photos["train"], read_clutter(), device)
+    batches = LandmarkBatches(train, photos["train"], read_clutter(), device, args.fine)
     training = Training(args, len(train[0]) // args.batch, device)
     while training.epoch < args.epochs:
         figures = training.run_epoch(batches)
         if training.epoch % args.check_every == 0 or training.epoch == args.epochs:
-            model = centred(training.averaged.module, photos["validation"])
+            model = centred(training.result(), photos["validation"])
             limit = 1000 if training.epoch == args.epochs else 200
-            figures["synthetic test people"] = check(model, *test, limit)
-            if photos["test"]:
-                figures["photographs of test people"] = check(model, *photos["test"], limit)
+            tests = {"synthetic test people": test, "photographs of test people": photos["test"]}
+            for name, faces in tests.items():
+                figures |= compare_looks(model, name, faces, limit) if faces else {}
             save(model, figures, args.output)
         print(json.dumps(figures), flush=True)
 
@@ -90,6 +90,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--photos", type=Path, help="folder of the photographs and people.csv")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--init", type=Path, help="folder of a landmark network to start from")
+    parser.add_argument("--fine", action="store_true", help="train the network of the fine looks")
     parser.add_argument(
         "--points", choices=("mediapipe", "template"), default="mediapipe", help="where exactly a point lies"
     )
@@ -104,7 +105,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--check-every", type=int, default=10, metavar="EPOCHS")
     parser.add_argument("--save-every", type=float, default=20, metavar="SECONDS", help="the state")
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.fine and not args.init:
+        parser.error("--fine needs --init: the folder of the network whose answers are to be corrected")
+    return args
 
 
 class Training:
@@ -119,12 +123,8 @@ class Training:
     def __init__(self, args: argparse.Namespace, steps: int, device: torch.device):
         if steps < 1:
             raise ValueError(f"the corpus has fewer training pictures than a batch of {args.batch}")
-        changes = {} if args.map_size is None else {"map_size": args.map_size}
-        if args.init:
-            model = FaceLandmarker.from_pretrained(args.init, dtype=torch.float32, **changes)
-        else:
-            model = FaceLandmarker(FaceLandmarkerConfig(**SHAPE | changes))
-        self.model = model.to(device, memory_format=torch.channels_last)
+        self.whole = first_weights(args).to(device, memory_format=torch.channels_last)
+        self.model = trained_part(self.whole, args.fine)
         mean_of = max(10, min(1000, steps * args.epochs // 20))  # steps that the running mean looks back
         self.averaged = AveragedModel(
             self.model, multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / mean_of), use_buffers=True
@@ -165,6 +165,12 @@ class Training:
             self._save()
         return figures | {"seconds": round(self.seconds, 1), "pictures": len(batches)}
 
+    def result(self) -> FaceLandmarker:
+        """All there is, the trained network as the running mean has it."""
+        whole = copy.deepcopy(self.whole)
+        trained_part(whole, self.args.fine).load_state_dict(self.averaged.module.state_dict())
+        return whole
+
     saved = 0.0  # time
 
     def _parts(self) -> dict:
@@ -192,9 +198,29 @@ class Training:
         print(f"going on after epoch {self.epoch - 1}", flush=True)
 
     def _plan(self) -> dict:
-        return {k: getattr(self.args, k) for k in ("epochs", "batch", "lr", "seed", "points")} | {
+        return {k: getattr(self.args, k) for k in ("epochs", "batch", "lr", "seed", "points", "fine")} | {
             "steps": self.steps
         }
+
+
+def first_weights(args: argparse.Namespace) -> FaceLandmarker:
+    """The network to start with: that of `--init`, for `--fine` with a second one, or a new one."""
+    changes = {} if args.map_size is None else {"map_size": args.map_size}
+    if not args.init:
+        return FaceLandmarker(FaceLandmarkerConfig(**SHAPE | changes))
+    before = FaceLandmarker.from_pretrained(args.init, dtype=torch.float32, **changes)
+    if not args.fine or before.fine is not None:
+        return before
+    before.config.fine_look = True
+    both = FaceLandmarker(before.config)
+    weights = before.state_dict()
+    both.load_state_dict(weights | {f"fine.{name}": weight for name, weight in weights.items()})
+    return both
+
+
+def trained_part(whole: FaceLandmarker, fine: bool) -> FaceLandmarker:
+    """What is trained: the network of the fine looks, or the first one."""
+    return whole.fine if fine and whole.fine is not None else whole
 
 
 def with_mediapipe_points(faces: Pictures) -> Pictures:
@@ -211,7 +237,7 @@ def with_mediapipe_points(faces: Pictures) -> Pictures:
 
 @torch.no_grad()
 def centred(model: FaceLandmarker, faces: Pictures | None) -> FaceLandmarker:
-    """A copy of the network whose last layer makes up for its mean error on faces, left and right alike."""
+    """A copy whose last look makes up for the mean error on faces, left and right alike (by its biases)."""
     model = copy.deepcopy(model).eval()
     if faces is None:
         return model
@@ -222,7 +248,8 @@ def centred(model: FaceLandmarker, faces: Pictures | None) -> FaceLandmarker:
         errors.append(crop.transform(found) - crop.transform(truth))
     error = torch.from_numpy(np.mean(errors, axis=0) / model.config.image_size)
     error = (error + error[MIRROR] * torch.tensor([-1, 1])) / 2
-    model.points.bias -= error.flatten().to(model.points.bias)
+    last = trained_part(model, fine=True)
+    last.points.bias -= error.flatten().to(last.points.bias)
     return model
 
 
@@ -291,14 +318,24 @@ def rough_box(points: np.ndarray) -> tuple[float, ...]:
     return (*(low - margin), *(high + margin))
 
 
+def compare_looks(model: FaceLandmarker, name: str, faces: Pictures, limit: int) -> dict[str, dict]:
+    """What `check` says of a network, and beside it without its fine looks if it has such."""
+    figures = {name: check(model, *faces, limit)}
+    if model.fine is not None:
+        model = copy.deepcopy(model)
+        model.fine = None
+        figures[f"{name}, no fine looks"] = check(model, *faces, limit)
+    return figures
+
+
 @torch.inference_mode()
 def check(
     model: FaceLandmarker, pictures: torch.Tensor, points: torch.Tensor, limit: int = 1000
 ) -> dict[str, float]:
     """Errors of `locate` from a rough box, in outer-eye distances.
 
-    Those of the inner points, of parts of the face, and how far the gaps between lips and between lids follow
-    the true ones (correlation; 0 where all are the same).
+    Those of the inner points, of parts of the face, and how far `GAPS` follow the true ones (correlation; 0
+    where all are the same).
     """
     model.eval()
     errors, scores, gaps = [], [], []
@@ -306,7 +343,7 @@ def check(
         [(found, score)] = model.locate(Image.fromarray(picture), [rough_box(truth)])
         eyes = np.linalg.norm(truth[36] - truth[45])
         errors.append(np.linalg.norm(found - truth, axis=1) / eyes)
-        gaps.append([openings(truth) / eyes, openings(found) / eyes])
+        gaps.append([gap_widths(truth) / eyes, gap_widths(found) / eyes])
         scores.append(score)
     parts, inner = np.array(errors), np.mean(np.array(errors)[:, 17:], axis=1)
     true_gaps, found_gaps = np.array(gaps).transpose(1, 2, 0)
@@ -322,9 +359,9 @@ def check(
     return {"pictures": len(errors), **{name: round(float(value), 4) for name, value in figures.items()}}
 
 
-def openings(points: np.ndarray) -> np.ndarray:
-    """Mean gap between the lips, and between the lids of both eyes: (2,) in the unit of points (68, 2)."""
-    pairs = (points[np.array(gaps)] for gaps in GAPS.values())  # (gaps, 2, 2): above and below, x and y
+def gap_widths(points: np.ndarray) -> np.ndarray:
+    """Mean width of each of `GAPS`, (G,) in the unit of points (68, 2)."""
+    pairs = (points[np.array(gap)] for gap in GAPS.values())  # (pairs, 2, 2): start and end, x and y
     return np.array([np.linalg.norm(p[:, 0] - p[:, 1], axis=1).mean() for p in pairs])
 
 

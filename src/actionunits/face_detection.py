@@ -66,6 +66,8 @@ class FaceDetector:
             `locate(image, boxes) -> [(landmarks (68, 2), score), ...]`.
         small_faces: Once a face is found look for smaller ones beside it, down to a fortieth of the picture's
             longer side, as in pictures of groups; finding takes two to four times as long. Default backend.
+        fine_looks: Let a second network look twice more at each face: more exact points, for more time (see
+            the card of the landmark network). The thresholds of the package's weights were chosen without.
 
     Example:
         >>> faces = FaceDetector()("group.jpg")
@@ -79,14 +81,20 @@ class FaceDetector:
         min_confidence: float = 0.5,
         landmarker: Any = None,
         small_faces: bool = False,
+        fine_looks: bool = False,
     ):
         if not 0.0 <= min_confidence <= 1.0:
             raise ValueError(f"min_confidence must lie in 0..1, got {min_confidence}.")
         self._backend: _Backend
         if backend == "default":
+            if landmarker is None:
+                landmarker = _own_landmarker(fine_looks)
+            elif fine_looks:
+                raise ValueError("fine_looks=True is for the package's own landmarker; give no other.")
             self._backend = _Cascades(landmarker, min_confidence, small_faces)
-        elif small_faces:
-            raise ValueError(f"small_faces=True is for the default backend, not for {backend!r}.")
+        elif small_faces or fine_looks:
+            option = "small_faces" if small_faces else "fine_looks"
+            raise ValueError(f"{option}=True is for the default backend, not for {backend!r}.")
         elif backend == "mediapipe":
             self._backend = _MediaPipe(model_file, min_confidence)
         else:
@@ -170,6 +178,14 @@ def check_boxes(boxes: Any, picture_size: tuple[int, int]) -> np.ndarray:
     return array
 
 
+def _own_landmarker(fine_looks: bool) -> FaceLandmarker:
+    """The landmark network of the package, with its second one or without."""
+    landmarker = FaceLandmarker.from_pretrained(checkpoints.path("face_landmarks"), dtype=torch.float32)
+    if not fine_looks:
+        landmarker.fine = None
+    return landmarker
+
+
 class _Backend(Protocol):
     def find(self, picture: Image.Image) -> list[Face]: ...
 
@@ -220,9 +236,6 @@ class _Cascades:
     """Boxes from Haar cascades, landmarks and confidence from the landmark network."""
 
     def __init__(self, landmarker: Any, min_confidence: float, small_faces: bool = False):
-        if landmarker is None:
-            folder = checkpoints.path("face_landmarks")
-            landmarker = FaceLandmarker.from_pretrained(folder, dtype=torch.float32)
         self.landmarker = landmarker
         self.min_confidence = min_confidence
         self.small_faces = small_faces

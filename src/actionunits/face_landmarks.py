@@ -2,9 +2,12 @@
 
 A small residual network, our own, trained on the open synthetic corpus (`training/train_landmarks.py`). It
 looks twice: first at the box, then at a crop that its first answer has centred, scaled and turned upright,
-and at the mirror image of that, and takes the mean of both. Doubtful faces get a third look.
+and at the mirror image of that, and takes the mean of both. Doubtful faces get a third look. Where there is a
+face, a second network like the first, which knows no other crops than those of faces cut so, then takes two
+fine looks: what is left to tell is how brows, lids and lips lie, not where the face is.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,8 +29,22 @@ NUM_POINTS = 68
 CROP_MARGIN = 1.6  # side of the crop / longer side of the box of the inner points (17-67)
 GIVE_UP = 0.02  # face score below which there is no further look
 SURE = 0.95  # face score of the second look from which there is no third
-# Points of the upper and the lower inner lip, and of the upper and the lower lids, that face each other.
-GAPS = {"lip": ((61, 67), (62, 66), (63, 65)), "lid": ((37, 41), (38, 40), (43, 47), (44, 46))}
+FINE_FROM = 0.5  # face score from which points are worth fine looks
+FINE_LOOKS = 2
+GAPS = {
+    "lip": ((61, 67), (62, 66), (63, 65)),  # inner lips
+    "lid": ((37, 41), (38, 40), (43, 47), (44, 46)),
+    "brow": ((17, 36), (19, 37), (21, 39), (26, 45), (24, 44), (22, 42)),  # and eye
+    "frown": ((21, 22), (20, 23)),  # brow and brow
+    "nose": ((39, 31), (42, 35)),  # inner corners of the eyes and wings
+    "upper lip": ((31, 49), (33, 51), (35, 53)),  # and nose
+    "red": ((51, 62), (66, 57)),  # outer and inner edge of the lips
+    "chin": ((57, 8),),  # lower lip and chin
+    "corner": ((36, 48), (45, 54)),  # outer corners of the eyes and those of the mouth
+    "mouth": ((48, 54),),  # its corners
+}
+"""Pairs of iBUG points whose distance action units change."""
+GAP_WEIGHT = 0.5  # of each kind of gap, beside all points
 MIRROR = list(SCHEMES["ibug68"].mirror)
 
 
@@ -41,6 +58,7 @@ class FaceLandmarkerConfig(PreTrainedConfig):
         neck_size: channels of the last feature map.
         intermediate_size: width of the hidden fully connected layer.
         map_size: channels of the features that the 68 maps are drawn from; 0 for a network without maps.
+        fine_look: whether there is a second network of these sizes, `fine`, for the last looks.
     """
 
     model_type = "au-face-landmarker"
@@ -50,6 +68,7 @@ class FaceLandmarkerConfig(PreTrainedConfig):
     neck_size: int = 64
     intermediate_size: int = 256
     map_size: int = 0
+    fine_look: bool = False
     initializer_range: float | int = 0.02
 
     def validate_architecture(self) -> None:
@@ -99,6 +118,7 @@ class FaceLandmarker(PreTrainedModel):
         self.points = nn.Linear(config.intermediate_size, 2 * NUM_POINTS)
         self.face = nn.Linear(config.intermediate_size, 1)
         self.maps = FaceLandmarkerMaps(sizes[1:4], config.map_size) if config.map_size else None
+        self.fine = FaceLandmarker(_of_one_network(config)) if config.fine_look else None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -108,7 +128,7 @@ class FaceLandmarker(PreTrainedModel):
 
     @can_return_tuple
     def forward(self, pixel_values, labels=None, is_face=None, **kwargs):
-        """Predict.
+        """Predict, as in a first look; `fine` is a model of its own.
 
         Args:
             pixel_values: (B, 3, S, S), RGB, (x / 255 - 0.5) / 0.5.
@@ -149,7 +169,18 @@ class FaceLandmarker(PreTrainedModel):
         for i, marks, score in zip(again, *third, strict=True):
             points[i] = marks if score > scores[i] else points[i]
             scores[i] = (scores[i] + score) / 2  # the greater of both would make more of clutter a face
+        if self.fine is not None:
+            self._look_finely(image, points, [i for i, score in enumerate(scores) if score >= FINE_FROM])
         return list(zip(points, scores, strict=True))
+
+    def _look_finely(self, image: Image.Image, points: list[np.ndarray], faces: list[int]) -> None:
+        """Let the second network correct the points of these faces, in place; their scores stay."""
+        assert self.fine is not None
+        for _ in range(FINE_LOOKS):
+            crops = [self._crop_of_points(points[i]) for i in faces]
+            corrected, _ = self.fine._look(image, crops, also_mirrored=True)
+            for i, marks in zip(faces, corrected, strict=True):
+                points[i] = marks
 
     def _look(
         self, image: Image.Image, crops: list[Alignment], also_mirrored: bool = False
@@ -238,18 +269,27 @@ def landmark_loss(landmarks, face_logits, labels, is_face=None) -> torch.Tensor:
     """Smooth L1 of the points of faces (contour at half weight) and of `GAPS` + 0.1 x BCE of the face logits.
 
     Few faces open their mouths, and a gap is small beside what a box leaves open about place and size: from
-    the points alone a small network learns to draw all lips closed.
+    the points alone a small network learns to draw all lips closed and all brows at rest.
     """
     is_face = torch.ones_like(face_logits) if is_face is None else is_face.to(face_logits.dtype)
     landmarks, labels = landmarks.float(), labels.float()
     weight = torch.ones(NUM_POINTS, 1, device=landmarks.device)
     weight[:17] = 0.5
     distance = F.smooth_l1_loss(landmarks, labels, beta=0.01, reduction="none") * weight
-    above, below = (list(points) for points in zip(*GAPS["lip"], *GAPS["lid"], strict=True))
-    found, true = (points[:, below] - points[:, above] for points in (landmarks, labels))
-    gaps = F.smooth_l1_loss(found, true, beta=0.05, reduction="none")
-    points = ((distance.mean((1, 2)) + gaps.mean((1, 2))) * is_face).sum() / is_face.sum().clamp(min=1)
+    gaps = torch.zeros_like(face_logits, dtype=torch.float32)
+    for pairs in GAPS.values():
+        starts, ends = torch.tensor(pairs).T
+        found, true = (points[:, ends] - points[:, starts] for points in (landmarks, labels))
+        gaps = gaps + F.smooth_l1_loss(found, true, beta=0.02, reduction="none").mean((1, 2))
+    points = ((distance.mean((1, 2)) + GAP_WEIGHT * gaps) * is_face).sum() / is_face.sum().clamp(min=1)
     return points + 0.1 * F.binary_cross_entropy_with_logits(face_logits.float(), is_face.float())
+
+
+def _of_one_network(config: FaceLandmarkerConfig) -> FaceLandmarkerConfig:
+    """The same sizes without a second network."""
+    config = copy.deepcopy(config)
+    config.fine_look = False
+    return config
 
 
 def _rotation(direction: np.ndarray) -> np.ndarray:

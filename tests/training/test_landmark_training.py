@@ -110,6 +110,13 @@ def test_a_network_is_centred_on_photographs(script):
     found = torch.from_numpy(middle.locate(Image.new("RGB", (160, 160)), [None])[0][0])
     torch.testing.assert_close(found.float(), points.mean(0), atol=1e-3, rtol=0)
 
+    both = Shifted(FaceLandmarkerConfig(**SHAPE, fine_look=True))  # the last look is the second network's
+    with torch.no_grad():
+        both.points.bias.copy_(before)
+    moved = script.centred(both, (pictures, points))
+    assert torch.equal(moved.points.bias, before)
+    torch.testing.assert_close(moved.fine.points.bias - both.fine.points.bias, middle.points.bias - before)
+
 
 def test_a_quarter_of_a_batch_is_no_face(batches):
     torch.manual_seed(0)
@@ -127,13 +134,41 @@ def test_a_quarter_of_a_batch_is_no_face(batches):
     assert misfit > 1 or misfit < 0.35
 
 
-@pytest.mark.parametrize("step", ["disturb", "_occlude", "_lower"])
-def test_disturbances_change_crops_and_keep_their_range(batches, step):
+def test_fine_looks_see_faces_only_as_points_that_are_off_by_a_little_cut_them(batches):
+    torch.manual_seed(0)
+    clutter = torch.full((3, 160, 160, 3), 90, dtype=torch.uint8)
+    stock = batches.LandmarkBatches(faces(400), None, clutter, torch.device("cpu"), fine=True)
+    _, labels, is_face = stock.draw(stock.order(400)[0], 32)
+    assert is_face.tolist() == [1.0] * 400
+    inner = labels[:, 17:]
+    low, high = inner.amin(1), inner.amax(1)
+    assert low.min() > 0 and high.max() < 1  # the first look's crops also cut faces, see above
+    middle, size = (low + high) / 2, (high - low).amax(1)
+    assert middle.mean(0).sub(0.5).abs().max() < 0.01 and 0.015 < middle.std() < 0.04
+    assert 1 / size.median() == pytest.approx(batches.CROP_MARGIN, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("step", "more"), [("disturb", []), ("_occlude", [(0.25, 0.12)]), ("_lower", [])], ids=lambda x: str(x)
+)
+def test_disturbances_change_crops_and_keep_their_range(batches, step, more):
     torch.manual_seed(0)
     crops = torch.rand(32, 3, 32, 32) * 2 - 1
-    changed = getattr(batches, step)(crops.clone())
+    changed = getattr(batches, step)(crops.clone(), *more)
     assert changed.shape == crops.shape and changed.abs().max() <= 1
     assert not torch.equal(changed, crops)
+
+
+def test_mild_disturbances_leave_every_second_crop_sharp(batches, monkeypatch):
+    treated = {}
+    for kind in ("coarse", "blurred", "shaken", "sharp"):
+        count = lambda crops, kind=kind: treated.update({kind: treated.get(kind, 0) + len(crops)}) or crops  # noqa: E731
+        monkeypatch.setitem(batches.POOR, kind, count)
+    batches.disturb(torch.zeros(40, 3, 8, 8), batches.MILD)
+    assert treated == {"coarse": 12, "blurred": 4, "shaken": 4, "sharp": 20}
+    treated.clear()
+    batches.disturb(torch.zeros(40, 3, 8, 8))
+    assert treated == {"coarse": 15, "blurred": 10, "shaken": 5, "sharp": 10}
 
 
 @pytest.mark.parametrize("length", [0, 7])
@@ -194,6 +229,49 @@ def test_a_stopped_training_goes_on(script, corpus, tmp_path, monkeypatch, capsy
     monkeypatch.setattr("sys.argv", ["train_landmarks.py", *words, "--lr", "1"])
     with pytest.raises(ValueError, match="another training"):
         script.main()
+
+
+def test_fine_looks_are_trained_beside_a_network_that_stays(script, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "read_clutter", lambda: torch.full((2, 64, 64, 3), 90, dtype=torch.uint8))
+    torch.manual_seed(0)
+    FaceLandmarker(FaceLandmarkerConfig(**SHAPE)).save_pretrained(tmp_path / "first")
+    words = ["x", "--data", str(corpus), "--epochs", "1", "--batch", "8", "--fine"]
+    monkeypatch.setattr("sys.argv", [*words, "--output", str(tmp_path / "both")])
+    with pytest.raises(SystemExit):
+        script.main()  # nobody said of which
+    monkeypatch.setattr("sys.argv", [*words, "--output", "-", "--init", str(tmp_path / "first")])
+    whole = script.first_weights(script.parse_arguments())
+    for name, weight in whole.fine.state_dict().items():
+        assert torch.equal(weight, whole.state_dict()[name])  # it begins as a copy
+    monkeypatch.setattr(
+        "sys.argv", [*words, "--output", str(tmp_path / "both"), "--init", str(tmp_path / "first")]
+    )
+    script.main()
+    first, both = (
+        FaceLandmarker.from_pretrained(tmp_path / name, dtype=torch.float32).state_dict()
+        for name in ("first", "both")
+    )
+    for name, weight in first.items():
+        assert torch.equal(weight.half().float(), both[name]), name  # as it is saved
+    assert not torch.equal(both["fine.points.weight"], both["points.weight"])
+    metrics = json.loads((tmp_path / "both" / "metrics.json").read_text())
+    assert {"synthetic test people", "synthetic test people, no fine looks"} <= set(metrics)
+    monkeypatch.setattr(
+        "sys.argv", [*words[:-1], "--output", "-", "--init", str(tmp_path / "both"), "--fine"]
+    )
+    again = script.first_weights(script.parse_arguments()).state_dict()
+    assert all(torch.equal(weight, both[name]) for name, weight in again.items())  # and may go on
+
+
+def test_fine_looks_are_measured_beside_their_absence(script, monkeypatch):
+    monkeypatch.setattr(script, "check", lambda model, *faces: {"fine": model.fine is not None})
+    first, both = (FaceLandmarker(FaceLandmarkerConfig(**SHAPE, fine_look=fine)) for fine in (False, True))
+    assert script.compare_looks(first, "people", faces(1), 9) == {"people": {"fine": False}}
+    assert script.compare_looks(both, "people", faces(1), 9) == {
+        "people": {"fine": True},
+        "people, no fine looks": {"fine": False},
+    }
+    assert both.fine is not None
 
 
 class Locator:
