@@ -26,6 +26,18 @@ def trained() -> FaceLandmarker:
     return FaceLandmarker.from_pretrained(checkpoints.path("face_landmarks"), dtype=torch.float32)
 
 
+def test_the_second_network_can_be_left_out(tmp_path):
+    torch.manual_seed(0)
+    model = FaceLandmarker(FaceLandmarkerConfig(**TINY.to_dict() | {"fine_look": True})).eval()
+    model.save_pretrained(tmp_path / "both")
+    first, info = FaceLandmarker.from_pretrained(tmp_path / "both", fine_look=False, output_loading_info=True)
+    assert first.fine is None and not info["missing_keys"] and not info["unexpected_keys"]
+    first.save_pretrained(tmp_path / "first")
+    again = FaceLandmarker.from_pretrained(tmp_path / "first")
+    pixels = torch.randn(2, 3, 32, 32)
+    assert again.fine is None and torch.equal(again(pixels).landmarks, model(pixels).landmarks)
+
+
 @pytest.mark.parametrize("change", [{}, {"map_size": 4}, {"fine_look": True}], ids=str)
 def test_saves_and_loads_to_the_bit(tmp_path, change):
     torch.manual_seed(0)

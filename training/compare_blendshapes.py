@@ -1,6 +1,6 @@
 """What MediaPipe's blendshapes tell of the coded faces of check_real_photos.py, beside a model's scores.
 
-    pip install "actionunits[mediapipe]" scipy
+    pip install "actionunits[mediapipe,synthesize]"
     python training/compare_blendshapes.py --archives ARCHIVES --task face_landmarker.task [--model MODEL]
 
 MediaPipe's network was trained on real faces, so its figures tell how hard these faces are. For every action
@@ -16,7 +16,6 @@ import argparse
 import csv
 import weakref
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -125,9 +124,9 @@ class Blendshapes:
         weakref.finalize(self, self._landmarker.close)  # left to itself it fails noisily when Python ends
         self._to_image = lambda pixels: mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=pixels)
 
-    def __call__(self, picture: Image.Image, box: Any) -> dict[str, float] | None:
-        """Blendshapes in [0, 1] by name of the face in a box (pixels); None where MediaPipe sees none."""
-        left, top, right, bottom = box.values() if isinstance(box, dict) else box
+    def __call__(self, picture: Image.Image, box: dict[str, float]) -> dict[str, float] | None:
+        """Blendshapes in [0, 1] by name of the face in a box [pixels]; None where MediaPipe sees none."""
+        left, top, right, bottom = (box[side] for side in ("xmin", "ymin", "xmax", "ymax"))
         across, down = MARGIN * (right - left), MARGIN * (bottom - top)
         around = (left - across, top - down, right + across, bottom + down)
         cut = picture.crop(tuple(round(v) for v in around))

@@ -46,9 +46,17 @@ class Disturbance:
 
 
 ROUGH = Disturbance(
-    0.05, 0.3, (0.25, 0.12), 3 * ("coarse",) + 2 * ("blurred",) + ("shaken",) + 2 * ("sharp",)
+    stretch=0.05,
+    tight=0.3,
+    covered=(0.25, 0.12),
+    poor=3 * ("coarse",) + 2 * ("blurred",) + ("shaken",) + 2 * ("sharp",),
 )
-MILD = Disturbance(0.03, 0.2, (0.1, 0.05), 3 * ("coarse",) + ("blurred", "shaken") + 5 * ("sharp",))
+MILD = Disturbance(
+    stretch=0.03,
+    tight=0.2,
+    covered=(0.1, 0.05),
+    poor=3 * ("coarse",) + ("blurred", "shaken") + 5 * ("sharp",),
+)
 
 
 class LandmarkBatches:

@@ -66,8 +66,8 @@ class FaceDetector:
             `locate(image, boxes) -> [(landmarks (68, 2), score), ...]`.
         small_faces: Once a face is found look for smaller ones beside it, down to a fortieth of the picture's
             longer side, as in pictures of groups; finding takes two to four times as long. Default backend.
-        fine_looks: Let a second network look twice more at each face: more exact points, for more time (see
-            the card of the landmark network). The thresholds of the package's weights were chosen without.
+        fine_looks: Let a second network look twice more at each face, for more exact points (see the card of
+            the landmark network). The weights' thresholds were chosen without. Default backend.
 
     Example:
         >>> faces = FaceDetector()("group.jpg")
@@ -87,11 +87,9 @@ class FaceDetector:
             raise ValueError(f"min_confidence must lie in 0..1, got {min_confidence}.")
         self._backend: _Backend
         if backend == "default":
-            if landmarker is None:
-                landmarker = _own_landmarker(fine_looks)
-            elif fine_looks:
+            if fine_looks and landmarker is not None:
                 raise ValueError("fine_looks=True is for the package's own landmarker; give no other.")
-            self._backend = _Cascades(landmarker, min_confidence, small_faces)
+            self._backend = _Cascades(landmarker, min_confidence, small_faces, fine_looks)
         elif small_faces or fine_looks:
             option = "small_faces" if small_faces else "fine_looks"
             raise ValueError(f"{option}=True is for the default backend, not for {backend!r}.")
@@ -178,14 +176,6 @@ def check_boxes(boxes: Any, picture_size: tuple[int, int]) -> np.ndarray:
     return array
 
 
-def _own_landmarker(fine_looks: bool) -> FaceLandmarker:
-    """The landmark network of the package, with its second one or without."""
-    landmarker = FaceLandmarker.from_pretrained(checkpoints.path("face_landmarks"), dtype=torch.float32)
-    if not fine_looks:
-        landmarker.fine = None
-    return landmarker
-
-
 class _Backend(Protocol):
     def find(self, picture: Image.Image) -> list[Face]: ...
 
@@ -235,7 +225,12 @@ STRIDE = 0.32  # from window to window [sides]; the landmark network finds faces
 class _Cascades:
     """Boxes from Haar cascades, landmarks and confidence from the landmark network."""
 
-    def __init__(self, landmarker: Any, min_confidence: float, small_faces: bool = False):
+    def __init__(
+        self, landmarker: Any, min_confidence: float, small_faces: bool = False, fine_looks: bool = False
+    ):
+        if landmarker is None:
+            folder = checkpoints.path("face_landmarks")
+            landmarker = FaceLandmarker.from_pretrained(folder, dtype=torch.float32, fine_look=fine_looks)
         self.landmarker = landmarker
         self.min_confidence = min_confidence
         self.small_faces = small_faces

@@ -2,9 +2,9 @@
 
 A small residual network, our own, trained on the open synthetic corpus (`training/train_landmarks.py`). It
 looks twice: first at the box, then at a crop that its first answer has centred, scaled and turned upright,
-and at the mirror image of that, and takes the mean of both. Doubtful faces get a third look. Where there is a
-face, a second network like the first, which knows no other crops than those of faces cut so, then takes two
-fine looks: what is left to tell is how brows, lids and lips lie, not where the face is.
+and at the mirror image of that, and takes the mean of both. Doubtful faces get a third look. With `fine_look`
+a second network like the first, which knows no other crops than those of faces cut so, then takes two fine
+looks at each face: what is left to tell is how brows, lids and lips lie, not where the face is.
 """
 
 import copy
@@ -102,6 +102,7 @@ class FaceLandmarker(PreTrainedModel):
     base_model_prefix = "landmarker"
     main_input_name = "pixel_values"
     accepts_loss_kwargs = False
+    _keys_to_ignore_on_load_unexpected = [r"^fine\."]  # left out on purpose, by fine_look=False
 
     def __init__(self, config: FaceLandmarkerConfig):
         super().__init__(config)

@@ -62,7 +62,7 @@ def test_mediapipe_sees_the_face_with_half_of_its_size_around_it(comparison, mon
     blendshapes = comparison.Blendshapes(task)
     picture = Image.new("RGB", (100, 80))
     picture.putpixel((20, 10), (9, 8, 7))
-    assert blendshapes(picture, (30, 20, 50, 40)) == {"jawOpen": 0.25}
-    assert seen[0].shape == (40, 40, 3) and seen[0][0, 0].tolist() == [9, 8, 7]
     box = {"xmin": 30, "ymin": 20, "xmax": 50, "ymax": 40}
+    assert blendshapes(picture, box) == {"jawOpen": 0.25}
+    assert seen[0].shape == (40, 40, 3) and seen[0][0, 0].tolist() == [9, 8, 7]
     assert blendshapes(picture, box) is None
