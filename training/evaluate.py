@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_matrix(args)
         return
     if args.reports:
-        report = mean_over_folds([json.loads(path.read_text(encoding="utf-8")) for path in args.reports])
+        report = mean_over_folds([read_report(path) for path in args.reports])
     elif args.predictions:
         report = measure_predictions(args)
     else:
@@ -96,6 +96,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.model and not args.data:
         parser.error("--model needs --data, the corpus to measure it on")
+    if args.batch_size < 1:
+        parser.error(f"--batch-size {args.batch_size} is no number of pictures from 1 on")
     if args.predictions and not (args.format and args.labels):
         parser.error("--predictions need --format, the tool that wrote them, and --labels")
     return args
@@ -121,7 +123,7 @@ def measure_model(args: argparse.Namespace, state: PartialState) -> dict[str, An
         raise ValueError(f"the model knows {known}, the corpus {list(faces.aus)}: no action unit is shared.")
     if shared != known:
         model = model.adapt_to_aus(shared)
-        processor = AutoImageProcessor.from_pretrained(args.model, aus=shared)
+        processor = AutoImageProcessor.from_pretrained(args.model, aus=model.config.places)
     if alone := sorted(set(known) ^ set(faces.aus)):
         about["notes"] = {"not_compared": ", ".join(map(au_label, alone))}
     if args.calibrate_on:
@@ -153,6 +155,17 @@ def measure_predictions(args: argparse.Namespace) -> dict[str, Any]:
     return score_predictions(predictions, labels, args.split, args.missing)
 
 
+def read_report(path: Path) -> dict[str, Any]:
+    """A `metrics-SPLIT.json`."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}; write it again.") from error
+    if not isinstance(report, dict) or "at_half" not in report:
+        raise ValueError(f"{path} is no report; give a metrics-SPLIT.json that evaluate.py or a run wrote.")
+    return report
+
+
 def write_matrix(args: argparse.Namespace) -> None:
     """Who was trained on what reaches which F1 on what: `cross-corpus.json` and `.md`."""
     reports: dict[str, dict[str, Any]] = {}
@@ -161,7 +174,9 @@ def write_matrix(args: argparse.Namespace) -> None:
         trained, colon, tested = names.partition(":")
         if not equals or not colon:
             raise ValueError(f"--matrix takes TRAINED:TESTED=metrics-test.json, got {argument!r}.")
-        reports.setdefault(trained, {})[tested] = json.loads(Path(path).read_text(encoding="utf-8"))
+        if tested in reports.setdefault(trained, {}):
+            raise ValueError(f"--matrix names {names} twice; average folds with --reports before.")
+        reports[trained][tested] = read_report(Path(path))
     matrix = cross_corpus(reports)
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "cross-corpus.json").write_text(json.dumps(matrix, indent=1) + "\n", encoding="utf-8")

@@ -7,10 +7,13 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+import torch
 from tiny_run import ROOT, load_script
 
+from actionunits import AUImageProcessor, GeometryConfig, GeometryForAUDetection
 from actionunits.checkpoints import path as checkpoint
 from actionunits.data import load_synthetic, prepare_synthetic
+from actionunits.evaluation import evaluation_report
 
 
 @pytest.fixture
@@ -85,11 +88,43 @@ def test_folds_are_averaged_and_corpora_crossed(measure, tmp_path):
     assert "| a | 100.0 (100.0, 1 AUs) | 66.7 (66.7, 1 AUs) |" in (folder / "cross-corpus.md").read_text()
     with pytest.raises(ValueError, match="TRAINED:TESTED"):
         measure("--matrix", str(reports[0]))
+    with pytest.raises(ValueError, match="a:a twice"):
+        measure("--matrix", f"a:a={reports[0]}", f"a:a={reports[1]}")
+
+
+@pytest.mark.parametrize("text, message", [("{", "is no JSON"), ('{"test": {}}', "is no report")])
+def test_what_is_no_report_is_named(measure, tmp_path, text, message):
+    (tmp_path / "metrics.json").write_text(text)
+    for arguments in (["--reports", tmp_path / "metrics.json"], ["--matrix", f"a:b={tmp_path}/metrics.json"]):
+        with pytest.raises(ValueError, match=rf"metrics\.json {message}"):
+            measure(*arguments)
+
+
+def test_a_model_goes_on_reading_places_that_the_corpus_does_not_label(measure, evaluate, corpus, tmp_path):
+    """Its scores of the action units that both have are those of the whole model."""
+    torch.manual_seed(0)
+    model = GeometryForAUDetection(GeometryConfig(aus=[1, 12, 13], places=[1, 2, 4, 12])).eval()
+    model.save_pretrained(tmp_path / "model")
+    processor = AUImageProcessor(**model.config.processor_options)
+    processor.save_pretrained(tmp_path / "model")
+    report = measure("--model", tmp_path / "model", "--data", corpus)
+    assert report["notes"]["not_compared"].startswith("AU2, AU4, AU5") and "AU13" in str(report["notes"])
+    faces = prepare_synthetic(corpus, "test", tmp_path / "prepared").with_aus([1, 12])
+    scores = []
+    for i in range(len(faces)):
+        inputs = processor(faces.picture(i), landmarks=faces.landmarks[i], return_tensors="pt")
+        scores.append(model(**inputs).logits[0, :2].sigmoid().detach().numpy())
+    expected = evaluation_report(np.stack(scores), faces, 0.5, "test")
+    found, wanted = (
+        [r["at_half"]["per_au"][au]["ece"] for au in ("AU1", "AU12")] for r in (report, expected)
+    )
+    assert found == pytest.approx(wanted, abs=1e-6)
 
 
 def test_what_is_missing_is_asked_for(measure, capsys):
     for arguments, message in [
         (["--model", "m"], "needs --data"),
+        (["--model", "m", "--data", "d", "--batch-size", -1], "--batch-size -1"),
         (["--predictions", "v.csv"], "need --format"),
         ([], "required"),
     ]:
