@@ -19,6 +19,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoImageProcessor, AutoModel
 
 from actionunits import AUImageProcessor, EnsembleForAUDetection
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     try:
         average(args.networks, args.output / "model", args.name, dict(args.weight))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         parser.error(str(error))
     print(f"wrote {args.output / 'model'}; choose its thresholds with calibrate.py")
 
@@ -74,8 +75,10 @@ def average(
 
     Raises:
         FileNotFoundError: A folder has no `run.json`.
-        ValueError: The networks do not go together; the message says why.
+        ValueError: The networks do not go together, or one would be overwritten; the message says why.
     """
+    if output.resolve() in [folder.resolve() for folder in folders]:
+        raise ValueError(f"{output} is one of the networks and would be lost; name another --output.")
     runs = [read_run(folder) for folder in folders]
     processors = [AutoImageProcessor.from_pretrained(folder) for folder in folders]
     check_pictures(folders, processors)

@@ -1,6 +1,7 @@
 """Networks put together after their training: what is written, and what does not go together."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from tiny_run import RECIPE, TINY_AC2D, load_script
 from transformers import AutoImageProcessor, AutoModel
 
 from actionunits import EnsembleForAUDetection
+from actionunits.checkpoints import path as checkpoint
 from actionunits.data import prepare_synthetic
 from actionunits.publishing_terms import training_corpora
 
@@ -61,6 +63,20 @@ def test_weights_and_places_travel_into_the_folder(average, folders, run, tmp_pa
     with pytest.raises(SystemExit):
         average.main([*words, "--weight", "lsc=2"])
     assert "--weight names ['lsc'], the networks are ['gda', 'geometry']" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        average.main([*words, "--weight", "gda=-1"])
+    assert "network_weights has 'gda': -1.0; it takes positive numbers" in capsys.readouterr().err
+
+
+def test_no_network_is_overwritten_by_the_mean(average, tmp_path, capsys):
+    for name in ("lsc", "gda"):
+        shutil.copytree(checkpoint(name), tmp_path / name / "model")
+    before = (tmp_path / "gda" / "model" / "config.json").read_bytes()
+    words = [str(tmp_path / name / "model") for name in ("lsc", "gda")]
+    with pytest.raises(SystemExit):
+        average.main([*words, "--output", str(tmp_path / "gda")])
+    assert "is one of the networks and would be lost" in capsys.readouterr().err
+    assert (tmp_path / "gda" / "model" / "config.json").read_bytes() == before
 
 
 def test_it_is_calibrated_as_any_other(average, folders, corpus, tmp_path, monkeypatch):
