@@ -136,6 +136,8 @@ def test_labels_may_be_intensities_and_frames_may_start_anywhere(tmp_path):
     np.testing.assert_allclose(labels.intensities, [[0.4, 0], [0.2, 1], [np.nan, np.nan]])
     with pytest.raises(ValueError, match="are they intensities"):
         read_labels(tmp_path / "disfa.csv")
+    (tmp_path / "floats.csv").write_text("video,frame,AU1\nv,1.0,1\nv,2.0,0\n")  # as pandas may write them
+    assert read_labels(tmp_path / "floats.csv", first_frame=1).keys == [(("v",), 0), (("v",), 1)]
 
 
 @pytest.mark.parametrize(
@@ -146,10 +148,14 @@ def test_labels_may_be_intensities_and_frames_may_start_anywhere(tmp_path):
         ("picture,mood\na,1\n", "needs picture"),
         ("picture,AU1\na,7\n", "has the label '7'"),
         ("picture,AU1\na,yes\n", "has the label 'yes'"),
+        ("picture,AU1\nZoë/a,1\n", "labels.csv is no text file"),
+        ("picture,AU1\nb/a.jpg,1\nb/a.png,0\n", r"labels b/a \(frame 0 from 0\) more than once"),
+        ("video,frame,AU1\na,,1\n", "has the frame ''"),
+        ("video,frame,AU1\na,0.5,1\n", "has the frame '0.5'"),
     ],
 )
 def test_strange_labels_are_refused(tmp_path, text, message):
-    (tmp_path / "labels.csv").write_text(text)
+    (tmp_path / "labels.csv").write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=message):
         read_labels(tmp_path / "labels.csv")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from actionunits.action_units import ACTION_UNITS, UNKNOWN, au_label
+from actionunits.data.corpora.reading import naming
 from actionunits.evaluation import threshold_reports
 from actionunits.metrics import calibrate_thresholds
 
@@ -235,7 +237,7 @@ def read_labels(path: str | Path, first_frame: int = 0, from_intensity: float | 
             the papers' rule for DISFA).
 
     Raises:
-        ValueError: A column is missing, or a label is none of these values.
+        ValueError: A column is missing, a label is none of these values, or a picture is labelled twice.
     """
     table = list(_rows(Path(path)))
     header = list(table[0]) if table else []
@@ -248,10 +250,17 @@ def read_labels(path: str | Path, first_frame: int = 0, from_intensity: float | 
     occurs = graded >= (1 if from_intensity is None else from_intensity)
     if from_intensity is None and not np.isin(graded[known], (0, 1)).all():
         raise ValueError(f"{path} has labels beyond 0 and 1; are they intensities? Then say from which on.")
-    frames = [int(row["frame"]) - first_frame if name == "video" else 0 for row in table]
+    frames = [_frame(row["frame"], path) - first_frame if name == "video" else 0 for row in table]
+    keys = [(_parts(row[name]), frame) for row, frame in zip(table, frames, strict=True)]
+    if len(set(keys)) < len(keys):
+        twice, frame = next(key for key, count in Counter(keys).items() if count > 1)
+        raise ValueError(
+            f"{path} labels {'/'.join(twice)} (frame {frame} from 0) more than once, suffixes apart; keep "
+            "one of its rows."
+        )
     return LabelTable(
         aus=list(columns),
-        keys=[(_parts(row[name]), frame) for row, frame in zip(table, frames, strict=True)],
+        keys=keys,
         has_frames=name == "video",
         occurrence=np.where(known, occurs, UNKNOWN).astype(np.int8),
         intensities=None if from_intensity is None else graded / 5,
@@ -283,13 +292,13 @@ def _read_file(
 
 
 def _rows(file: Path) -> Iterator[dict[str, str]]:
-    with file.open(newline="", encoding="utf-8-sig") as stream:
+    with naming(file), file.open(newline="", encoding="utf-8-sig") as stream:
         for row in csv.DictReader(stream):
             yield _stripped(row)
 
 
 def _header(file: Path) -> list[str]:
-    with file.open(newline="", encoding="utf-8-sig") as stream:
+    with naming(file), file.open(newline="", encoding="utf-8-sig") as stream:
         return [name.strip() for name in next(csv.reader(stream), [])]
 
 
@@ -333,6 +342,12 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return float("nan")
+
+
+def _frame(text: str, path: str | Path) -> int:
+    if not (value := _number(text)).is_integer():  # nor are nan and inf
+        raise ValueError(f"{path} has the frame {text!r}; number the frames of a video, each row's.")
+    return int(value)
 
 
 def _label(text: str, path: str | Path) -> float:
