@@ -305,6 +305,18 @@ def test_label_columns_may_be_written_differently(load, own, names):
         ("person-0,train,0", "person-0,train,yes", r"labels\.csv, row 2: could not convert.*'yes'"),
         ("person-0,train,0", "person-0,train", r"labels\.csv, row 2: it has fewer or more cells"),
         ("person-0,train,0", "person-0,train,0,0", r"labels\.csv, row 2: it has fewer or more cells"),
+        ("person-0,train,0", ",train,0", r"labels\.csv, row 2: it names no subject"),
+        (
+            "pictures/0-1.jpg",
+            "pictures/0-0.jpg",
+            r"row 3: it labels pictures/0-0\.jpg of person-0 again, as row 2",
+        ),
+        (
+            "image,subject,split",
+            "image;subject;split",
+            r"lacks the columns .*; it has \['image;subject;split'",
+        ),
+        ("y5,x6", "y5,x60", r"labels\.csv, row 2: it lacks x6 or y6 and has later points"),
     ],
 )
 def test_what_cannot_be_read_of_an_own_table_is_named(load, own, old, new, message):
@@ -314,6 +326,31 @@ def test_what_cannot_be_read_of_an_own_table_is_named(load, own, old, new, messa
         load("folder", root=root)
     with pytest.raises(ValueError, match=message):
         CORPORA["folder"].check(root)
+
+
+def test_frames_of_an_own_table_are_whole_numbers(load, own):
+    root = own("folder")
+    header, *rows = (root / "labels.csv").read_text().splitlines()
+
+    def numbered(*frames):
+        lines = [f"frame,{header}", *(f"{frame},{row}" for frame, row in zip(frames, rows, strict=False))]
+        (root / "labels.csv").write_text("\n".join(lines))
+        return load("folder", root=root, split="full")["frame"][:]
+
+    assert numbered("7.0", " 8", "") == [7, 8, 3]  # as pandas, people, and nobody write them
+    for frame, message in (("0.5", "'0.5' is no whole number"), (2**31, "more than 32 bits")):
+        with pytest.raises(
+            ValueError, match=rf"labels\.csv, row 2: the frame {message}|{frame} has {message}"
+        ):
+            numbered(frame)
+
+
+def test_empty_lines_of_an_own_table_are_nobody(load, own):
+    root = own("folder")
+    table = root / "labels.csv"
+    commas = "," * table.read_text().splitlines()[0].count(",")
+    table.write_text(f"{table.read_text()}{commas}\n{commas}\n")  # as spreadsheets leave them
+    assert len(load("folder", root=root, split="full")) == 24
 
 
 def test_an_own_table_needs_rows_and_a_known_encoding(load, own):

@@ -12,11 +12,12 @@ import numpy as np
 from actionunits.action_units import UNKNOWN, check_aus
 from actionunits.data.corpora import tiny
 from actionunits.data.corpora.base import AUCorpus, Recording
-from actionunits.data.corpora.reading import naming
+from actionunits.data.corpora.reading import naming, whole
 from actionunits.data.protocols import OFFICIAL
 
 TABLE = "labels.csv"
 _AU_COLUMN = re.compile(r"AU_?0*([1-9][0-9]*)(?:_c)?", re.IGNORECASE)  # "AU12", "au01", "AU01_c"
+_POINT_COLUMN = re.compile(r"[xy][0-9]+")
 _LIKE_AU = re.compile(r"AU[_ ]?[0-9]", re.IGNORECASE)
 
 
@@ -43,7 +44,10 @@ DIR/
         """Raise `WrongCorpusError` unless there is a labels.csv with the columns image, subject and an AU."""
         self.require(root, self.label_files(root), TABLE)
         if missing := {"image", "subject"} - set(self._header(root)):
-            raise ValueError(f"{root / TABLE} lacks the columns {sorted(missing)}.")
+            raise ValueError(
+                f"{root / TABLE} lacks the columns {sorted(missing)}; it has {self._header(root)[:8]}. "
+                "Commas part the cells."
+            )
         self._label_columns(root)
 
     def label_files(self, root: Path) -> list[Path]:
@@ -65,11 +69,15 @@ DIR/
             raise ValueError(
                 f"{root / TABLE} has no column of the action units {missing}; it has {list(columns)}."
             )
-        number = 1
+        number, seen = 1, dict[tuple[str, str], int]()  # row of each picture and person
         for number, row in enumerate(self._rows(root), start=2):
             source = f"{root / TABLE}, row {number}"
             try:
-                yield _recording(root, row, [columns[au] for au in aus], number - 1, source)
+                recording = _recording(root, row, [columns[au] for au in aus], number - 1, source)
+                key = (row["image"].strip(), recording.subject)
+                if key[0] and (first := seen.setdefault(key, number)) != number:
+                    raise ValueError(f"it labels {key[0]} of {key[1]} again, as row {first} does; keep one.")
+                yield recording
             except ValueError as error:
                 raise ValueError(f"{source}: {error}") from error
         if number == 1:
@@ -135,12 +143,15 @@ def _recording(
     split = row.get("split", "").strip()
     if split and split not in OFFICIAL["folder"]:
         raise ValueError(f"the split {split!r} is none of {', '.join(OFFICIAL['folder'])}.")
-    frame = int(row.get("frame") or number)
+    subject = row["subject"].strip()
+    if row["image"].strip() and not subject:
+        raise ValueError("it names no subject; give every person a name, splits are made by it.")
+    frame = _frame(row.get("frame", "").strip() or str(number))
     picture = root / row["image"].strip()
     points = _points(row)
     cells = [row[column].strip() for column in columns]
     return Recording(
-        subject=row["subject"].strip(),
+        subject=subject,
         sequence=row.get("sequence", "").strip() or row["image"].strip(),
         frames=np.array([frame]),
         codes=np.array([[float(cell) if cell else UNKNOWN for cell in cells]]),
@@ -151,9 +162,24 @@ def _recording(
     )
 
 
+def _frame(cell: str) -> int:
+    try:
+        frame = whole(cell)
+    except ValueError as error:
+        raise ValueError(f"the frame {cell!r} is no whole number.") from error
+    if abs(frame) >= 2**31:
+        raise ValueError(f"the frame {frame} has more than 32 bits; number the frames from 0 or 1 on.")
+    return frame
+
+
 def _points(row: dict[str, str]) -> np.ndarray | None:
     """The row's landmarks (L, 2), if it has any."""
     count = 0
-    while row.get(f"x{count}") and row.get(f"y{count}"):
+    while row.get(f"x{count}", "").strip() and row.get(f"y{count}", "").strip():
         count += 1
+    given = sum(bool(cell.strip()) for name, cell in row.items() if _POINT_COLUMN.fullmatch(name))
+    if given != 2 * count:
+        raise ValueError(
+            f"it lacks x{count} or y{count} and has later points; fill the gap, or empty all of its points."
+        )
     return np.array([[float(row[f"x{i}"]), float(row[f"y{i}"])] for i in range(count)]) if count else None

@@ -53,8 +53,8 @@ def read_au_table(path: Path, aus: Sequence[int], frame_column: bool = True) -> 
     if missing := [au for au in aus if au not in columns]:
         raise ValueError(f"{path} has no column of the action units {missing}; it has {sorted(columns)}.")
     try:
-        codes = [[_whole(row[columns[au]]) for au in aus] for row in rows[1:]]
-        frames = [_whole(row[0]) for row in rows[1:]] if frame_column else range(1, len(rows))
+        codes = [[whole(row[columns[au]]) for au in aus] for row in rows[1:]]
+        frames = [whole(row[0]) for row in rows[1:]] if frame_column else range(1, len(rows))
         numbers, table = np.asarray(list(frames), np.int64), np.asarray(codes, np.int64)
     except (ValueError, OverflowError, IndexError) as error:
         raise ValueError(f"{path} has a row that is not whole numbers all along: {error}.") from error
@@ -69,7 +69,7 @@ def check_once(path: Path, frames: np.ndarray) -> None:
         raise ValueError(f"{path} labels frame {twice} more than once; keep one of its rows.")
 
 
-def _whole(cell: str) -> int:
+def whole(cell: str) -> int:
     """The whole number in a cell, such as "1" or "1.0"."""
     if not (value := float(cell)).is_integer():  # nor are nan and inf
         raise ValueError(f"{cell.strip()!r} is no whole number")
@@ -146,7 +146,7 @@ def read_landmarks(root: Path, sequence: str, problems: list[str]) -> dict[int, 
         with path.open(encoding="utf-8-sig") as file:
             rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
         table = np.array([[float(cell) for cell in row] for row in rows[1:]], ndmin=2)
-        frames = [_whole(row[0]) for row in rows[1:]]
+        frames = [whole(row[0]) for row in rows[1:]]
     except (ValueError, OverflowError, csv.Error) as error:
         problems.append(f"{path} is no table of points: {error}")
         return {}
