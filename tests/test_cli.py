@@ -171,6 +171,25 @@ def test_a_number_behind_a_name_is_a_name_like_others():
     assert list(stems(names)) == ["smile-2", "smile", "Smile-3", "smile-4", "smile-5"]
 
 
+def test_names_as_long_as_may_be_leave_room_for_the_endings(detect, tmp_path, photo_path):
+    for stem in ("x" * 251, "ä" * 125, "ä" * 124):  # 255 bytes with the suffix are the most
+        (tmp_path / f"{stem}.png").write_bytes(photo_path.read_bytes())
+    code, _, err = detect(*sorted(tmp_path.glob("*.png")), "--output", tmp_path / "out")
+    assert code == 0, err
+    names = {"x" * 200 + "_au.png", "ä" * 100 + "_au.png", "ä" * 100 + "-2_au.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+
+
+def test_a_photo_is_not_overwritten_by_the_drawing_of_another(detect, tmp_path, photo_path):
+    for name in ("a.png", "a_au.png"):
+        (tmp_path / name).write_bytes(photo_path.read_bytes())
+    code, _, err = detect(tmp_path / "a.png", tmp_path / "a_au.png", "--output", tmp_path)
+    assert code == 2 and f"{tmp_path / 'a_au.png'} would be overwritten" in err
+    assert (tmp_path / "a_au.png").read_bytes() == photo_path.read_bytes()
+    assert detect(tmp_path / "a_au.png", "--output", tmp_path)[0] == 0
+    assert sorted(path.name for path in tmp_path.glob("a*")) == ["a.png", "a_au.png", "a_au_au.png"]
+
+
 def test_threshold(detect, photo_path):
     for threshold, active in (("0", True), ("1", False)):
         (record,) = json.loads(detect(photo_path, "--json", "--threshold", threshold)[1])

@@ -62,6 +62,13 @@ def test_csv_with_the_columns_of_openface(video, clip, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "clip_au.csv"]
 
 
+def test_a_video_is_not_overwritten_by_the_overlay_of_another(video, clip, tmp_path):
+    (tmp_path / "clip_au.mp4").write_bytes(clip.read_bytes())
+    code, _, err = video(clip, tmp_path / "clip_au.mp4", "--overlay")
+    assert code == 2 and "clip_au.mp4 would be overwritten" in err
+    assert (tmp_path / "clip_au.mp4").read_bytes() == clip.read_bytes()
+
+
 def test_numbers_are_those_of_pictures(video, clip, tmp_path, escda_folder):
     from transformers import pipeline
 

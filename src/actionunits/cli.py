@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from actionunits.cli_common import add_model_options, load_pipeline, stems
+from actionunits.cli_common import add_model_options, check_inputs_stay, load_pipeline, stems
 from actionunits.cli_corpus import add_corpus_command
 from actionunits.cli_export import add_export_command
 from actionunits.cli_video import add_video_command
@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.usage_error(
             "--json and --csv together need --output DIR; only one of them fits on the terminal."
         )
+    if args.output is not None:
+        check_inputs_stay(args, args.photos, ["_au.png", "_maps_1.png"])
     return _detect(load_pipeline(args), args)
 
 

@@ -15,6 +15,8 @@ from transformers.utils import logging
 from actionunits import checkpoints
 from actionunits.cli_export import BACKENDS, with_backend
 
+_LONGEST_STEM = 200  # [bytes]; of 255 for a name, the endings need the rest
+
 
 def add_model_options(command: argparse.ArgumentParser) -> None:
     """Add `--model`, `--threshold`, `--device` and `--backend`."""
@@ -99,10 +101,22 @@ def stems(files: Iterable[str]) -> Iterator[str]:
     taken: set[str] = set()
     for file in files:
         stem = re.sub(r"[^\w.-]+", "_", Path(file.split("?")[0]).stem) or "photo"
+        stem = stem.encode()[:_LONGEST_STEM].decode(errors="ignore")
         numbered = (stem if n == 1 else f"{stem}-{n}" for n in itertools.count(1))
         free = next(name for name in numbered if name.casefold() not in taken)
         taken.add(free.casefold())
         yield free
+
+
+def check_inputs_stay(args: argparse.Namespace, inputs: Iterable[str], endings: Iterable[str]) -> None:
+    """Call it wrong usage if a file to be written, a stem with an ending, is one that is read."""
+    inputs = list(inputs)
+    read = {os.path.realpath(file): file for file in inputs}
+    for stem, ending in itertools.product(stems(inputs), endings):
+        if (file := read.get(os.path.realpath(args.output / f"{stem}{ending}"))) is not None:
+            args.usage_error(
+                f"{file} would be overwritten by the answer; leave it out, or name another --output."
+            )
 
 
 def _probability(text: str) -> float:

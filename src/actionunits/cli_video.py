@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from actionunits.action_units import ACTION_UNITS, parse_au_label
-from actionunits.cli_common import add_model_options, load_pipeline, stems
+from actionunits.cli_common import add_model_options, check_inputs_stay, load_pipeline, stems
 from actionunits.image_processing_au import decision_thresholds
 from actionunits.timeline import Timeline
 from actionunits.video import whole_file, write_video
@@ -60,6 +60,8 @@ def add_video_command(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Analyse video by video, so that a bad one costs nothing but itself."""
+    if args.overlay:
+        check_inputs_stay(args, args.videos, ["_au.mp4"])
     detect = load_pipeline(args)
     thresholds = decision_thresholds(detect.model.config, args.threshold)
     failed = False
