@@ -7,10 +7,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from sklearn import metrics as sk
+from transformers import Trainer, TrainingArguments
 
 from actionunits import metrics
 from actionunits.metrics import UNKNOWN
+from tiny_models import TINY_MODELS
 
 
 @pytest.fixture
@@ -253,6 +256,31 @@ def test_trainer_metrics_read_logits_and_tuples():
     assert compute(SimpleNamespace(predictions=(logits, None), label_ids=labels)) == expected
     clip = SimpleNamespace(predictions=logits[None], label_ids=labels[None])  # (clips, frames, AUs)
     assert compute(clip) == expected
+
+
+@pytest.mark.parametrize("concatenated", [True, False])
+def test_trainer_metrics_of_videos_of_different_lengths(tmp_path, concatenated):
+    """Each video is a batch; the Trainer fills up the shorter ones, or hands over a list of batches."""
+    torch.manual_seed(0)
+    model = TINY_MODELS["lac"]()
+    faces = [
+        {"pixel_values": torch.randn(n, 3, 64, 64), "au_centers": torch.full((n, 12, 2, 2), 32.0)}
+        for n in (3, 5, 2)
+    ]
+    for video in faces:
+        video["labels"] = torch.randint(UNKNOWN, 2, (len(video["pixel_values"]), 12))
+    arguments = TrainingArguments(
+        str(tmp_path), per_device_eval_batch_size=1, eval_do_concat_batches=concatenated, use_cpu=True
+    )
+    compute = metrics.trainer_metrics(model.config.aus)
+    figures = Trainer(model, arguments, eval_dataset=faces, compute_metrics=compute).evaluate()
+    with torch.no_grad():
+        logits = torch.cat([model.eval()(video["pixel_values"][None]).logits[0] for video in faces])
+    labels = torch.cat([video["labels"] for video in faces])
+    for i, au in enumerate(model.config.aus):
+        known = labels[:, i] != UNKNOWN
+        expected = sk.f1_score(labels[known, i], logits[known, i] >= 0, zero_division=0)
+        assert figures[f"eval_f1_AU{au}"] == pytest.approx(expected)
 
 
 def test_trainer_metrics_without_labels_are_no_figures():

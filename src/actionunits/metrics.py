@@ -20,6 +20,9 @@ from numpy.typing import ArrayLike
 
 from actionunits.action_units import UNKNOWN, au_label
 
+FILLING = -100
+"""What the Trainer fills up logits and labels with where the clips of a batch are shorter than others."""
+
 if TYPE_CHECKING:
     import evaluate
 
@@ -244,15 +247,13 @@ def trainer_metrics(aus: Sequence[int], thresholds: ArrayLike = 0.5) -> Callable
     """A `compute_metrics` for `transformers.Trainer`: logits and labels to mean F1, AUC and F1 per AU.
 
     An AU without a known label in the evaluation set has no figure and no part in the mean; without any
-    the mean is nan.
+    the mean is nan. Frames of clips count like pictures; what the Trainer fills up shorter clips with does not.
     """
 
     def compute_metrics(prediction: Any) -> dict[str, float]:
-        logits = prediction.predictions
-        logits = logits[0] if isinstance(logits, tuple) else logits
-        logits, labels = np.asarray(logits, float), np.asarray(prediction.label_ids)
-        logits = logits.reshape(-1, logits.shape[-1])  # frames of clips count like pictures
-        labels = labels.reshape(-1, labels.shape[-1])
+        logits, labels = _rows(prediction.predictions), _rows(prediction.label_ids)
+        is_filling = (labels == FILLING).all(axis=1)
+        logits, labels = logits[~is_filling], labels[~is_filling]
         scores = 1 / (1 + np.exp(-logits))
         f1 = f1_frame(scores, labels, thresholds)
         if len(f1) != len(aus):
@@ -270,6 +271,16 @@ def trainer_metrics(aus: Sequence[int], thresholds: ArrayLike = 0.5) -> Callable
 
 
 # Parts
+
+
+def _rows(batches: Any) -> np.ndarray:
+    """Logits or labels (..., m) as the Trainer hands them over -> (N, m).
+
+    It hands over a list of batches with `eval_do_concat_batches=False`, and tuples whose first are the logits.
+    """
+    batches = batches if isinstance(batches, list) else [batches]
+    arrays = [np.asarray(batch[0] if isinstance(batch, tuple) else batch, float) for batch in batches]
+    return np.concatenate([array.reshape(-1, array.shape[-1]) for array in arrays])
 
 
 def _check_labels(labels: ArrayLike) -> np.ndarray:
