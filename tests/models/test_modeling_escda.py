@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModel
+from transformers import AutoModel, Trainer, TrainingArguments
 
 from actionunits import (
     EscdaConfig,
@@ -335,8 +335,24 @@ def test_a_batch_of_one_cannot_be_trained_on(model_class):
     model = model_class(model_class.config_class.compact(**fields))
     inputs = torch.zeros(1, 3, 48, 48), torch.zeros(1, len(model.config.aus), 2, 2)
     assert model.eval()(*inputs).logits.isfinite().all()
-    with pytest.raises(ValueError, match="dataloader_drop_last=True"):
+    with pytest.raises(ValueError, match="dataloader_drop_last=True.*per_device_eval_batch_size=1"):
         model.train()(*inputs)
+
+
+def test_the_remedy_for_a_last_batch_of_one_loses_no_evaluated_picture(tmp_path):
+    model = GdaForAUDetection(GdaConfig.compact(**BACKBONE, aus=[1, 12]))
+    faces = [{"pixel_values": torch.zeros(3, 48, 48), "labels": torch.ones(2)}] * 3
+    arguments = TrainingArguments(
+        str(tmp_path),
+        num_train_epochs=1,
+        per_device_train_batch_size=2,
+        per_device_eval_batch_size=1,
+        dataloader_drop_last=True,
+        use_cpu=True,
+    )
+    trainer = Trainer(model, arguments, train_dataset=faces)
+    assert trainer.train().global_step == 1
+    assert len(trainer.predict(faces).predictions) == 3
 
 
 def test_wrong_picture_size():

@@ -581,7 +581,9 @@ class GlobalDepthwiseConv(nn.Module):
         if self.norm.training and x[:, 0].numel() == 1:
             raise ValueError(
                 "A batch of one face cannot be trained on, for batch normalisation compares it with others; "
-                "the Trainer leaves out a last one with dataloader_drop_last=True."
+                "take a batch size that leaves no last one over. The Trainer leaves it out with "
+                "dataloader_drop_last=True, but then also last batches that it evaluates, unless "
+                "per_device_eval_batch_size=1."
             )
         return self.norm(x)
 
