@@ -218,6 +218,7 @@ WRONG_VALUES = [
     ({"rescale_factor": np.nan}, "rescale_factor multiplies"),
     ({"data_format": "channels_last"}, "'channels_last': the models take"),
     ({"do_resize": False}, "no effect"),
+    ({"do_resize": True}, "do_resize has no effect"),
     ({"alignment_version": 2}, "update actionunits"),
 ]
 

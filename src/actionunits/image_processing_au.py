@@ -255,8 +255,10 @@ class AUImageProcessor(PilBackend):
         validate_typed_dict(self.valid_kwargs, options)  # type: ignore[type-var]
 
     def _validate_preprocess_kwargs(self, **kwargs) -> None:
+        options = SimpleNamespace(**kwargs)
+        _check_effect(options)  # first: transformers would ask for more that has none
         super()._validate_preprocess_kwargs(**kwargs)
-        _check_options(SimpleNamespace(**kwargs))
+        _check_options(options)
 
 
 def decision_thresholds(
@@ -297,13 +299,17 @@ _SAVED_WITH_IT = ("image_processor_type", "processor_class", "feature_extractor_
 _WITHOUT_EFFECT = ("do_resize", "do_center_crop", "do_pad", "pad_size", "resample")
 
 
-def _check_options(options: Any) -> None:
-    """Refuse values of options that make no sense."""
+def _check_effect(options: Any) -> None:
+    """Refuse options that would do nothing."""
     for name in _WITHOUT_EFFECT:
         if getattr(options, name, None) is not None:
             raise ValueError(
                 f"{name} has no effect here; aligned_size, crop_size and size say what is cut and scaled."
             )
+
+
+def _check_options(options: Any) -> None:
+    """Refuse values of options that make no sense."""
     if getattr(options, "data_format", None) not in (None, "channels_first"):
         raise ValueError(
             f"data_format={options.data_format!r}: the models take (B, 3, S, S); leave it out, and move the "
