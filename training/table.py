@@ -49,9 +49,8 @@ def make_table(runs: Path | None = None) -> str:
     """The table as Markdown; `runs` is searched for what was obtained."""
     lines = ["| row | command | target | obtained |", "|---|---|---:|---:|"]
     for name, table, command, target in rows():
-        found = obtained(runs / name) if runs else None
-        shown = "not run here" if found is None else f"{found:.1f}"
-        lines.append(f"| {table}: {name} | `{command}` | {target:.1f} | {shown} |")
+        found = (obtained(runs / name) if runs else "") or "not run here"
+        lines.append(f"| {table}: {name} | `{command}` | {target:.1f} | {found} |")
     return "\n".join(lines)
 
 
@@ -103,14 +102,16 @@ def corpus_of(name: str) -> str:
     return name.partition("-")[2].replace("+", "_plus").replace("-", "_")
 
 
-def obtained(run: Path) -> float | None:
-    """Mean F1 in percent of a run or of its folds; None where there is none."""
+def obtained(run: Path) -> str:
+    """Mean F1 in percent of a run, or of its folds and how many there are; "" where there is none."""
+    folds = sorted(run.glob("fold-*/metrics-test.json"))
     wholes = (run / f"metrics-{split}.json" for split in ("test", "validation", "full"))
-    files = sorted(run.glob("fold-*/metrics-test.json")) or [path for path in wholes if path.is_file()][:1]
+    files = folds or [path for path in wholes if path.is_file()][:1]
     if not files:
-        return None
+        return ""
     report = mean_over_folds([json.loads(file.read_text(encoding="utf-8")) for file in files])
-    return 100 * report["at_half"]["mean"]["f1"]
+    count = f" ({len(folds)} fold{'s' * (len(folds) > 1)})" if folds else ""
+    return f"{100 * report['at_half']['mean']['f1']:.1f}{count}"
 
 
 if __name__ == "__main__":

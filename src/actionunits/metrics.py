@@ -20,13 +20,13 @@ from numpy.typing import ArrayLike
 
 from actionunits.action_units import UNKNOWN, au_label
 
-FILLING = -100
-"""What the Trainer fills up logits and labels with where the clips of a batch are shorter than others."""
-
 if TYPE_CHECKING:
     import evaluate
 
     AUF1: type[evaluate.Metric]
+
+FILLING = -100
+"""What the Trainer fills up logits and labels with where the clips of a batch are shorter than others."""
 
 
 def au_report(
@@ -247,7 +247,8 @@ def trainer_metrics(aus: Sequence[int], thresholds: ArrayLike = 0.5) -> Callable
     """A `compute_metrics` for `transformers.Trainer`: logits and labels to mean F1, AUC and F1 per AU.
 
     An AU without a known label in the evaluation set has no figure and no part in the mean; without any
-    the mean is nan. Frames of clips count like pictures; what the Trainer fills up shorter clips with does not.
+    the mean is nan. Frames of clips count like pictures, and what the Trainer fills up shorter ones with
+    does not.
     """
 
     def compute_metrics(prediction: Any) -> dict[str, float]:
@@ -276,7 +277,7 @@ def trainer_metrics(aus: Sequence[int], thresholds: ArrayLike = 0.5) -> Callable
 def _rows(batches: Any) -> np.ndarray:
     """Logits or labels (..., m) as the Trainer hands them over -> (N, m).
 
-    It hands over a list of batches with `eval_do_concat_batches=False`, and tuples whose first are the logits.
+    It hands over a list of batches with `eval_do_concat_batches=False`, and tuples that begin with logits.
     """
     batches = batches if isinstance(batches, list) else [batches]
     arrays = [np.asarray(batch[0] if isinstance(batch, tuple) else batch, float) for batch in batches]

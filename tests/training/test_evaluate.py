@@ -183,7 +183,7 @@ def test_the_table_takes_up_what_was_obtained(tmp_path):
         (tmp_path / "gda-bp4d" / f"fold-{fold}" / "metrics-test.json").write_text(json.dumps(report))
     lines = table.make_table(tmp_path).splitlines()
     (line,) = (line for line in lines if ": gda-bp4d |" in line)
-    assert line.endswith("| 64.2 | 65.0 |")
+    assert line.endswith("| 64.2 | 65.0 (2 folds) |")
     assert sum("not run here" in line for line in lines) == len(lines) - 3
 
 
