@@ -28,6 +28,8 @@ ROUNDING = 0.001
 """So far beyond 0..1 float pixels may lie, as arithmetic leaves them: less than half a step of 8 bits."""
 
 _LONGEST_PATH, _LONGEST_NAME = 4096, 255  # [characters], of a file with its folders, and of each alone
+_HEIF = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftypmif1")  # as phones write it
+_OF_HEIF = " It is a HEIC file: save it as JPEG, or call pillow_heif.register_heif_opener() of pillow-heif."
 _URL_TIMEOUT = 30.0  # [s]
 _USER_AGENT = "actionunits"  # some servers turn away the one that Python gives itself
 
@@ -153,7 +155,10 @@ def _from_bytes(name: str, data: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise PictureError(f"{name} is too large: {error}") from error
     except Exception as error:
-        raise PictureError(f"{name} is no picture that Pillow can read ({len(data)} bytes).") from error
+        remedy = _OF_HEIF if data[4:12] in _HEIF else ""
+        raise PictureError(
+            f"{name} is no picture that Pillow can read ({len(data)} bytes).{remedy}"
+        ) from error
 
 
 def _from_array(pixels: np.ndarray | torch.Tensor) -> Image.Image:
