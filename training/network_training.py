@@ -482,6 +482,11 @@ def clip_settings(network: NetworkRecipe, recipe: Recipe) -> dict[str, int]:
     if network.model_type not in CONFIG_MAPPING:  # pretrained weights have their own type
         return {}
     if "clip_length" not in (field.name for field in fields(CONFIG_MAPPING[network.model_type])):
+        if recipe.clips.length > 1:
+            raise ValueError(
+                f"clips.length={recipe.clips.length}, but {network.model_type} is a network of pictures; "
+                "take 1."
+            )
         return {}
     settings = {"clip_length": recipe.clips.length, "num_subsequences": recipe.clips.subsequences}
     if other := {

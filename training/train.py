@@ -45,7 +45,14 @@ from actionunits.metrics import calibrate_thresholds
 from actionunits.model_card import write_card
 from actionunits.models.escda import EscdaForAUDetection
 from actionunits.publishing_terms import started_from, training_corpora
-from network_training import NetworkTraining, RunLog, network_config, new_accelerator, replace_folder
+from network_training import (
+    NetworkTraining,
+    RunLog,
+    clip_settings,
+    network_config,
+    new_accelerator,
+    replace_folder,
+)
 from recipe import Recipe, load_recipe
 from teaching import taught
 
@@ -76,6 +83,7 @@ def train(output: Path, recipe: Recipe, args: argparse.Namespace, accelerator: A
     for network in recipe.networks.values():
         if not network.pretrained:  # else its own configuration holds
             network_config(network, **network.config)  # refuses a wrong name before the corpus is decoded
+        clip_settings(network, recipe)
     manifest = read_manifest(args.data)
     log = open_run(output, recipe, manifest, accelerator)
     splits = prepare_splits(args, recipe, accelerator, log)

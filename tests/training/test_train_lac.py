@@ -85,6 +85,12 @@ def test_the_network_says_what_clips_it_was_trained_on(run):
         run("wrong", networks=wrong)
 
 
+def test_networks_of_pictures_are_trained_on_no_clips(run, tmp_path):
+    with pytest.raises(ValueError, match="length=2, but au-geometry is a network of pictures; take 1"):
+        run("wrong", networks={"geometry": {"model_type": "au-geometry"}}, clips=CLIPS)
+    assert not (tmp_path / "wrong").exists()
+
+
 def test_the_trainer_draws_other_clips_each_epoch(corpus, tmp_path):
     """As the README of LAC trains it; the order of clips aside, the Trainer sees those of `sample_clips`."""
     faces = prepare_synthetic(corpus, "train", tmp_path / "prepared").with_aus([1, 12])
