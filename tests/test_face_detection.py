@@ -250,6 +250,20 @@ def test_smaller_faces_beside_a_large_one_are_found_when_asked_for():
     assert sorted(round(found.box[[0, 2]].mean()) // 220 for found in faces[1:]) == [5, 6, 7, 8]
 
 
+@needs_weights
+def test_in_a_picture_of_a_group_smaller_faces_are_found_unasked():
+    """The first look, at 480 pixels, shows the cascade hardly one of these; faces are 85 pixels wide."""
+    photo = load_picture(sample_photo())
+    group = Image.new("RGB", (4 * photo.width, 3 * photo.height))
+    places = [(x * photo.width, y * photo.height) for x in range(4) for y in range(3)]
+    for place in places:
+        group.paste(photo, place)
+    found = sorted(
+        tuple((face.box[:2] // photo.width * photo.width).astype(int)) for face in FaceDetector()(group)
+    )
+    assert found == sorted(places)
+
+
 def test_small_faces_are_for_the_default_backend():
     with pytest.raises(ValueError, match="small_faces=True is for the default backend"):
         FaceDetector("mediapipe", small_faces=True)

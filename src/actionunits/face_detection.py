@@ -3,10 +3,11 @@
 By default OpenCV's Haar cascades (Viola and Jones 2001; Lienhart and Maydt 2002) propose boxes; the landmark
 network of this package puts 68 points into each and judges whether it sees a face there. The proposals of
 `PROPOSALS` are tried from the most to the least trusted one until one yields a sure face, so faces narrower
-than a twentieth of the picture may be missed beside a larger one (see `small_faces`). Where the cascades
-fail, on pictures cut into the face and on heads that are tilted far, boxes are laid all over the picture, and
-two of them must lead to the same face. MediaPipe's Face Landmarker is an optional backend for those who have
-its `.task` file.
+than a twentieth of the picture may be missed beside a larger one (see `small_faces`); where none is wider
+than a fourteenth, as in pictures of groups, smaller ones are looked for, too. Where the cascades fail, on
+pictures cut into the face and on heads that are tilted far, boxes are laid all over the picture, and two of
+them must lead to the same face. MediaPipe's Face Landmarker is an optional backend for those who have its
+`.task` file.
 
 Of scikit-image's subset of Labeled Faces in the Wild, 25 x 25 pixels each, the default finds at least 97 of
 100 faces and at most one of 100 non-faces (`tests/test_face_detection.py`).
@@ -64,8 +65,8 @@ class FaceDetector:
         min_confidence: Faces below are dropped. Proposals that are rarely faces ask for more by themselves.
         landmarker: Another landmark network for the default backend, with
             `locate(image, boxes) -> [(landmarks (68, 2), score), ...]`.
-        small_faces: Once a face is found look for smaller ones beside it, down to a fortieth of the picture's
-            longer side, as in pictures of groups; finding takes two to four times as long. Default backend.
+        small_faces: Once a face is found, however large, look for smaller ones beside it, down to a fortieth
+            of the picture's longer side; finding takes two to four times as long. Default backend.
         fine_looks: Let a second network look twice more at each face, for more exact points (see the card of
             the landmark network). The weights' thresholds were chosen without. Default backend.
 
@@ -217,6 +218,7 @@ PROPOSALS = (
     Proposal(0.98, side=480, windows=(0.5,)),  # turned faces, which no cascade knows
 )
 SURE_BESIDE = 0.95  # score of a smaller face beside a sure one: what is found there is less often a face
+FEW_BESIDE = 1 / 14  # width of a face [longer sides of the picture] from which on small ones beside are rare
 SURE = 0.8  # with no face above this score, the other proposals are tried, too
 MIN_WINDOW = 12  # pixels of the copy; with less a strip of a picture would be laid with thousands of windows
 STRIDE = 0.32  # from window to window [sides]; the landmark network finds faces this far off the middle
@@ -246,7 +248,10 @@ class _Cascades:
 
     def _smaller(self, picture: Image.Image, searched: Proposal, known: list[Face]) -> list[Face]:
         """Faces that the copy where the known ones were found was too small to show."""
-        if not self.small_faces or searched is not PROPOSALS[0] or max(picture.size) <= searched.side:
+        if searched is not PROPOSALS[0] or max(picture.size) <= searched.side:
+            return []
+        widest = max(face.box[2] - face.box[0] for face in known)
+        if not self.small_faces and widest >= FEW_BESIDE * max(picture.size):
             return []
         once = replace(PROPOSALS[1], mirrored=False)
         found = self._faces(picture, once, max(SURE_BESIDE, self.min_confidence))
