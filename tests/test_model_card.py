@@ -5,13 +5,18 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
+from transformers import CONFIG_MAPPING, AutoModel
 
 from actionunits import checkpoints
+from actionunits.action_units import CORPUS_AUS
 from actionunits.model_card import (
+    PAPERS_SIZES,
     SECTIONS,
     card_name,
     group_gaps,
+    is_compact,
     main,
     make_card,
     weak_aus,
@@ -56,6 +61,29 @@ def test_card_says_what_it_was_trained_and_measured_on(model):
     for use in ("emotions", "deception", "hiring", "medical", "identifying people"):
         assert use in text[text.index("**Not for**") :], use
     assert "{{" not in text and "{%" not in text and "None" not in text
+
+
+@pytest.mark.parametrize("model_type", PAPERS_SIZES)
+def test_compact_networks_are_called_so_and_those_of_papers_are_not(model_type):
+    make = CONFIG_MAPPING[model_type]
+    make = getattr(make, "paper", make)
+
+    def parameters(count):
+        with torch.device("meta"):
+            model = AutoModel.from_config(make(aus=list(CORPUS_AUS["synthetic"][:count])))
+        return sum(p.numel() for p in model.parameters())
+
+    assert parameters(17) / 1e6 == pytest.approx(PAPERS_SIZES[model_type], abs=0.05)
+    assert not is_compact({"model_type": model_type, "parameters": parameters(1)})
+    (name,) = (n for n in checkpoints.names() if run_of(n)["model_type"] == model_type)
+    assert (
+        is_compact(run_of(name)) and "is a compact one" in (checkpoints.path(name) / "README.md").read_text()
+    )
+
+
+def run_of(name):
+    """What a checkpoint's folder says of its training."""
+    return json.loads((checkpoints.path(name) / "run.json").read_text())
 
 
 def test_model_index_has_the_measured_figures(model, tmp_path):

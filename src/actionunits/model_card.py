@@ -54,6 +54,18 @@ PAPERS = {
     "au-geometry": "Tian, Kanade, Cohn: Recognizing action units for facial expression analysis. IEEE "
     "Transactions on Pattern Analysis and Machine Intelligence, 2001 (the idea; the network is our own)",
 }
+PAPERS_SIZES = {
+    "au-escda": 41.0,
+    "au-lsc": 36.9,
+    "au-gda": 4.1,
+    "au-ac2d": 5.0,
+    "au-auformer": 88.9,
+    "au-lac": 27.2,
+    "au-gtlenet": 77.4,
+}
+"""Parameters of the papers' networks for 17 action units [millions]."""
+COMPACT = 1 / 8
+"""Of the paper's size; a local network of ESCDA for a single action unit has more."""
 SOURCES = {
     "head model": "ICT-FaceKit, copyright (c) 2020 USC Institute for Creative Technologies, MIT licence",
     "photographs": "Face Research Lab London Set and Young Adult White Faces, Lisa DeBruine and Benedict "
@@ -114,11 +126,7 @@ def make_card(model: Path, template: Path) -> ModelCard:
         run=run,
         config=config,
         recipe=recipe,
-        is_compact=any(
-            network.get("preset") == "compact"
-            for each in [run, *members_of(run)]
-            for network in each["recipe"]["networks"].values()
-        ),
+        is_compact=any(map(is_compact, members_of(run) or [run])),
         terms=terms,
         is_free=all(corpus.is_free for corpus in terms),
         sources=manifest.get("sources") or SOURCES,
@@ -150,6 +158,11 @@ def method_of(run: Mapping[str, Any]) -> str:
     if not members:
         return METHODS[run["model_type"]]
     return f"the mean of the logits of {len(members)} networks ({'; '.join(members)})"
+
+
+def is_compact(run: Mapping[str, Any]) -> bool:
+    """Whether a network is far smaller than the one of its paper."""
+    return run["parameters"] < COMPACT * 1e6 * PAPERS_SIZES.get(run["model_type"], 0)
 
 
 def papers_of(run: Mapping[str, Any]) -> list[str]:
