@@ -188,6 +188,11 @@ def test_a_photo_is_not_overwritten_by_the_drawing_of_another(detect, tmp_path, 
     assert (tmp_path / "a_au.png").read_bytes() == photo_path.read_bytes()
     assert detect(tmp_path / "a_au.png", "--output", tmp_path)[0] == 0
     assert sorted(path.name for path in tmp_path.glob("a*")) == ["a.png", "a_au.png", "a_au_au.png"]
+    (tmp_path / "a_maps_12.png").write_bytes(photo_path.read_bytes())
+    both = (tmp_path / "a.png", tmp_path / "a_maps_12.png", "--output", tmp_path)
+    code, _, err = detect(*both, "--maps")  # of a twelfth face, perhaps
+    assert code == 2 and "a_maps_12.png would be overwritten" in err
+    assert detect(*both)[0] == 0
 
 
 def test_threshold(detect, photo_path):

@@ -76,9 +76,8 @@ def test_compact_networks_are_called_so_and_those_of_papers_are_not(model_type):
     assert parameters(17) / 1e6 == pytest.approx(PAPERS_SIZES[model_type], abs=0.05)
     assert not is_compact({"model_type": model_type, "parameters": parameters(1)})
     (name,) = (n for n in checkpoints.names() if run_of(n)["model_type"] == model_type)
-    assert (
-        is_compact(run_of(name)) and "is a compact one" in (checkpoints.path(name) / "README.md").read_text()
-    )
+    assert is_compact(run_of(name))
+    assert "is a compact one" in (checkpoints.path(name) / "README.md").read_text(encoding="utf-8")
 
 
 def run_of(name):

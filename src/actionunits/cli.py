@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--json and --csv together need --output DIR; only one of them fits on the terminal."
         )
     if args.output is not None:
-        check_inputs_stay(args, args.photos, ["_au.png", "_maps_1.png"])
+        check_inputs_stay(args, args.photos, r"_au\.png|_maps_\d+\.png" if args.maps else r"_au\.png")
     return _detect(load_pipeline(args), args)
 
 

@@ -108,12 +108,13 @@ def stems(files: Iterable[str]) -> Iterator[str]:
         yield free
 
 
-def check_inputs_stay(args: argparse.Namespace, inputs: Iterable[str], endings: Iterable[str]) -> None:
-    """Call it wrong usage if a file to be written, a stem with an ending, is one that is read."""
+def check_inputs_stay(args: argparse.Namespace, inputs: Iterable[str], endings: str) -> None:
+    """Call it wrong usage to read a file that is to be written: a stem with one of `endings`, a pattern."""
     inputs = list(inputs)
-    read = {os.path.realpath(file): file for file in inputs}
-    for stem, ending in itertools.product(stems(inputs), endings):
-        if (file := read.get(os.path.realpath(args.output / f"{stem}{ending}"))) is not None:
+    written = re.compile(f"(?:{'|'.join(map(re.escape, stems(inputs)))})(?:{endings})")
+    for file in inputs:
+        folder, name = os.path.split(os.path.realpath(file))
+        if folder == os.path.realpath(args.output) and written.fullmatch(name):
             args.usage_error(
                 f"{file} would be overwritten by the answer; leave it out, or name another --output."
             )

@@ -61,7 +61,7 @@ def add_video_command(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Analyse video by video, so that a bad one costs nothing but itself."""
     if args.overlay:
-        check_inputs_stay(args, args.videos, ["_au.mp4"])
+        check_inputs_stay(args, args.videos, r"_au\.mp4")
     detect = load_pipeline(args)
     thresholds = decision_thresholds(detect.model.config, args.threshold)
     failed = False
