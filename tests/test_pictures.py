@@ -1,5 +1,6 @@
 import base64
 import io
+import struct
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -89,6 +90,24 @@ def test_exif_orientation_is_applied(photo):
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
     lying = photo.rotate(90, expand=True).crop((0, 0, 200, 150))
     np.testing.assert_array_equal(load_picture(_file(lying, exif=exif)), lying.rotate(-90, expand=True))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [(0x0100, 2, b"abc\0"), (0x011A, 2, b"abc\0"), (0x0100, 9, struct.pack("<i", -5))],
+    ids=["text for a width", "text for a resolution", "negative width"],
+)
+def test_exif_with_an_entry_of_the_wrong_type_still_turns_the_picture(photo, entry):
+    """Cameras and editors write such entries; Pillow reads them, but cannot write them again."""
+    tag, kind, value = entry
+    count = 1 if kind == 9 else len(value)
+    entries = sorted([(tag, kind, count, value), (0x0112, 3, 1, struct.pack("<H", 6))])
+    packed = b"".join(struct.pack("<HHI", *e[:3]) + e[3].ljust(4, b"\0") for e in entries)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + packed + bytes(4)
+    lying = photo.rotate(90, expand=True).crop((0, 0, 200, 150))
+    once = load_picture(_file(lying, exif=exif))
+    np.testing.assert_array_equal(once, lying.rotate(-90, expand=True))
+    np.testing.assert_array_equal(load_picture(once), once)  # as the detector and the pipeline do
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr", "LA", "RGBA", "RGBX"])

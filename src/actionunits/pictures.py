@@ -13,7 +13,7 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -218,10 +218,18 @@ def _from_16_bits(values: np.ndarray) -> np.ndarray:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    image.load()  # a TIFF is turned by that alone
     try:
-        image.getexif()
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # broken EXIF says nothing of the pixels, nor which side is up
         return image
+    if orientation not in range(2, 9):
+        return image
+    # Pillow writes the other entries anew, too, and fails on those of a wrong type: they are left out.
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    image = image.copy()
+    image.info["exif"] = exif.tobytes()
     return ImageOps.exif_transpose(image)
 
 
