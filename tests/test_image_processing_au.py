@@ -110,6 +110,16 @@ def test_boxes_and_detectors_find_the_landmarks(processor, photo, landmarks, det
     torch.testing.assert_close(mixed["au_centers"], expected["au_centers"].repeat(2, 1, 1, 1))
 
 
+def test_no_picture_of_a_batch_need_have_a_box(processor, photo, landmarks, detector):
+    """As in a batch of a corpus some of whose rows have boxes, and others landmarks."""
+    expected = processor(photo, landmarks=landmarks)["pixel_values"][0]
+    for count in (1, 2):
+        inputs = processor([photo] * count, landmarks=[landmarks] * count, boxes=[None] * count)
+        np.testing.assert_array_equal(inputs["pixel_values"], [expected] * count)
+        found = processor([photo] * count, boxes=(None,) * count, face_detector=detector)
+        np.testing.assert_array_equal(found["pixel_values"], [expected] * count)
+
+
 def test_aligned_pictures_pass_unaligned(processor, photo, landmarks):
     aligned = level_eyes(landmarks, "ibug68", 400).warp(photo)
     inputs = processor(aligned, do_align=False, return_tensors="pt")

@@ -414,7 +414,8 @@ def _one_each(name: str, values: Any, count: int, ndim: int) -> list[Any]:
     """Return one entry (an array of `ndim` axes, or None) for each of `count` pictures."""
     if values is None:
         return [None] * count
-    if _depth(values) == ndim:
+    none_given = isinstance(values, list | tuple) and values and all(value is None for value in values)
+    if _depth(values) == ndim and not none_given:  # [None] is a box for no picture, not a box of no number
         values = [values]
     if len(values) != count:
         raise ValueError(
