@@ -103,6 +103,14 @@ def test_frames_share_forward_passes(still, photo, no_face, batch_size):
     np.testing.assert_allclose(scores(together), scores(one_by_one), atol=1e-5, rtol=0)
 
 
+def test_frames_are_read_here_however_many_workers_pictures_have(escda_folder, detector, photo, no_face):
+    """A worker process would follow faces for itself, and keep the frames that wait for their answers."""
+    options = {"model": str(escda_folder), "face_detector": detector, "device": "cpu"}
+    frames = [photo, no_face, photo]
+    expected = list(pipeline("au-detection", **options)(video=frames, batch_size=2))
+    assert list(pipeline("au-detection", num_workers=1, **options)(video=frames, batch_size=2)) == expected
+
+
 # --- what is missing --------------------------------------------------------------------------------
 
 

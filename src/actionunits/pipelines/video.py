@@ -143,7 +143,8 @@ def _together(
             waiting.append(frame)
             yield Shot(frame.picture, tracker(frame.picture))
 
-    for faces in detect(shots(), **options):
+    # A worker process would have a queue and a tracker of its own, whatever the pipeline was made with.
+    for faces in detect(shots(), num_workers=0, **options):
         yield waiting.popleft(), faces
 
 
