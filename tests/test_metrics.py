@@ -305,6 +305,14 @@ def test_evaluate_metric_agrees_over_batches(predictions):
             assert result[f"{name}_per_au"] == pytest.approx([r[name] for r in report["per_au"].values()])
 
 
+def test_evaluate_metric_finds_what_just_reaches_its_threshold():
+    """Of 0.7 float32 has 0.69999999."""
+    pytest.importorskip("evaluate")
+    scores, labels = [[0.7], [0.7], [0.2]], [[1], [0], [1]]
+    result = metrics.AUF1(keep_in_memory=True).compute(predictions=scores, references=labels, thresholds=0.7)
+    assert result["f1_per_au"] == [0.5]  # one hit, one false alarm, one miss
+
+
 def test_evaluate_metric_does_not_round_soft_labels():
     pytest.importorskip("evaluate")
     with pytest.raises(ValueError, match="labels are 0, 1 or -1"):

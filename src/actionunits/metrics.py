@@ -452,7 +452,7 @@ def _make_auf1() -> type[evaluate.Metric]:
 
         def _info(self) -> evaluate.MetricInfo:
             features = {
-                "predictions": datasets.List(datasets.Value("float32")),
+                "predictions": datasets.List(datasets.Value("float64")),  # float32 has no 0.7 to be reached
                 "references": datasets.List(datasets.Value("float32")),  # int8 would make 0 of 0.7 in silence
             }
             return evaluate.MetricInfo(
@@ -463,9 +463,9 @@ def _make_auf1() -> type[evaluate.Metric]:
             )
 
         def _compute(self, predictions: Any, references: Any, thresholds: ArrayLike = 0.5) -> dict[str, Any]:
-            scores, columns = np.asarray(predictions, np.float32), {"base_rate": base_rate(references)}
-            columns |= {n: f(scores, references, thresholds) for n, f in DECISION_FIGURES.items()}
-            columns |= {n: f(scores, references) for n, f in RANKING_FIGURES.items()}
+            columns = {"base_rate": base_rate(references)}
+            columns |= {n: f(predictions, references, thresholds) for n, f in DECISION_FIGURES.items()}
+            columns |= {n: f(predictions, references) for n, f in RANKING_FIGURES.items()}
             means = {name: _defined_mean(values) for name, values in columns.items()}
             return means | {f"{name}_per_au": [_json(x) for x in v] for name, v in columns.items()}
 
