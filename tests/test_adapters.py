@@ -170,6 +170,9 @@ def test_strange_predictions_are_refused(tmp_path, openface, labels):
     (tmp_path / "v3.csv").write_text("frame, success, AU01_c\n1, 1, 0.0\n")
     with pytest.raises(ValueError, match=r"v3.csv has the action units \[1\], expected \[1, 12, 28\]"):
         read_predictions([*openface, tmp_path / "v3.csv"], "openface")
+    (tmp_path / "v4.csv").write_text("frame, success, AU01_c\n1st, 1, 0.0\n")
+    with pytest.raises(ValueError, match="v4.csv has the frame '1st'; number the frames"):
+        read_predictions([tmp_path / "v4.csv"], "openface")
     (tmp_path / "others.csv").write_text("video,frame,AU1\nv9,0,1\n")
     with pytest.raises(ValueError, match="no label row has a prediction: the labels name 'v9'"):
         score_predictions(read_predictions(openface, "openface"), read_labels(tmp_path / "others.csv"))

@@ -284,7 +284,7 @@ def _read_file(
             continue
         picture = _first(row, form.picture) or str(file)
         frame = _first(row, form.frame)
-        key = _parts(picture), int(float(frame)) - form.first_frame if frame else 0
+        key = _parts(picture), _frame(frame, file) - form.first_frame if frame else 0
         sure = _number(_first(row, form.confidence))
         if key not in rows or sure > surest[key]:
             rows[key], surest[key] = np.clip(values / (full or form.full_intensity), 0, 1), sure
