@@ -457,6 +457,9 @@ def test_average_of_probabilities_in_log_space():
     mean = (a.sigmoid() + b.sigmoid()) / 2
     actual = escda.mean_probability_logits(a.float(), b.float())
     torch.testing.assert_close(actual.double(), torch.log(mean / (1 - mean)), rtol=1e-4, atol=1e-4)
+    precise = escda.mean_probability_logits(a / 10, b / 10)  # where the naive form loses nothing either
+    mean = ((a / 10).sigmoid() + (b / 10).sigmoid()) / 2
+    torch.testing.assert_close(precise, torch.log(mean / (1 - mean)), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -632,7 +632,8 @@ def eager_attention(
 
 def mean_probability_logits(a: Tensor, b: Tensor) -> Tensor:
     """Return the logits of (sigmoid(a) + sigmoid(b)) / 2 (Sec. 3.3), exact for logits of any size."""
-    x, y = a.float(), b.float()
+    dtype = torch.promote_types(a.dtype, torch.float32)
+    x, y = a.to(dtype), b.to(dtype)
     log_p = torch.logaddexp(F.logsigmoid(x), F.logsigmoid(y))  # log 2p
     log_q = torch.logaddexp(F.logsigmoid(-x), F.logsigmoid(-y))  # log 2(1 - p)
     return (log_p - log_q).to(a.dtype)
