@@ -35,19 +35,10 @@ def weighted_au_loss(
     Raises:
         ValueError: Shapes differ, or a label is neither in [0, 1] nor `UNKNOWN` (not checked while tracing).
     """
-    if logits.shape != labels.shape:
-        raise ValueError(f"labels have shape {tuple(labels.shape)}, the logits {tuple(logits.shape)}.")
-    _check_labels(labels)
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    known = labels != UNKNOWN
-    x = torch.where(known, logits.to(dtype), 0.0)
-    p = torch.where(known, labels.to(dtype), 0.0)
-    w = known.to(dtype) if weight is None else known * weight.to(x)
+    x, p, w = _known_terms(logits, labels, weight)
     v = 1.0 if pos_weight is None else pos_weight.to(x)
-
     # -log sigmoid(x) = softplus(-x), -log(1 - sigmoid(x)) = softplus(x)
-    terms = v * p * F.softplus(-x) + (1 - p) * F.softplus(x)
-    return (w * terms).sum() / w.sum().clamp(min=torch.finfo(dtype).tiny)
+    return _weighted_mean(v * p * F.softplus(-x) + (1 - p) * F.softplus(x), w)
 
 
 def occurrence_weights(rates: Sequence[float] | Tensor) -> tuple[Tensor, Tensor]:
@@ -101,9 +92,8 @@ def mdwa_loss(
     x, y, w = _known_terms(logits, labels, weight)
     p = torch.sigmoid(x)
     is_hard = p > margin
-    p_m = torch.where(
-        is_hard, p - margin, 0.5
-    )  # any number for easy ones: 0 has no gradient to the power of < 1
+    # Any number for easy ones: 0 has no gradient to the power of < 1.
+    p_m = torch.where(is_hard, p - margin, 0.5)
     log_q = F.logsigmoid(-x) if margin == 0 else torch.log(torch.sigmoid(-x) + margin)  # log(1 - p_m)
     exponent = gamma.to(x) if isinstance(gamma, Tensor) else gamma
     negative = torch.where(is_hard, -(p_m**exponent) * log_q, 0.0)
@@ -152,22 +142,6 @@ def difficulty_exponents(rates: Sequence[float] | Tensor, bounds: Sequence[float
     return lower + (upper - lower) * torch.as_tensor(rates, dtype=torch.float32)
 
 
-def _known_terms(logits: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return logits, labels and weights (B, m) in at least float32; zeros where the label is unknown."""
-    if logits.shape != labels.shape:
-        raise ValueError(f"labels have shape {tuple(labels.shape)}, the logits {tuple(logits.shape)}.")
-    _check_labels(labels)
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    known = labels != UNKNOWN
-    x = torch.where(known, logits.to(dtype), 0.0)
-    y = torch.where(known, labels.to(dtype), 0.0)
-    return x, y, known.to(dtype) if weight is None else known * weight.to(x)
-
-
-def _weighted_mean(terms: Tensor, weight: Tensor) -> Tensor:
-    return (weight * terms).sum() / weight.sum().clamp(min=torch.finfo(terms.dtype).tiny)
-
-
 def attention_kl_loss(log_attention: Tensor, target: Tensor, labels: Tensor) -> Tensor:
     """Kullback-Leibler divergence of attention from where an action unit is known to show (AC2D Eq. 7).
 
@@ -185,6 +159,22 @@ def attention_kl_loss(log_attention: Tensor, target: Tensor, labels: Tensor) -> 
     target = torch.where(known[..., None], target, 0.0)
     divergence = (torch.xlogy(target, target) - target * log_attention).mean(-1)  # (B, m)
     return divergence.sum() / known.sum().clamp(min=1)
+
+
+def _known_terms(logits: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return logits, labels and weights (B, m) in at least float32; zeros where the label is unknown."""
+    if logits.shape != labels.shape:
+        raise ValueError(f"labels have shape {tuple(labels.shape)}, the logits {tuple(logits.shape)}.")
+    _check_labels(labels)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    known = labels != UNKNOWN
+    x = torch.where(known, logits.to(dtype), 0.0)
+    y = torch.where(known, labels.to(dtype), 0.0)
+    return x, y, known.to(dtype) if weight is None else known * weight.to(x)
+
+
+def _weighted_mean(terms: Tensor, weight: Tensor) -> Tensor:
+    return (weight * terms).sum() / weight.sum().clamp(min=torch.finfo(terms.dtype).tiny)
 
 
 def _check_labels(labels: Tensor) -> None:
