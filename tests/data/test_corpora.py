@@ -439,6 +439,8 @@ def test_fec_rows_are_triplets(load):
     ]
     assert row["boxes"][0] == pytest.approx([0.1, 0.05, 0.9, 0.95])
     assert (row["choice"], row["votes"], row["type"]) == (2, [2, 2, 1], "TWO_CLASS_TRIPLET")
+    with pytest.raises(ValueError, match="fec names no people, so nobody can be held out"):
+        load("fec", validation=0.5)
 
 
 def test_ms_celeb_rows_are_those_of_the_list(load):

@@ -143,6 +143,8 @@ def load_corpus(
                 "give a fold, or leave them out."
             )
         return everything
+    if validation and not corpus.subjects:
+        raise ValueError(f"{name} names no people, so nobody can be held out; leave validation out.")
     splits = _splits(corpus, everything, fold, folds_file)
     people = everything["subject"][:] if corpus.subjects else []
     rows = refine(splits, people, validation, sample)
