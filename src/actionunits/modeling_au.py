@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -120,6 +120,16 @@ class AUPreTrainedModel(CheckpointedPreTrainedModel):
             name: True for name in asked if kwargs.get(name) is None and getattr(self.config, name)
         }
 
+    def check_centers(self, au_centers: Tensor, batch: Sequence[int]) -> None:
+        """Refuse centres that are not two (x, y) for each action unit of each picture, (*batch, m, 2, 2)."""
+        labels = self.config.au_labels
+        expected = (*batch, len(labels), 2, 2)
+        if tuple(au_centers.shape) != expected:
+            raise ValueError(
+                f"au_centers has shape {tuple(au_centers.shape)}, expected {expected}: this model has "
+                f"{len(labels)} action units, {', '.join(labels)}, with two centres each."
+            )
+
     def au_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return `weighted_au_loss` with the occurrence rates of the config."""
         rates = self.config.au_occurrence_rates
@@ -168,6 +178,20 @@ class AUClassifier(AUHeads):
     def bias(self) -> Tensor:
         """Biases of all outputs, (m,)."""
         return torch.cat([linear_map(head)[1] for head in self.values()])
+
+
+def check_size(pixel_values: Tensor, size: int) -> None:
+    """Refuse pictures (..., H, W) that are not `size` pixels high and wide."""
+    if tuple(pixel_values.shape[-2:]) != (size, size):
+        raise ValueError(
+            f"Pictures of {tuple(pixel_values.shape[-2:])} pixels, but the model was made for "
+            f"{size} x {size}; let the image processor resize them."
+        )
+
+
+def or_default(asked: bool | None, default: bool | None) -> bool:
+    """Return what the caller asked for, or what the configuration says where nothing was asked."""
+    return bool(default if asked is None else asked)
 
 
 def is_plain(layer: nn.Module) -> bool:
@@ -245,8 +269,11 @@ __all__ = [
     "AUHeads",
     "AUPreTrainedModel",
     "CheckpointedPreTrainedModel",
+    "check_size",
     "is_plain",
     "linear_map",
     "module_names",
+    "or_default",
     "parameter_of",
+    "sum_over_processes",
 ]

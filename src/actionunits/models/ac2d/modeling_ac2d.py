@@ -25,7 +25,15 @@ from transformers.utils.generic import can_return_tuple
 
 from actionunits.au_regions import gaussian_maps
 from actionunits.losses import attention_kl_loss
-from actionunits.modeling_au import AUPreTrainedModel, is_plain, linear_map, module_names, sum_over_processes
+from actionunits.modeling_au import (
+    AUPreTrainedModel,
+    check_size,
+    is_plain,
+    linear_map,
+    module_names,
+    or_default,
+    sum_over_processes,
+)
 from actionunits.modeling_outputs import AUDetectionOutput
 
 from .configuration_ac2d import Ac2dConfig
@@ -115,14 +123,14 @@ class Ac2dForAUDetection(AUPreTrainedModel):
         wanted = Wanted(
             mean=output_au_attentions or need_constraint,
             mean_log=need_constraint and config.constraint == "each",
-            weights=_default(output_attentions, config.output_attentions),
+            weights=or_default(output_attentions, config.output_attentions),
             evidence=output_au_attentions,
         )
         results = [branch(rich, wanted) for branch in self.branches.values()]
         if self.training and config.deconfounding in ("dynamic", "static"):
             self._observe(torch.stack([result.feature for result in results]))
         logits = torch.cat([result.logit for result in results], dim=1)
-        want_states = _default(output_hidden_states, config.output_hidden_states)
+        want_states = or_default(output_hidden_states, config.output_hidden_states)
         return AUDetectionOutput(
             loss=None if labels is None else self._loss(logits, results, target, labels) + trunk_loss,
             logits=logits,
@@ -241,19 +249,13 @@ class Ac2dForAUDetection(AUPreTrainedModel):
 
     def _checked(self, au_centers: Tensor | None, batch_size: int) -> Tensor:
         """Return the centres if they are there for every picture and action unit."""
-        config = self.config
         if au_centers is None:
             raise ValueError(
                 "AC2D's loss holds the attention to the centres of the action units, but au_centers is "
                 "missing. Pass all that the image processor or collator returns, model(**inputs), leave out "
                 'labels, or train with constraint="none" and trunk_loss_weight=0.'
             )
-        expected = (batch_size, len(config.au_labels), 2, 2)
-        if tuple(au_centers.shape) != expected:
-            raise ValueError(
-                f"au_centers has shape {tuple(au_centers.shape)}, expected {expected}: this model has "
-                f"{expected[1]} action units, {', '.join(config.au_labels)}, with two centres each."
-            )
+        self.check_centers(au_centers, (batch_size,))
         return au_centers
 
     def _loss(
@@ -344,11 +346,7 @@ class Ac2dTrunk(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """Return the maps of stem, first and second stage."""
-        if pixel_values.shape[-2:] != (self.image_size, self.image_size):
-            raise ValueError(
-                f"Pictures of {tuple(pixel_values.shape[-2:])} pixels, but the model was made for "
-                f"{self.image_size} x {self.image_size}; let the image processor crop them."
-            )
+        check_size(pixel_values, self.image_size)
         maps = [self.stem(pixel_values)]
         maps.append(self._run(self.stage1, maps[-1]))
         maps.append(self._run(self.stage2, self.embedding(maps[-1])))
@@ -766,10 +764,6 @@ def _scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:
     """Scaled products of queries and keys, at least float32."""
     scores = (query * scaling) @ key.transpose(-1, -2)
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
-
-
-def _default(argument: bool | None, default: bool | None) -> bool:
-    return bool(default if argument is None else argument)
 
 
 __all__ = ["Ac2dForAUDetection"]

@@ -32,7 +32,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import can_return_tuple
 
 from actionunits.losses import difficulty_exponents, mdwa_loss, occurrence_weights, weighted_dice_loss
-from actionunits.modeling_au import AUClassifier, AUPreTrainedModel, module_names, parameter_of
+from actionunits.modeling_au import (
+    AUClassifier,
+    AUPreTrainedModel,
+    check_size,
+    module_names,
+    or_default,
+    parameter_of,
+)
 from actionunits.modeling_outputs import AUDetectionOutput
 
 from .configuration_auformer import AUFormerConfig
@@ -248,8 +255,8 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
             ValueError: The pictures have another size, attention matrices are asked of a kernel without
             any, or the loss of the patches lacks centres or has those of another number.
         """
-        want_states = _default(output_hidden_states, self.config.output_hidden_states)
-        want_attentions = _default(output_attentions, self.config.output_attentions)
+        want_states = or_default(output_hidden_states, self.config.output_hidden_states)
+        want_attentions = or_default(output_attentions, self.config.output_attentions)
         self._check_arguments(pixel_values, want_attentions)
         tokens, codes, states, attentions = self._encode(pixel_values)
         normed = self.vit.layernorm(tokens)
@@ -342,12 +349,7 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
         return self._patches(tokens).mT.unflatten(-1, (size, size))
 
     def _check_arguments(self, pixel_values: Tensor, want_attentions: bool) -> None:
-        size = self.config.image_size
-        if tuple(pixel_values.shape[-2:]) != (size, size):
-            raise ValueError(
-                f"Pictures of {tuple(pixel_values.shape[-2:])} pixels, but the model was made for "
-                f"{size} x {size}; let the image processor resize them."
-            )
+        check_size(pixel_values, self.config.image_size)
         implementation = self.config.vit_config._attn_implementation
         if want_attentions and implementation != "eager":
             raise ValueError(
@@ -750,10 +752,6 @@ def resize_positions(positions: Tensor, map_size: int) -> Tensor:
     patches = positions[:, 1:].mT.unflatten(-1, (old_size, old_size)).float()
     patches = F.interpolate(patches, size=(map_size, map_size), mode="bicubic", align_corners=False)
     return torch.cat([positions[:, :1], patches.flatten(2).mT.to(positions.dtype)], dim=1)
-
-
-def _default(argument: bool | None, default: bool | None) -> bool:
-    return bool(default if argument is None else argument)
 
 
 __all__ = ["AUFormerForAUDetection", "AUFormerPreTrainedModel"]

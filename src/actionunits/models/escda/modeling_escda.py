@@ -25,7 +25,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import can_return_tuple
 
 from actionunits.au_regions import gaussian_maps
-from actionunits.modeling_au import AUClassifier, AUPreTrainedModel, module_names, parameter_of
+from actionunits.modeling_au import (
+    AUClassifier,
+    AUPreTrainedModel,
+    check_size,
+    module_names,
+    or_default,
+    parameter_of,
+)
 from actionunits.modeling_outputs import AUDetectionOutput
 
 from .configuration_escda import EscdaBackboneConfig, EscdaConfig, GdaConfig, LscConfig
@@ -102,8 +109,8 @@ class LscForAUDetection(EscdaPreTrainedModel):
             ValueError: Centres are missing or of another number, the pictures have another size, or it is a
                 batch of one face in training.
         """
-        output_hidden_states = _default(output_hidden_states, self.config.output_hidden_states)
-        output_attentions = _default(output_attentions, self.config.output_attentions)
+        output_hidden_states = or_default(output_hidden_states, self.config.output_hidden_states)
+        output_attentions = or_default(output_attentions, self.config.output_attentions)
         gaussians = self._gaussians(au_centers, batch_size=pixel_values.shape[0])
         hidden_states = self.backbone(self.in_own_type(pixel_values))
         results = [
@@ -123,7 +130,6 @@ class LscForAUDetection(EscdaPreTrainedModel):
     def _gaussians(self, au_centers: Tensor | None, batch_size: int) -> Sequence[Tensor | None]:
         """Return M~ (B, n) of every action unit, Eqs. 1-2; `None` for each without a constraint."""
         config = self.config
-        expected = (batch_size, len(config.au_labels), 2, 2)
         if config.constraint == "none":
             return [None] * len(config.au_labels)
         if au_centers is None:
@@ -131,11 +137,7 @@ class LscForAUDetection(EscdaPreTrainedModel):
                 "LSC masks its attention around the centres of the action units, but au_centers is missing. "
                 "Pass all that the image processor returns, model(**inputs), or use GDA, which needs none."
             )
-        if tuple(au_centers.shape) != expected:
-            raise ValueError(
-                f"au_centers has shape {tuple(au_centers.shape)}, expected {expected}: this model has "
-                f"{expected[1]} action units, {', '.join(config.au_labels)}, with two centres each."
-            )
+        self.check_centers(au_centers, (batch_size,))
         maps = gaussian_maps(au_centers, config.map_size, config.image_size, config.mask_sigma)
         return maps.flatten(-2).unbind(1)
 
@@ -190,7 +192,7 @@ class GdaForAUDetection(EscdaPreTrainedModel):
         Raises:
             ValueError: The pictures have another size, or it is a batch of one face in training.
         """
-        output_hidden_states = _default(output_hidden_states, self.config.output_hidden_states)
+        output_hidden_states = or_default(output_hidden_states, self.config.output_hidden_states)
         hidden_states = self.backbone(self.in_own_type(pixel_values))
         attention = self.attention(hidden_states[-1])
         features = hidden_states[-1] * attention
@@ -324,11 +326,7 @@ class EscdaBackbone(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """Return the maps of stem, stages and last layer."""
-        if pixel_values.shape[-2:] != (self.image_size, self.image_size):
-            raise ValueError(
-                f"Pictures of {tuple(pixel_values.shape[-2:])} pixels, but the model was made for "
-                f"{self.image_size} x {self.image_size}; let the image processor resize them."
-            )
+        check_size(pixel_values, self.image_size)
         maps = [self.stem(pixel_values)]
         for stage in self.stages:
             maps.append(stage(maps[-1]))
@@ -649,10 +647,6 @@ def split_channels(channels: int, shares: Sequence[int]) -> list[int]:
 def inverse_softplus(x: float) -> float:
     """Return the argument whose softplus is x > 0."""
     return x + math.log(-math.expm1(-x))
-
-
-def _default(argument: bool | None, default: bool | None) -> bool:
-    return bool(default if argument is None else argument)
 
 
 __all__ = ["EscdaForAUDetection", "EscdaPreTrainedModel", "GdaForAUDetection", "LscForAUDetection"]

@@ -18,7 +18,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import can_return_tuple
 
-from actionunits.modeling_au import AUClassifier, AUPreTrainedModel
+from actionunits.modeling_au import AUClassifier, AUPreTrainedModel, or_default
 from actionunits.modeling_outputs import AUDetectionOutput
 
 from .configuration_geometry import GeometryConfig
@@ -90,11 +90,11 @@ class GeometryForAUDetection(AUPreTrainedModel):
         for layer in self.layers:
             states.append(layer(states[-1]))
         logits = self.classifier(states[-1])
-        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        want_states = or_default(output_hidden_states, self.config.output_hidden_states)
         return AUDetectionOutput(
             loss=None if labels is None else self.au_loss(logits, labels),
             logits=logits,
-            hidden_states=tuple(states) if wanted else None,
+            hidden_states=tuple(states) if want_states else None,
         )
 
     def _positions(self, au_centers: Tensor | None) -> Tensor:

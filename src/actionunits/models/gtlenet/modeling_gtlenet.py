@@ -29,8 +29,10 @@ from actionunits.modeling_au import (
     AUHeads,
     AUPreTrainedModel,
     CheckpointedPreTrainedModel,
+    check_size,
     linear_map,
     module_names,
+    or_default,
     parameter_of,
 )
 from actionunits.modeling_outputs import AUDetectionOutput
@@ -165,16 +167,15 @@ class GtleNetForAUDetection(AUPreTrainedModel):
         Raises:
             ValueError: The pictures have another size.
         """
+        want_states = or_default(output_hidden_states, self.config.output_hidden_states)
         hidden_states = self._encode(pixel_values)
         masked, masks = self._local_features(hidden_states[-1], with_background=labels is not None)
         logits = self.classifiers.classify(self.classifiers.embed(self._of_units(masked)))
-        if output_hidden_states is None:
-            output_hidden_states = bool(self.config.output_hidden_states)
         return AUDetectionOutput(
             loss=None if labels is None else self._loss(logits, masked, pixel_values, labels),
             logits=logits,
             au_attentions=self._of_units(masks) if output_au_attentions and masks is not None else None,
-            hidden_states=hidden_states if output_hidden_states else None,
+            hidden_states=hidden_states if want_states else None,
         )
 
     def au_embeddings(self, pixel_values: Tensor) -> Tensor:
@@ -194,12 +195,7 @@ class GtleNetForAUDetection(AUPreTrainedModel):
         return self.reconstruction(masked)
 
     def _encode(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        size = (self.config.image_size, self.config.image_size)
-        if pixel_values.shape[-2:] != size:
-            raise ValueError(
-                f"Pictures of {tuple(pixel_values.shape[-2:])} pixels, but the model was made for "
-                f"{size[0]} x {size[1]}; let the image processor resize them."
-            )
+        check_size(pixel_values, self.config.image_size)
         return self.trunk(self.in_own_type(pixel_values))  # Eq. 2
 
     def _local_features(self, h: Tensor, with_background: bool) -> tuple[Tensor, Tensor | None]:
@@ -284,14 +280,13 @@ class GlobalExpressionEncoder(CheckpointedPreTrainedModel):
             output_hidden_states: Return the maps after stem and stages; by default as the configuration says.
             kwargs: Ignored, so that all that the image processor returns can be passed on.
         """
-        if output_hidden_states is None:
-            output_hidden_states = bool(self.config.output_hidden_states)
+        want_states = or_default(output_hidden_states, self.config.output_hidden_states)
         maps = self.trunk(pixel_values)
         last = self.stage3(self.reduction(maps[-1]))
         embeddings = self.norm(self.embedding(self.dropout(last.mean((2, 3)))))
         return ExpressionEncoderOutput(
             embeddings=F.normalize(embeddings, dim=-1),
-            hidden_states=(*maps, last) if output_hidden_states else None,
+            hidden_states=(*maps, last) if want_states else None,
         )
 
 

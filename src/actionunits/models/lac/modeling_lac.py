@@ -33,6 +33,7 @@ from actionunits.modeling_au import (
     AUClassifier,
     AUPreTrainedModel,
     module_names,
+    or_default,
     parameter_of,
     sum_over_processes,
 )
@@ -177,7 +178,7 @@ class LacForAUDetection(AUPreTrainedModel):
                 f"pixel_values of shape {tuple(pixel_values.shape)} are neither pictures (B, 3, H, W) nor "
                 "clips (B, T, 3, H, W)."
             )
-        want_states = _default(output_hidden_states, self.config.output_hidden_states)
+        want_states = or_default(output_hidden_states, self.config.output_hidden_states)
         pictures = pixel_values.flatten(0, -4)
         locked = self._lock(pictures)
         logits = locked.logits
@@ -391,12 +392,7 @@ class LacForAUDetection(AUPreTrainedModel):
                 "missing. Pass all that the image processor or collator returns, model(**inputs), leave out "
                 "labels, or train with localization_weight, activation_weight and consistency_weight of 0."
             )
-        expected = (*batch, len(config.au_labels), 2, 2)
-        if tuple(au_centers.shape) != expected:
-            raise ValueError(
-                f"au_centers has shape {tuple(au_centers.shape)}, expected {expected}: this model has "
-                f"{expected[-3]} action units, {', '.join(config.au_labels)}, with two centres each."
-            )
+        self.check_centers(au_centers, batch)
         centers = au_centers.flatten(0, -4).to(torch.promote_types(au_centers.dtype, torch.float32))
         height, width = size
         # From pixels to parts of the picture, counted from its edges: what suits a map of any size.
@@ -530,10 +526,6 @@ def neighbors(config: LacConfig) -> list[list[bool]]:
 def _states_of(states: tuple[Tensor, ...], batch: torch.Size) -> tuple[Tensor, ...]:
     """Return maps of pictures as they are, for gradients to be asked of them, and those of clips as clips."""
     return states if len(batch) == 1 else tuple(x.unflatten(0, batch) for x in states)
-
-
-def _default(argument: bool | None, default: bool | None) -> bool:
-    return bool(default if argument is None else argument)
 
 
 __all__ = ["LacForAUDetection"]
