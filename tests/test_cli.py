@@ -236,10 +236,11 @@ def test_consoles_without_block_characters(detect, photo_path, monkeypatch):
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     cli._write(tmp_path / "a.txt", b"old")
-    monkeypatch.setattr(cli.os, "replace", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("os.replace", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         cli._write(tmp_path / "a.txt", b"new")
     assert (tmp_path / "a.txt").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
 @pytest.mark.slow

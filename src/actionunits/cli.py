@@ -12,7 +12,6 @@ import argparse
 import csv
 import io
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from actionunits.cli_common import add_model_options, check_inputs_stay, load_pi
 from actionunits.cli_corpus import add_corpus_command
 from actionunits.cli_export import add_export_command
 from actionunits.cli_video import add_video_command
+from actionunits.files import whole_file
 from actionunits.image_processing_au import decision_thresholds
 from actionunits.pictures import load_picture, sample_photo
 from actionunits.visualization import draw_faces, draw_maps
@@ -221,12 +221,8 @@ def _give(text: str, folder: Path | None, name: str) -> bool:
 
 def _write(path: Path, data: bytes) -> None:
     """Write a file whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    try:
+    with whole_file(path) as part:
         part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ from tqdm import tqdm
 
 from actionunits.action_units import ACTION_UNITS, parse_au_label
 from actionunits.cli_common import add_model_options, check_inputs_stay, load_pipeline, stems
+from actionunits.files import whole_file
 from actionunits.image_processing_au import decision_thresholds
 from actionunits.timeline import Timeline
-from actionunits.video import whole_file, write_video
+from actionunits.video import write_video
 from actionunits.video_tables import FORMS, write_csv, write_parquet
 from actionunits.visualization import draw_frame
 

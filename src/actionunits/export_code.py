@@ -26,6 +26,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoModel
 
 from actionunits import checkpoints
+from actionunits.files import whole_file
 
 PACKAGE = "actionunits"
 ENTRY = "actionunits_entry"
@@ -113,7 +114,8 @@ def export_code(folder: str | os.PathLike) -> list[str]:
     files["config.json"] = json.dumps(config, indent=2) + "\n"
     files["preprocessor_config.json"] = json.dumps(processor, indent=2) + "\n"
     for name, text in sorted(files.items()):
-        _write(folder / name, text.encode("utf-8"))
+        with whole_file(folder / name) as part:
+            part.write_bytes(text.encode("utf-8"))
     return sorted([*files, *_copy_landmarks(folder)])
 
 
@@ -191,8 +193,8 @@ def _copy_landmarks(folder: Path) -> list[str]:
     names = [f"{LANDMARKS}/{name}" for name in ("README.md", "config.json", "model.safetensors")]
     (folder / LANDMARKS).mkdir(exist_ok=True)
     for name in names:
-        shutil.copyfile(source.parent / name, folder / f"{name}.part")
-        os.replace(folder / f"{name}.part", folder / name)
+        with whole_file(folder / name) as part:
+            shutil.copyfile(source.parent / name, part)
     return names
 
 
@@ -217,9 +219,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds no JSON object.")
     return values
-
-
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(data)
-    os.replace(part, path)

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
+from actionunits.files import whole_file
 from actionunits.modeling_outputs import AUDetectionOutput
 
 FILE = "model.onnx"
@@ -51,9 +52,8 @@ def export_onnx(folder: str | os.PathLike, output: str | os.PathLike | None = No
     target = Path(output) if output is not None else Path(folder) / FILE
     model = _load_whole(folder)
     inputs = example_inputs(model, batch_size=2)
-    part = target.with_name(f".{target.name}.part")
     batch = torch.export.Dim("batch", min=1, max=2**16)
-    try:
+    with whole_file(target) as part:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(
@@ -73,9 +73,6 @@ def export_onnx(folder: str | os.PathLike, output: str | os.PathLike | None = No
                 f"ONNX Runtime's logits differ from PyTorch's by {difference:.2g}, more than {TOLERANCE}; "
                 "nothing was written."
             )
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
     return target
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from actionunits.files import whole_file
 from actionunits.pictures import load_picture
 
 SUFFIXES = frozenset(
@@ -276,17 +277,6 @@ def is_video(source: Any) -> bool:
         and not str(source).startswith(("http://", "https://", "data:"))
         and Path(source).suffix.lower() in SUFFIXES
     )
-
-
-@contextmanager
-def whole_file(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that is moved there at the end, or removed if something fails."""
-    part = Path(path).with_name(f".{Path(path).name}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _import_av() -> Any:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from actionunits.action_units import parse_au_label
-from actionunits.video import whole_file
+from actionunits.files import whole_file
 
 Row = dict[str, Any]
 Answer = Mapping[str, Any]

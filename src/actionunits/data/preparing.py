@@ -34,6 +34,7 @@ from actionunits.data.corpora import get_corpus, load_corpus
 from actionunits.data.corpora.base import AUCorpus
 from actionunits.data.protocols import refine, split_rows
 from actionunits.data.synthetic import read_manifest
+from actionunits.files import whole_file
 from actionunits.landmarks import check_inside, check_landmarks, get_scheme, reduce_landmarks
 from actionunits.pictures import load_picture
 
@@ -396,9 +397,8 @@ def _write_shard(path: Path, rows: Any, aligner: Aligner, pool: ThreadPoolExecut
     columns = {name: [row[name] for row in done] for name in features}  # type: ignore[index]
     table = datasets.Dataset.from_dict(columns, features=datasets.Features(features)).data.table
     metadata = {**(table.schema.metadata or {}), b"skipped": json.dumps(skipped).encode()}
-    partial = path.with_name(f".{path.name}.partial")
-    pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), partial)
-    os.replace(partial, path)
+    with whole_file(path) as part:
+        pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), part)
 
 
 def _claim(folder: Path, key: dict[str, Any]) -> None:
@@ -424,9 +424,8 @@ def _write_manifest(folder: Path, key: dict[str, Any], shards: int) -> None:
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with whole_file(path) as part:
+        part.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 def _scheme(rows: Any, landmarks: str) -> str:

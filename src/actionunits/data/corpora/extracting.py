@@ -16,6 +16,7 @@ from actionunits.data.corpora import Corpus, WrongCorpusError
 from actionunits.data.corpora.checking import first_of
 from actionunits.data.corpora.ms_celeb import LIST, PICTURES, TABLE, read_list, read_table
 from actionunits.data.corpora.reading import find_files
+from actionunits.files import whole_file
 from actionunits.video import DAMAGED, UNDECODABLE, VideoError, VideoReader
 
 QUALITY = 95  # of the JPEG files
@@ -121,8 +122,7 @@ def extract_faces(root: Path, folder: Path) -> int:
         path = folder / name
         if name in wanted and not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_bytes(data)
-            os.replace(partial, path)
+            with whole_file(path) as part:
+                part.write_bytes(data)
             count += 1
     return count
