@@ -557,6 +557,19 @@ def test_static_prototypes_are_of_the_weights_at_the_epochs_end():
     model.end_of_epoch()  # nothing trained since, so nothing to do
 
 
+def test_looking_again_leaves_the_modes_of_the_modules():
+    model = make_fresh(deconfounding="static").train()
+    model.trunk.eval()  # as whoever freezes it does
+    modes = [module.training for module in model.modules()]
+    batch = TestAc2d().make_inputs(model.config, 2)
+    model(**batch)
+    with pytest.raises(KeyError):  # a batch that is none
+        model.end_of_epoch([batch, {}])
+    assert [module.training for module in model.modules()] == modes
+    model.end_of_epoch([batch])
+    assert [module.training for module in model.modules()] == modes
+
+
 def test_shared_prototype_is_the_mean_rich_feature():
     model = make_fresh(deconfounding="shared").train()
     inputs = TestAc2d().make_inputs(model.config)

@@ -13,6 +13,7 @@ tokens of self-attention. Maps (B, C, h, w) and tokens (B, n, C) are views of th
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -222,12 +223,10 @@ class Ac2dForAUDetection(AUPreTrainedModel):
     @torch.no_grad()
     def _look_again(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
         """Sum up the features of all batches with the weights as they are."""
-        was_training = self.training
-        self.eval()
         sums = torch.zeros_like(self.prototypes)  # type: ignore[arg-type]
         count = torch.zeros((), dtype=torch.int64, device=self.device)
         # Shuffling draws random numbers; training goes on with those it would have drawn.
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+        with _evaluating(self), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             for batch in batches:
                 rich = self.trunk(batch["pixel_values"].to(self.device, self.dtype))[-1]
                 features = [branch(rich, Wanted()).feature for branch in self.branches.values()]
@@ -237,7 +236,6 @@ class Ac2dForAUDetection(AUPreTrainedModel):
         for intervention, feature_sum in zip(self._interventions, sums, strict=True):
             intervention.feature_sum.copy_(feature_sum[None])
             intervention.feature_count.copy_(count)
-        self.train(was_training)
 
     def _predefined_attention(self, au_centers: Tensor | None, batch_size: int) -> Tensor:
         """Return A^gt (B, m, n), Eqs. 3-5."""
@@ -764,6 +762,18 @@ def _scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:
     """Scaled products of queries and keys, at least float32."""
     scores = (query * scaling) @ key.transpose(-1, -2)
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, after which each module is again in its own: a part may be frozen, or batches fail."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 __all__ = ["Ac2dForAUDetection"]
