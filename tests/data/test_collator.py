@@ -84,6 +84,10 @@ def test_targets(faces):
     assert torch.equal(soft, expected)
     half = collate(faces, target="intensity", full_intensity=0.5).inputs(batch)["labels"]
     torch.testing.assert_close(half, torch.where(expected < 0, expected, (expected * 2).clamp(max=1)))
+    batch["intensities"][4, 1] = UNKNOWN  # coded as there, but not how strongly
+    labels = collate(faces, target="intensity", full_intensity=0.5).inputs(batch)["labels"]
+    half[4, 1] = UNKNOWN
+    assert torch.equal(labels, half)
     del batch["intensities"]
     with pytest.raises(ValueError, match="needs a corpus with intensities"):
         collate(faces, target="intensity").inputs(batch)

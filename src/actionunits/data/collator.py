@@ -102,8 +102,9 @@ class AUCollator:
             return batch["occurrence"].float()
         if "intensities" not in batch:
             raise ValueError("target='intensity' needs a corpus with intensities; use target='occurrence'.")
-        soft = (batch["intensities"].float() / self.full_intensity).clamp(max=1)
-        return soft.masked_fill(batch["occurrence"] == UNKNOWN, UNKNOWN)
+        intensities = batch["intensities"].float()
+        soft = (intensities / self.full_intensity).clamp(max=1)
+        return soft.masked_fill((batch["occurrence"] == UNKNOWN) | (intensities == UNKNOWN), UNKNOWN)
 
 
 def stack_samples(samples: Any) -> dict[str, Tensor]:
