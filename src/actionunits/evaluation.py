@@ -300,10 +300,8 @@ def metrics_table(report: dict[str, Any]) -> str:
     header = "| AU | name | base rate | F1 at 0.5 | threshold | F1 | false alarms | AUC | correlation |"
     lines = [header, "|---|---|" + "---:|" * 7]
     calibrated, at_half = report["calibrated"], report["at_half"]
-    rows = [*calibrated["per_au"], "mean"]
-    for label in rows:
-        chosen = calibrated["mean"] if label == "mean" else calibrated["per_au"][label]
-        half = at_half["mean"] if label == "mean" else at_half["per_au"][label]
+    for label in [*calibrated["per_au"], "mean"]:
+        chosen, half = _figures(calibrated, label), _figures(at_half, label)
         figures = [
             _percent(chosen["base_rate"]),
             _decimal(half["f1"]),
