@@ -22,8 +22,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
 from actionunits.action_units import ACTION_UNITS, parse_au_label
-from actionunits.evaluation import SELECTIONS, groups_table, metrics_table
 from actionunits.publishing_terms import training_corpora, training_terms
+from actionunits.reports import SELECTIONS, groups_table, metrics_table
 
 METHODS = {
     "au-escda": "ESCDA, which averages the probabilities of a local and a global network (LSC and GDA)",

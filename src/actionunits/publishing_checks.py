@@ -25,7 +25,6 @@ from huggingface_hub import ModelCard
 from transformers import AutoModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from actionunits.evaluation import groups_table, metrics_table
 from actionunits.export_code import LANDMARKS, REQUIREMENTS, export_code
 from actionunits.face_detection import FaceDetector
 from actionunits.image_processing_au import AUImageProcessor
@@ -35,6 +34,7 @@ from actionunits.onnx_model import FILE as ONNX_FILE
 from actionunits.onnx_model import TOLERANCE, OnnxAUModel, largest_difference
 from actionunits.pictures import sample_photo
 from actionunits.publishing_terms import DataTerms, training_terms
+from actionunits.reports import groups_table, metrics_table
 
 ALLOWED = (
     *("README.md", "LICENSE*", ".gitattributes", "run.json", "metrics.json", "recipe.yaml"),
