@@ -7,6 +7,7 @@ from actionunits.action_units import (
     UNKNOWN,
     ActionUnit,
     au_label,
+    au_name,
     check_aus,
     id2label,
     parse_au_label,
@@ -18,6 +19,7 @@ def test_names_and_muscles_of_facs():
     assert ACTION_UNITS[12].label == "AU12"
     assert ACTION_UNITS[4].muscles == ("corrugator supercilii", "depressor supercilii", "depressor glabellae")
     assert ACTION_UNITS[19].muscles == ()
+    assert [au_name(label) for label in ("AU12", "AU99", "LABEL_0")] == ["lip corner puller", "", ""]
 
 
 def test_table_is_consistent():

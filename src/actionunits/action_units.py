@@ -131,6 +131,12 @@ def parse_au_label(label: object) -> int | None:
     return int(match[1]) if match else None
 
 
+def au_name(label: object) -> str:
+    """Return the FACS name of a label, "AU12" -> "lip corner puller", or "" for one that has none."""
+    number = parse_au_label(label)
+    return ACTION_UNITS[number].name if number in ACTION_UNITS else ""
+
+
 def id2label(aus: Iterable[int]) -> dict[int, str]:
     """Return the label map of a model with these outputs: [1, 12] -> {0: "AU1", 1: "AU12"}."""
     return {i: au_label(au) for i, au in enumerate(check_aus(aus))}

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from actionunits.action_units import ACTION_UNITS, parse_au_label
+from actionunits.action_units import au_name
 from actionunits.cli_common import add_model_options, check_inputs_stay, load_pipeline, stems
 from actionunits.files import whole_file
 from actionunits.image_processing_au import decision_thresholds
@@ -204,9 +204,9 @@ def _summary(name: str, timeline: Timeline) -> str:
     for number in timeline.longest():
         lines += ["", f"  face {number}   in {100 * timeline.presence(number):.0f} % of the frames"]
         for label, (mean, active) in timeline.summary(number).items():
-            au = parse_au_label(label)
-            title = "" if au is None else ACTION_UNITS[au].name
-            lines.append(f"    {label:<5} {title:<22} mean {mean:.2f}   active {100 * active:3.0f} %")
+            lines.append(
+                f"    {label:<5} {au_name(label):<22} mean {mean:.2f}   active {100 * active:3.0f} %"
+            )
     return "\n".join([*lines, ""])
 
 

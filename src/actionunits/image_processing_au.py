@@ -25,7 +25,7 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature, get_size_dict
 from transformers.processing_utils import ImagesKwargs
 
-from actionunits.action_units import ACTION_UNITS, CORPUS_AUS, check_aus, parse_au_label
+from actionunits.action_units import CORPUS_AUS, au_name, check_aus
 from actionunits.alignment import Alignment, five_point, identity, level_eyes
 from actionunits.au_regions import au_centers
 from actionunits.face_detection import FaceDetector, check_boxes
@@ -199,7 +199,7 @@ class AUImageProcessor(PilBackend):
         faces = []
         for scores in torch.sigmoid(outputs["logits"].detach().float()).tolist():
             units = [
-                {"label": label, "name": _name(label), "score": score, "active": score >= limit}
+                {"label": label, "name": au_name(label) or label, "score": score, "active": score >= limit}
                 for (label, limit), score in zip(thresholds.items(), scores, strict=True)
             ]
             if top_k is not None:
@@ -429,8 +429,3 @@ def _depth(values: Any) -> int:
     if isinstance(values, list | tuple):
         return 1 + max((_depth(value) for value in values if value is not None), default=0)
     return getattr(values, "ndim", 0)
-
-
-def _name(label: str) -> str:
-    number = parse_au_label(label)
-    return label if number is None else ACTION_UNITS[number].name

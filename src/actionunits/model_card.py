@@ -21,7 +21,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
-from actionunits.action_units import ACTION_UNITS, parse_au_label
+from actionunits.action_units import au_name
 from actionunits.publishing_terms import training_corpora, training_terms
 from actionunits.reports import SELECTIONS, groups_table, metrics_table
 
@@ -122,7 +122,7 @@ def make_card(model: Path, template: Path) -> ModelCard:
         papers=papers_of(run),
         members=[card_name(member) for member in members_of(run)],
         placeholder=PLACEHOLDER,
-        action_units=[{"label": label, "name": _au_name(label)} for label in labels],
+        action_units=[{"label": label, "name": au_name(label)} for label in labels],
         run=run,
         config=config,
         recipe=recipe,
@@ -300,11 +300,6 @@ def _read(model: Path, name: str) -> dict[str, Any]:
             f"{model} has no {name}; the card is written from a folder that train.py made."
         )
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _au_name(label: str) -> str:
-    number = parse_au_label(label)
-    return "" if number is None else ACTION_UNITS[number].name
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from actionunits.action_units import ACTION_UNITS, parse_au_label
+from actionunits.action_units import au_name
 
 RULES = {"at_half": "at 0.5", "calibrated": "calibrated", "oracle": "oracle"}
 """The three ways to choose thresholds, as reports and as tables name them."""
@@ -99,7 +99,7 @@ def f1_table(report: Mapping[str, Any]) -> str:
         if paper:
             target = paper["mean"] if label == "mean" else paper["f1"].get(label)
             cells.append("-" if target is None else f"{target:.1f}")
-        lines.append(f"| {label} | {_au_name(label)} | {' | '.join(cells)} |")
+        lines.append(f"| {label} | {au_name(label)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -129,7 +129,7 @@ def metrics_table(report: dict[str, Any]) -> str:
             _decimal(chosen["auc"]),
             _decimal(chosen.get("correlation")),
         ]
-        lines.append(f"| {label} | {_au_name(label)} | " + " | ".join(figures) + " |")
+        lines.append(f"| {label} | {au_name(label)} | " + " | ".join(figures) + " |")
     return "\n".join(lines)
 
 
@@ -187,11 +187,6 @@ def _f1_cell(figures: Mapping[str, Any]) -> str:
     interval = figures.get("f1_interval") or [None]
     bounds = "" if None in interval else " ({:.0f}-{:.0f})".format(*(100 * bound for bound in interval))
     return f"{100 * figures['f1']:.1f}{bounds}"
-
-
-def _au_name(label: str) -> str:
-    number = parse_au_label(label)
-    return "" if number is None else ACTION_UNITS[number].name
 
 
 def _decimal(value: float | None) -> str:

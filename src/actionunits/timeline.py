@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from actionunits.action_units import ACTION_UNITS, parse_au_label
+from actionunits.action_units import au_name
 from actionunits.visualization import ACTIVE, FAINT, GROOVE, INACTIVE, INK, PAPER, face_color
 
 BINS = 2048
@@ -175,10 +175,8 @@ def _pairs(bins: np.ndarray) -> np.ndarray:
 
 
 def _name(draw: ImageDraw.ImageDraw, label: str, middle: int) -> None:
-    number = parse_au_label(label)
     draw.text((16, middle), label, INK, _font(), anchor="lm")
-    if number is not None:
-        draw.text((64, middle), ACTION_UNITS[number].name, FAINT, _font(), anchor="lm")
+    draw.text((64, middle), au_name(label), FAINT, _font(), anchor="lm")
 
 
 def _note(text: str) -> Image.Image:
