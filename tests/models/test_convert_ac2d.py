@@ -132,3 +132,12 @@ def test_a_file_with_code_is_not_run(tmp_path):
     torch.save({"model": make_reference}, tmp_path / "snapshot.pth")
     with pytest.raises(Exception, match="(?i)weights.only"):
         read_snapshot(tmp_path / "snapshot.pth")
+
+
+def test_a_file_of_something_else_is_named(tmp_path):
+    (tmp_path / "text.pth").write_text("no snapshot")
+    with pytest.raises(ValueError, match=r"text\.pth holds no state dict"):
+        read_snapshot(tmp_path / "text.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match=r"list\.pth holds a list and no state dict"):
+        read_snapshot(tmp_path / "list.pth")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from actionunits.action_units import CORPUS_AUS
+from actionunits.converting import misfits, read_weights
 from actionunits.image_processing_au import AUImageProcessor
 from actionunits.modeling_au import module_names
 
@@ -66,9 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     AUImageProcessor(**model.config.processor_options).save_pretrained(args.output)
 
 
-def read_snapshot(path: str | Path) -> dict[str, Any]:
-    """Read a snapshot, tensors and numbers alone: `weights_only=True` runs no code of the file."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+def read_snapshot(path: str | Path) -> Mapping[str, Any]:
+    """Read a snapshot.
+
+    Raises:
+        ValueError: The file is none.
+    """
+    return read_weights(path)
 
 
 def convert(snapshot: Mapping[str, Any], config: Ac2dConfig) -> Ac2dForAUDetection:
@@ -142,15 +147,9 @@ def _prototype(snapshot: Mapping[str, Any]) -> tuple[str, Tensor, Tensor]:
 
 def _check_same(what: str, expected: set[str], found: set[str]) -> None:
     """Refuse a snapshot with other names, and name them."""
-    problems = []
-    for problem, names in (("missing", expected - found), ("unexpected", found - expected)):
-        if names:
-            listed = sorted(names)
-            more = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
-            problems.append(f"{problem} {what}: {', '.join(listed[:8])}{more}")
-    if problems:
+    if problems := misfits(expected, found, what):
         raise ValueError(
-            f"This is no AC2D snapshot for these action units; {'; '.join(problems)}. "
+            f"This is no AC2D snapshot for these action units; {problems}. "
             "Check the corpus: the number of action units must be the snapshot's."
         )
 

@@ -9,13 +9,14 @@ Its last layers, `last_linear`, `last_bn` and `logits`, stay behind: the embeddi
 
 import argparse
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
 import torch
 from torch import Tensor
 
+from actionunits.converting import misfits, read_weights
 from actionunits.image_processing_au import AUImageProcessor
 
 from .configuration_gtlenet import GlobalExpressionEncoderConfig, Pretraining
@@ -59,24 +60,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     AUImageProcessor(**model.config.processor_options).save_pretrained(args.output)
 
 
-def read_weights(path: str | Path) -> Mapping[str, Tensor]:
-    """Read a state dict: `weights_only=True` runs no code of the file.
-
-    Raises:
-        ValueError: The file is none, or holds something else.
-    """
-    remedy = "save the network's weights with torch.save(model.state_dict(), FILE)"
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # PyTorch's reader fails on strange bytes in as many ways as there are bytes
-        raise ValueError(f"{path} holds no state dict; {remedy}.") from error
-    if not isinstance(state, Mapping):
-        raise ValueError(f"{path} holds a {type(state).__name__} and no state dict; {remedy}.")
-    return state
-
-
 def convert(state: Mapping[str, Tensor], config: GlobalExpressionEncoderConfig) -> GlobalExpressionEncoder:
     """Return the encoder with these weights, its embedding layer new.
 
@@ -96,7 +79,11 @@ def convert(state: Mapping[str, Tensor], config: GlobalExpressionEncoderConfig) 
     # Files of old versions of PyTorch do not count batches.
     found = {name for name in state if not name.startswith(LEFT_BEHIND)}
     expected = {name for name in names.values() if not name.endswith("num_batches_tracked") or name in found}
-    _check_same(expected, found)
+    if problems := misfits(expected, found):
+        raise ValueError(
+            f"These are no weights of facenet-pytorch's InceptionResnetV1; {problems}. Pass the state dict "
+            "itself, torch.save(model.state_dict(), path)."
+        )
     tensors = {name: torch.as_tensor(state[theirs]) for name, theirs in names.items() if theirs in expected}
     for name, tensor in tensors.items():
         if tensor.shape != ours[name].shape:
@@ -115,25 +102,6 @@ def facenet_name(name: str, config: GlobalExpressionEncoderConfig) -> str:
     for ours, theirs in RENAMES:
         name = re.sub(ours, theirs, name)
     return name
-
-
-def _check_same(expected: set[str], found: set[str]) -> None:
-    """Refuse weights with other names, and name them."""
-    problems = [
-        f"{problem} keys: {_listed(names)}"
-        for problem, names in (("missing", expected - found), ("unexpected", found - expected))
-        if names
-    ]
-    if problems:
-        raise ValueError(
-            f"These are no weights of facenet-pytorch's InceptionResnetV1; {'; '.join(problems)}. Pass the "
-            "state dict itself, torch.save(model.state_dict(), path)."
-        )
-
-
-def _listed(names: Iterable[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:8]) + (f" and {len(listed) - 8} more" if len(listed) > 8 else "")
 
 
 if __name__ == "__main__":
