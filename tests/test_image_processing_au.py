@@ -332,6 +332,6 @@ def test_decision_thresholds():
     with pytest.raises(ValueError, match="0..1, got 50"):
         decision_thresholds(config, 50)
     assert decision_thresholds(config, torch.tensor(0.25)) == {"AU12": 0.25, "AU25": 0.25}
-    for wrong in ([0.9, 0.3], "high", {"AU12": None}):
+    for wrong in ([0.9, 0.3], "high", True, {"AU12": None}):
         with pytest.raises(TypeError, match=r"as in \{'AU12': 0.3\}; got .* for AU12"):
             decision_thresholds(config, wrong)

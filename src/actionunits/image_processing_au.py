@@ -283,7 +283,7 @@ def decision_thresholds(
     for label, value in chosen.items():
         if label not in thresholds:
             raise ValueError(f"threshold names {label!r}, but the model's labels are {labels}.")
-        if np.ndim(value) or not hasattr(value, "__float__"):
+        if isinstance(value, bool) or np.ndim(value) or not hasattr(value, "__float__"):
             raise TypeError(
                 f"threshold must be a number, or one for each of some labels as in {{'AU12': 0.3}}; "
                 f"got {value!r} for {label}."
