@@ -1,6 +1,7 @@
 """Corpora are read from tiny discs of their real layout; what is expected is written here a second time."""
 
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -224,6 +225,13 @@ def test_sheets_round_trip(tmp_path):
     (tmp_path / "b.xlsx").write_text("no zip")
     with pytest.raises(ValueError, match="is no .xlsx file"):
         list(read_sheet(tmp_path / "b.xlsx"))
+    main = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
+    with zipfile.ZipFile(tmp_path / "c.xlsx", "w") as archive:  # a cell with the fifth text, of which none is
+        cell = '<c r="A1" t="s"><v>4</v></c>'
+        sheet = f"<worksheet {main}><sheetData><row>{cell}</row></sheetData></worksheet>"
+        archive.writestr("xl/worksheets/sheet1.xml", sheet)
+    with pytest.raises(ValueError, match=r"c\.xlsx is no .xlsx file"):
+        list(read_sheet(tmp_path / "c.xlsx"))
 
 
 def test_au_columns_are_known_by_many_names(tmp_path):

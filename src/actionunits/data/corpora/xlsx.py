@@ -67,9 +67,9 @@ def _read_xlsx(path: Path) -> list[list[str]]:
             shared = _shared_strings(archive)
             name = min(n for n in archive.namelist() if re.fullmatch(r"xl/worksheets/sheet[0-9]+\.xml", n))
             sheet = ElementTree.fromstring(archive.read(name))
-    except (zipfile.BadZipFile, ElementTree.ParseError, ValueError) as error:
+        return [_cells(row, shared) for row in sheet.iter(f"{_MAIN}row")]
+    except (zipfile.BadZipFile, ElementTree.ParseError, ValueError, IndexError) as error:
         raise ValueError(f"{path} is no .xlsx file ({error}); save it as .xlsx or .csv.") from error
-    return [_cells(row, shared) for row in sheet.iter(f"{_MAIN}row")]
 
 
 def _shared_strings(archive: zipfile.ZipFile) -> list[str]:
