@@ -121,7 +121,15 @@ class AUPreTrainedModel(CheckpointedPreTrainedModel):
         }
 
     def check_centers(self, au_centers: Tensor, batch: Sequence[int]) -> None:
-        """Refuse centres that are not two (x, y) for each action unit of each picture, (*batch, m, 2, 2)."""
+        """Check the centres of action units.
+
+        Args:
+            au_centers: Two (x, y) for each action unit of each picture, (*batch, m, 2, 2).
+            batch: (B,), or (B, T) of clips.
+
+        Raises:
+            ValueError: They have another shape.
+        """
         labels = self.config.au_labels
         expected = (*batch, len(labels), 2, 2)
         if tuple(au_centers.shape) != expected:
@@ -181,7 +189,11 @@ class AUClassifier(AUHeads):
 
 
 def check_size(pixel_values: Tensor, size: int) -> None:
-    """Refuse pictures (..., H, W) that are not `size` pixels high and wide."""
+    """Check that pictures (..., H, W) are `size` pixels high and wide.
+
+    Raises:
+        ValueError: They are not.
+    """
     if tuple(pixel_values.shape[-2:]) != (size, size):
         raise ValueError(
             f"Pictures of {tuple(pixel_values.shape[-2:])} pixels, but the model was made for "
