@@ -9,12 +9,13 @@ see training/README.md for where to get them. A run that was stopped goes on whe
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from actionunits.synthesis.corpus import CorpusPlan, write_corpus
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and render."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -33,9 +34,12 @@ def main() -> None:
         "--shard-size", type=int, default=CorpusPlan.shard_size, help="pictures a file (default 2000)"
     )
     parser.add_argument("--processes", type=int, default=0, help="worker processes (default: one a core)")
-    args = parser.parse_args()
-    plan = CorpusPlan(tuple(args.pictures), args.seed, args.size, args.shard_size)
-    write_corpus(args.head, args.photos, args.output, plan, args.processes)
+    args = parser.parse_args(arguments)
+    try:
+        plan = CorpusPlan(tuple(args.pictures), args.seed, args.size, args.shard_size)
+        write_corpus(args.head, args.photos, args.output, plan, args.processes)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -76,6 +77,34 @@ def test_another_plan_does_not_mix_into_a_corpus(corpus, head_folder, photo_fold
         write_corpus(
             head_folder, photo_folder, corpus, CorpusPlan(pictures=(6, 2, 2), seed=1, size=64, shard_size=3)
         )
+
+
+@pytest.mark.parametrize(
+    "values", [{"pictures": (5, -1, 2)}, {"seed": -1}, {"size": 0}, {"shard_size": 0}], ids=str
+)
+def test_a_plan_that_nothing_can_follow_is_refused(values):
+    [(name, value)] = values.items()
+    with pytest.raises(ValueError, match=re.escape(f"{name}={value}")):
+        CorpusPlan(**values)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_missing_head_is_named_at_once_and_nothing_written(photo_folder, tmp_path, processes):
+    with pytest.raises(FileNotFoundError, match="nowhere holds neither"):
+        write_corpus(tmp_path / "nowhere", photo_folder, tmp_path / "corpus", PLAN, processes)
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_a_negative_number_of_processes_is_refused(head_folder, photo_folder, tmp_path):
+    with pytest.raises(ValueError, match="processes=-1"):
+        write_corpus(head_folder, photo_folder, tmp_path / "corpus", PLAN, -1)
+
+
+@pytest.mark.parametrize("content", ["", '{"plan": ', "7"])
+def test_a_manifest_that_is_broken_is_named(head_folder, photo_folder, tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match=r"manifest\.json \(\d+ bytes\) does not describe a corpus"):
+        write_corpus(head_folder, photo_folder, tmp_path, PLAN, 1)
 
 
 def test_the_camera_keeps_shape_and_range():

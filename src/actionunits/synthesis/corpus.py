@@ -43,7 +43,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class CorpusPlan:
-    """What to render.
+    """What to render. Raises ValueError where a number makes no sense, before anything is fitted or drawn.
 
     Attributes:
         pictures: number of pictures in train, validation and test.
@@ -56,6 +56,15 @@ class CorpusPlan:
     seed: int = 0
     size: int = 160
     shard_size: int = 2_000
+
+    def __post_init__(self) -> None:
+        if min(self.pictures) < 0:
+            raise ValueError(f"pictures={self.pictures} must not be negative; 0 leaves a split out.")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} must not be negative.")
+        for name in ("size", "shard_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more.")
 
     def files(self) -> list[tuple[str, str, range]]:
         """Name, split and indices of the pictures of every Parquet file."""
@@ -92,10 +101,17 @@ def write_corpus(
         head_folder: see `HeadModel.load`.
         photo_folder: see `read_people`.
         output: gets the Parquet shards, `manifest.json` and `contact_sheet.png`.
-        plan: what to render. Raises ValueError if `output` holds a corpus of another plan.
+        plan: what to render.
         processes: worker processes, 0 for one a core.
+
+    Raises:
+        FileNotFoundError: if head or photographs are not where they are said to be; nothing is written then.
+        ValueError: if `output` holds a corpus of another plan, or `processes` is negative.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    if processes < 0:
+        raise ValueError(f"processes={processes} must not be negative; 0 is one a core.")
+    # Read here, not in the workers: a pool puts a new worker in the place of one that cannot start, for ever.
+    head = HeadModel.load(head_folder)
     people = {row["name"]: row for row in read_people(photo_folder)}
     splits = split_people(sorted(people), plan.seed)
     manifest = {
@@ -110,6 +126,7 @@ def write_corpus(
             "DeBruine & Jones 2017, CC BY 4.0",
         },
     }
+    output.mkdir(parents=True, exist_ok=True)
     _claim(output / "manifest.json", manifest)
     models = {row["name"]: row for row in _averaged_faces(photo_folder)} or {
         n: people[n] for n in splits["train"]
@@ -124,7 +141,7 @@ def write_corpus(
     )
     with (
         tempfile.TemporaryDirectory() as fitted,
-        make_pool(processes, _start, (head_folder, {**people, **models}, splits, plan, Path(fitted))) as pool,
+        make_pool(processes, _start, (head, {**people, **models}, splits, plan, Path(fitted))) as pool,
     ):
         fitting = pool.imap_unordered(_fit, sorted(needed))
         list(tqdm(fitting, "fitting heads", len(needed), unit="person", disable=not needed))
@@ -139,7 +156,13 @@ def write_corpus(
 def _claim(path: Path, manifest: dict) -> None:
     """Write the manifest, or check that the one in place describes the same corpus."""
     if path.is_file():
-        found = json.loads(path.read_text())
+        try:
+            found = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{path} ({path.stat().st_size} bytes) does not describe a corpus: {error}. Remove it if the "
+                "files beside it are of this very plan, it is written anew; else choose an empty folder."
+            ) from error
         different = [key for key in ("plan", "people", "generator") if found.get(key) != manifest[key]]
         if different:
             raise ValueError(
@@ -160,10 +183,9 @@ def _averaged_faces(folder: Path) -> list[dict]:
 
 
 def _start(
-    head_folder: Path, rows: dict[str, dict], splits: dict[str, list[str]], plan: CorpusPlan, fitted: Path
+    head: HeadModel, rows: dict[str, dict], splits: dict[str, list[str]], plan: CorpusPlan, fitted: Path
 ) -> None:
     cv2.setNumThreads(1)
-    head = HeadModel.load(head_folder)
     _worker.update(head=head, rows=rows, splits=splits, plan=plan, fitted=fitted, people={})
 
 
