@@ -41,6 +41,7 @@ from transformers import AutoModel
 
 import actionunits
 from actionunits.onnx_model import OnnxAUModel, export_onnx
+from number_options import from_one
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
@@ -185,15 +186,20 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--batches", nargs="+", type=from_one, default=[1, 8])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="bf16 by autocast")
     parser.add_argument("--compile", action="store_true", help="torch.compile the fast model")
     parser.add_argument("--onnx", action="store_true", help="also run the model's ONNX export, on the CPU")
-    parser.add_argument("--threads", type=int, default=2, help="of the CPU")
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs, of which the shortest counts")
+    parser.add_argument("--threads", type=from_one, default=2, help="of the CPU")
+    parser.add_argument(
+        "--repeats", type=from_one, default=5, help="timed runs, of which the shortest counts"
+    )
     parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch finds no GPU here; leave it out to measure on the CPU")
+    return args
 
 
 def figures(args: argparse.Namespace, method: str) -> Iterator[tuple[str, str, float, float | None]]:

@@ -26,6 +26,7 @@ from transformers import CONFIG_MAPPING, AutoModel
 
 from actionunits import checkpoints
 from actionunits.model_card import card_name, group_gaps, members_of
+from number_options import from_one
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- begin: python training/checkpoint_table.py --write -->", "<!-- end -->"
@@ -92,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--write", action="store_true", help="into README.md")
-    parser.add_argument("--rounds", type=int, default=30, help="runs of each, in turns")
+    parser.add_argument("--rounds", type=from_one, default=30, help="runs of each, in turns")
     args = parser.parse_args(arguments)
     names = checkpoints.names()
     table = make_table([read_row(name) for name in names], measure_times(names, args.rounds))

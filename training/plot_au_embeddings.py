@@ -28,6 +28,7 @@ import actionunits  # noqa: F401  (registers the models)
 from actionunits.action_units import au_label
 from actionunits.data import AlignedFaces, AUCollator, InputGeometry, prepare_synthetic
 from actionunits.data.preparing import is_prepared, open_prepared
+from number_options import from_one, from_zero
 
 SIDE, GAP, CAPTION = 200, 10, 24  # pixels of a panel, between panels, and below them
 SCALE = 2  # drawn larger, then shrunk
@@ -44,9 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", required=True, help="prepared corpus, or the synthetic one")
     parser.add_argument("--split", default="test")
     parser.add_argument("--fold", default="", help="of a prepared corpus, such as 1 or part3")
-    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--pictures", type=from_one, default=1000)
     parser.add_argument("--cache", type=Path, help="decoded pictures (default: beside the output)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=from_zero, default=0)
     parser.add_argument("--output", type=Path, required=True, help="PNG file")
     args = parser.parse_args(arguments)
     faces = read_faces(args)

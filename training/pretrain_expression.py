@@ -58,6 +58,7 @@ from network_training import (
     replace_folder,
     seeded_generator,
 )
+from number_options import from_one, from_zero, not_negative, positive
 
 # Faces stay where their alignment puts them, but for its errors: with random crops a short run learns less.
 AUGMENTATION = Augmentation(
@@ -95,21 +96,21 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--preset", default="", choices=["", "compact"], help="size of a new encoder; the paper's if left out"
     )
-    add("--image-size", type=int, default=0, help="height and width of a new encoder's input")
+    add("--image-size", type=from_zero, default=0, help="height and width of a new encoder's input")
     add("--init", default="", help="encoder to start from, such as one of convert_facenet_to_hf")
-    add("--triplets", type=int, default=4096, help="made of a step's pictures of the synthetic corpus")
-    add("--min-contrast", type=float, default=1.3, help="of their distances, see triplets_by_distance")
+    add("--triplets", type=from_one, default=4096, help="made of a step's pictures of the synthetic corpus")
+    add("--min-contrast", type=positive, default=1.3, help="of their distances, see triplets_by_distance")
     add("--au-weight", type=float, default=3.0, help="of the loss of reading action units; 0: triplets alone")
-    add("--steps", type=int, default=20_000)
+    add("--steps", type=from_one, default=20_000)
     add("--batch", type=int, default=30, help="triplets of a step, or a third of its pictures (synthetic)")
-    add("--lr", type=float, help="default: 3e-3 for the synthetic corpus, 5e-4 for FEC")
-    add("--weight-decay", type=float, default=1e-4)
-    add("--validation-triplets", type=int, default=2000)
-    add("--validate-every", type=int, default=1000, help="steps; the run is saved then, too")
+    add("--lr", type=positive, help="default: 3e-3 for the synthetic corpus, 5e-4 for FEC")
+    add("--weight-decay", type=not_negative, default=1e-4)
+    add("--validation-triplets", type=from_one, default=2000)
+    add("--validate-every", type=from_one, default=1000, help="steps; the run is saved then, too")
     add("--no-augmentation", action="store_true", help="for short runs")
     add("--precision", default="fp32", choices=["fp32", "bf16"])
-    add("--workers", type=int, default=0, help="processes that fetch batches ahead")
-    add("--seed", type=int, default=0)
+    add("--workers", type=from_zero, default=0, help="processes that fetch batches ahead")
+    add("--seed", type=from_zero, default=0)
     args = parser.parse_args(arguments)
     if (args.synthetic is None) == (args.fec_table is None):
         parser.error("give --synthetic, or --fec-table with --fec-photographs")

@@ -45,6 +45,7 @@ from network_training import (
     replace_folder,
     seeded_generator,
 )
+from number_options import from_one, from_zero, not_negative, positive, share
 
 UNREADABLE = -100  # label of a picture that cannot be read; the loss leaves it out
 SAID_ANEW = ("output", "data", "cache", "workers")  # what another command may change about the same run
@@ -71,18 +72,18 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--cache", type=Path, help="where the list of pictures is cached")
     add("--preset", default="", choices=["", "compact"], help="size of the backbone; the paper's by default")
     add("--config", type=json.loads, default={}, metavar="JSON", help="values of GdaConfig that differ")
-    add("--steps", type=int, default=180_000)
-    add("--batch", type=int, default=512, help="pictures of a step")
-    add("--lr", type=float, default=0.1)
-    add("--weight-decay", type=float, default=5e-4)
-    add("--scale", type=float, default=64.0, help="of the cosines (s)")
+    add("--steps", type=from_one, default=180_000)
+    add("--batch", type=from_one, default=512, help="pictures of a step")
+    add("--lr", type=positive, default=0.1)
+    add("--weight-decay", type=not_negative, default=5e-4)
+    add("--scale", type=positive, default=64.0, help="of the cosines (s)")
     add("--margin", type=float, default=0.5, help="added to the angle of the right person, in radians (m)")
-    add("--held-out", type=float, default=0.005, help="share of people to check with")
-    add("--held-out-pictures", type=int, default=4000, help="at most so many of theirs")
-    add("--validate-every", type=int, default=5000, help="steps; the run is saved then, too")
+    add("--held-out", type=share, default=0.005, help="share of people to check with")
+    add("--held-out-pictures", type=from_one, default=4000, help="at most so many of theirs")
+    add("--validate-every", type=from_one, default=5000, help="steps; the run is saved then, too")
     add("--precision", default="fp32", choices=["fp32", "bf16"])
-    add("--workers", type=int, default=0, help="processes that read pictures")
-    add("--seed", type=int, default=0)
+    add("--workers", type=from_zero, default=0, help="processes that read pictures")
+    add("--seed", type=from_zero, default=0)
     return parser.parse_args(arguments)
 
 

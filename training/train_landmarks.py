@@ -30,6 +30,7 @@ from actionunits.face_landmarks import GAPS, FaceLandmarker, FaceLandmarkerConfi
 from actionunits.synthesis.person import read_people, read_template
 from landmark_batches import MIRROR, LandmarkBatches, Pictures
 from network_training import read_state
+from number_options import from_one, from_zero, not_negative, positive
 
 PICTURE_SIZE = 160
 # How far MediaPipe's points, as landmarks.py reads them, lie from those of the same number in the templates
@@ -94,17 +95,17 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--points", choices=("mediapipe", "template"), default="mediapipe", help="where exactly a point lies"
     )
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=from_one, default=60)
     parser.add_argument(
         "--map-size",
-        type=int,
+        type=from_zero,
         help=f"see FaceLandmarkerConfig; default: that of --init, else {SHAPE['map_size']}",
     )
-    parser.add_argument("--batch", type=int, default=512)
-    parser.add_argument("--lr", type=float, default=4e-3)
-    parser.add_argument("--check-every", type=int, default=10, metavar="EPOCHS")
-    parser.add_argument("--save-every", type=float, default=20, metavar="SECONDS", help="the state")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=from_one, default=512)
+    parser.add_argument("--lr", type=positive, default=4e-3)
+    parser.add_argument("--check-every", type=from_one, default=10, metavar="EPOCHS")
+    parser.add_argument("--save-every", type=not_negative, default=20, metavar="SECONDS", help="the state")
+    parser.add_argument("--seed", type=from_zero, default=0)
     args = parser.parse_args()
     if args.fine and not args.init:
         parser.error("--fine needs --init: the folder of the network whose answers are to be corrected")
