@@ -77,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         log = RunLog(args.output / "log.jsonl")
         train, validation = read_triplets(args, log)
         training = Training(args, train, validation, log)
+        keep_settings(args)
         training.run()
     print(f"wrote {args.output / 'model'}")
 
@@ -100,9 +101,19 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--init", default="", help="encoder to start from, such as one of convert_facenet_to_hf")
     add("--triplets", type=from_one, default=4096, help="made of a step's pictures of the synthetic corpus")
     add("--min-contrast", type=positive, default=1.3, help="of their distances, see triplets_by_distance")
-    add("--au-weight", type=float, default=3.0, help="of the loss of reading action units; 0: triplets alone")
+    add(
+        "--au-weight",
+        type=not_negative,
+        default=3.0,
+        help="of the loss of reading action units; 0: triplets alone",
+    )
     add("--steps", type=from_one, default=20_000)
-    add("--batch", type=int, default=30, help="triplets of a step, or a third of its pictures (synthetic)")
+    add(
+        "--batch",
+        type=from_one,
+        default=30,
+        help="triplets of a step, or a third of its pictures (synthetic)",
+    )
     add("--lr", type=positive, help="default: 3e-3 for the synthetic corpus, 5e-4 for FEC")
     add("--weight-decay", type=not_negative, default=1e-4)
     add("--validation-triplets", type=from_one, default=2000)
@@ -129,21 +140,27 @@ def open_run(args: argparse.Namespace) -> bool:
     Raises:
         ValueError: The folder holds a run with other settings.
     """
-    settings = {name: value for name, value in vars(args).items() if name not in SAID_ANEW}
-    settings = json.loads(json.dumps(settings, default=str))
-    stored = args.output / "settings.json"
-    if stored.is_file():
-        if (before := json.loads(stored.read_text())) != settings:
-            changed = sorted(name for name in settings if before.get(name) != settings[name])
-            raise ValueError(
-                f"{args.output} holds a run with other values of {changed}; choose another --output."
-            )
-    else:
-        args.output.mkdir(parents=True, exist_ok=True)
-        partial = stored.with_name("settings.partial")
-        partial.write_text(json.dumps(settings, indent=1) + "\n")
-        os.replace(partial, stored)
+    stored, settings = args.output / "settings.json", settings_of(args)
+    if stored.is_file() and (before := json.loads(stored.read_text())) != settings:
+        changed = sorted(name for name in settings if before.get(name) != settings[name])
+        raise ValueError(
+            f"{args.output} holds a run with other values of {changed}; choose another --output."
+        )
+    args.output.mkdir(parents=True, exist_ok=True)
     return not (args.output / "model" / "config.json").is_file()
+
+
+def keep_settings(args: argparse.Namespace) -> None:
+    """Write the settings, now that triplets and encoder have turned out to be there."""
+    partial = args.output / "settings.partial"
+    partial.write_text(json.dumps(settings_of(args), indent=1) + "\n")
+    os.replace(partial, args.output / "settings.json")
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What makes a run this one, as JSON holds it."""
+    settings = {name: value for name, value in vars(args).items() if name not in SAID_ANEW}
+    return json.loads(json.dumps(settings, default=str))
 
 
 Examples = ExpressionTriplets | ComparableFaces

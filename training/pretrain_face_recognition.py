@@ -57,7 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if open_run(args):
         log = RunLog(args.output / "log.jsonl")
         train, held = read_faces(args, log)
-        Training(args, train, held, log).run()
+        training = Training(args, train, held, log)
+        write_atomically(args.output / "settings.json", settings_of(args))  # now that the data fit
+        training.run()
     print(f"wrote {args.output / 'model'}")
 
 
@@ -77,7 +79,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--lr", type=positive, default=0.1)
     add("--weight-decay", type=not_negative, default=5e-4)
     add("--scale", type=positive, default=64.0, help="of the cosines (s)")
-    add("--margin", type=float, default=0.5, help="added to the angle of the right person, in radians (m)")
+    add(
+        "--margin",
+        type=not_negative,
+        default=0.5,
+        help="added to the angle of the right person, in radians (m)",
+    )
     add("--held-out", type=share, default=0.005, help="share of people to check with")
     add("--held-out-pictures", type=from_one, default=4000, help="at most so many of theirs")
     add("--validate-every", type=from_one, default=5000, help="steps; the run is saved then, too")
@@ -93,18 +100,19 @@ def open_run(args: argparse.Namespace) -> bool:
     Raises:
         ValueError: The folder holds a run with other settings.
     """
-    settings = {name: value for name, value in vars(args).items() if name not in SAID_ANEW}
-    stored = args.output / "settings.json"
-    if stored.is_file():
-        if (before := json.loads(stored.read_text())) != settings:
-            changed = sorted(name for name in settings if before.get(name) != settings[name])
-            raise ValueError(
-                f"{args.output} holds a run with other values of {changed}; choose another --output."
-            )
-    else:
-        args.output.mkdir(parents=True, exist_ok=True)
-        write_atomically(stored, settings)
+    stored, settings = args.output / "settings.json", settings_of(args)
+    if stored.is_file() and (before := json.loads(stored.read_text())) != settings:
+        changed = sorted(name for name in settings if before.get(name) != settings[name])
+        raise ValueError(
+            f"{args.output} holds a run with other values of {changed}; choose another --output."
+        )
+    args.output.mkdir(parents=True, exist_ok=True)
     return not (args.output / "model" / "config.json").is_file()
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What makes a run this one."""
+    return {name: value for name, value in vars(args).items() if name not in SAID_ANEW}
 
 
 def read_faces(args: argparse.Namespace, log: RunLog) -> tuple[Faces, Faces]:

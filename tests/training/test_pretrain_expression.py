@@ -150,6 +150,12 @@ def test_a_finished_run_is_left_alone_and_another_is_refused(run, script, monkey
         run("run", "--lr", "0.1")
 
 
+def test_a_command_that_found_nothing_claims_no_folder(run, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        run("run", source=("--synthetic", str(tmp_path / "typo")))
+    run()  # the same --output, the right corpus
+
+
 @pytest.fixture(scope="module")
 def larger_corpus(tmp_path_factory):
     from toy_corpus import write_corpus

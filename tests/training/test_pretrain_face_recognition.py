@@ -126,6 +126,12 @@ def test_a_disc_without_its_pictures_is_refused(run, tmp_path):
     assert not (tmp_path / "run" / "model").exists()
 
 
+def test_a_command_that_found_too_little_claims_no_folder(run):
+    with pytest.raises(ValueError, match="do not fill one batch of 9999"):
+        run("run", batch=9999)
+    assert (run("run") / "model" / "config.json").is_file()
+
+
 def test_verification_is_the_share_of_pairs_in_order(pretrain):
     embeddings = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
     assert pretrain.verification_auc(embeddings, torch.tensor([0, 0, 1, 1])) == 1.0
