@@ -69,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for output, settings in runs or [(args.output, [])]
     }
     accelerator = new_accelerator(next(iter(recipes.values())))
+    if args.folds and is_prepared(args.data):
+        check_folds(args.data, list(recipes.values()), accelerator)
     for output, recipe in recipes.items():
         train(output, recipe, args, accelerator)
     if args.folds and accelerator.is_main_process:
@@ -76,6 +78,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_report(args.output, mean_over_folds(reports))
     accelerator.wait_for_everyone()
     accelerator.end_training()
+
+
+def check_folds(data: str, recipes: Sequence[Recipe], accelerator: Accelerator) -> None:
+    """Refuse a fold that the corpus does not have before the others have been trained.
+
+    Raises:
+        ValueError: There is no such fold.
+    """
+    with accelerator.main_process_first():
+        corpus = open_prepared(data)
+    for recipe in recipes:
+        corpus.splits(**asdict(recipe.split))
 
 
 def train(output: Path, recipe: Recipe, args: argparse.Namespace, accelerator: Accelerator) -> None:

@@ -96,6 +96,14 @@ def test_ac2d_trains_on_gft_and_its_official_partition(train_on, prepared):
     assert json.loads((run / "model" / "metrics.json").read_text())["test"]["people"] == 2
 
 
+def test_a_fold_that_is_not_there_is_refused_before_any_is_trained(train, prepared, tmp_path):
+    recipe, settings = ROOT / "training" / "recipes" / "gda-bp4d.yaml", [f"--set={s}" for s in SMALL + GDA]
+    words = ["--recipe", recipe, "--data", prepared("bp4d"), "--output", tmp_path / "run", *settings]
+    with pytest.raises(ValueError, match="no fold 9"):
+        train.main([*map(str, words), "--folds", "1", "9"])
+    assert not (tmp_path / "run").exists()
+
+
 def test_people_can_be_held_out_to_choose_an_epoch(train_on, prepared):
     data = prepared("disfa")
     settings = [*GDA, "split={fold: part2, validation: 0.3}", "epoch_selection=best-validation"]
