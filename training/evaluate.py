@@ -31,6 +31,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 import actionunits  # noqa: F401  (registers the models)
 from actionunits.action_units import au_label
 from actionunits.adapters import FORMATS, read_labels, read_predictions, score_predictions
+from actionunits.cli_common import find_model
 from actionunits.data import prepare_synthetic
 from actionunits.data.preparing import is_prepared, open_prepared
 from actionunits.evaluation import (
@@ -58,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif args.predictions:
         report = measure_predictions(args)
     else:
-        pairs = [{"model": model, "fold": fold} for model in args.model for fold in args.fold]
+        models = [find_model(model) for model in args.model]
+        pairs = [{"model": model, "fold": fold} for model in models for fold in args.fold]
         reports = [measure_model(argparse.Namespace(**vars(args) | pair), state) for pair in pairs]
         apart = reports[: len(args.fold)]  # every model is measured on the same folds
         report = mean_over_folds(reports, apart) if len(reports) > 1 else reports[0]
@@ -73,7 +75,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", nargs="+", help="model folder or Hub name; of several the mean")
+    what.add_argument(
+        "--model", nargs="+", help="folder, name on the Hub or in the package; of several the mean"
+    )
     what.add_argument("--predictions", nargs="+", type=Path, metavar="CSV", help="what another tool wrote")
     what.add_argument("--reports", nargs="+", type=Path, metavar="JSON", help="folds to average")
     what.add_argument("--matrix", nargs="+", metavar="TRAINED:TESTED=JSON", help="reports across corpora")

@@ -121,6 +121,12 @@ def test_a_model_goes_on_reading_places_that_the_corpus_does_not_label(measure, 
     assert found == pytest.approx(wanted, abs=1e-6)
 
 
+def test_models_of_the_package_go_by_name_and_folders_that_are_none_are_named(measure, corpus, tmp_path):
+    assert measure("--model", "geometry", "--data", corpus)["pictures"] == 8
+    with pytest.raises(ValueError, match="typo is no folder, and no name on the Hub"):
+        measure("--model", tmp_path / "typo", "--data", corpus)
+
+
 def test_what_is_missing_is_asked_for(measure, capsys):
     for arguments, message in [
         (["--model", "m"], "needs --data"),
