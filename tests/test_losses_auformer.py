@@ -167,6 +167,7 @@ def test_figure_3_is_drawn_from_the_losses(tmp_path):
     )
     assert list(plot.losses_panel(p)) == ["WCE", "WA", "MWA, m = 0.1", "MWA, m = 0.2", "MWA, m = 0.3"]
     torch.testing.assert_close(plot.losses_panel(p)["WCE"], p)
-    plot.main([str(tmp_path / "fig3.png")])
-    colours = {colour for _, colour in Image.open(tmp_path / "fig3.png").getcolors(10**6)}
+    output = tmp_path / "figures" / "fig3.png"  # a folder that is not there yet
+    plot.main([str(output)])
+    colours = {colour for _, colour in Image.open(output).getcolors(10**6)}
     assert colours.issuperset(ImageColor.getrgb(colour) for colour in plot.COLOURS)

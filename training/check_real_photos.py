@@ -43,6 +43,8 @@ LARGEST = 1280  # pixels; larger pictures are reduced, as a user would
 def main() -> None:
     """Run the checks that the command line asks for and print their tables."""
     args = parse_arguments()
+    if args.output:  # before the minutes that the figures take
+        args.output.parent.mkdir(parents=True, exist_ok=True)
     detect = pipeline("au-detection", model=args.model)  # type: ignore[call-overload]
     report = {}
     if args.archives:

@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=from_zero, default=0)
     parser.add_argument("--output", type=Path, required=True, help="PNG file")
     args = parser.parse_args(arguments)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     faces = read_faces(args)
     rows = [model_panels(name, faces, args.seed) for name in args.models]
     image = draw_rows(rows)

@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for column, (title, curves) in enumerate((("a", losses_panel(p)), ("b", difficulties_panel(p)))):
         panel = draw_panel(f"({title}) gradient of a non-occurrence", p, curves)
         image.paste(panel, (column * width, 0))
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     image.resize((2 * PANEL[0], PANEL[1]), Image.Resampling.LANCZOS).save(args.output)
     print(f"wrote {args.output}")
 

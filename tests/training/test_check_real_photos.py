@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import tarfile
 
 import numpy as np
@@ -49,6 +50,15 @@ def test_figures_of_one_au_by_hand(check):
         "hits": 1,
     }
     assert check.au_figures(present[1:], score[1:], active[1:])["auc"] is None
+
+
+def test_a_new_folder_for_the_figures_is_made_first(check, monkeypatch, tmp_path):
+    output = tmp_path / "new" / "figures.json"
+    monkeypatch.setattr("sys.argv", ["x", "--photos", "-", "--output", str(output)])
+    monkeypatch.setattr(check, "pipeline", lambda *args, **kwargs: None)
+    monkeypatch.setattr(check, "check_neutral_portraits", lambda *args: {"made": output.parent.is_dir()})
+    check.main()
+    assert json.loads(output.read_text()) == {"neutral portraits": {"made": True}}
 
 
 def test_a_face_is_taken_by_its_place(check):

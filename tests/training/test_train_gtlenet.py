@@ -123,7 +123,7 @@ def test_embeddings_become_a_picture(corpus, encoder_folder, tmp_path):
     model = GtleNetForAUDetection.from_encoder(encoder_folder, aus=[12, 45, 1], **fields)
     model.save_pretrained(tmp_path / "model")
     AUImageProcessor(**model.config.processor_options).save_pretrained(tmp_path / "model")
-    output = tmp_path / "fig6.png"
+    output = tmp_path / "figures" / "fig6.png"  # a folder that is not there yet
     arguments = ["--models", tmp_path / "model", "--data", corpus, "--split", "train", "--output", output]
     script.main([*map(str, arguments), "--pictures", "20"])
     columns, rows = 2, 1  # AU45 is not in the corpus
