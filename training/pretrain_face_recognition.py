@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
@@ -41,11 +42,13 @@ from network_training import (
     RunLog,
     ShuffledBatches,
     WarmupCosine,
+    network_config,
     read_state,
     replace_folder,
     seeded_generator,
 )
 from number_options import from_one, from_zero, not_negative, positive, share
+from recipe import NetworkRecipe
 
 UNREADABLE = -100  # label of a picture that cannot be read; the loss leaves it out
 SAID_ANEW = ("output", "data", "cache", "workers")  # what another command may change about the same run
@@ -91,7 +94,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--precision", default="fp32", choices=["fp32", "bf16"])
     add("--workers", type=from_zero, default=0, help="processes that read pictures")
     add("--seed", type=from_zero, default=0)
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if not isinstance(args.config, dict):
+        parser.error(f'--config {args.config!r} is no table of keys and values, such as {{"image_size": 96}}')
+    try:
+        build_config(args)  # a mistyped key is told of before days of training at another size
+    except (ValueError, StrictDataclassError) as error:
+        parser.error(f"--config: {error}")
+    return args
 
 
 def open_run(args: argparse.Namespace) -> bool:
@@ -330,8 +340,9 @@ class Training:
 
 def build_config(args: argparse.Namespace) -> GdaConfig:
     """The backbone's sizes."""
-    make = getattr(GdaConfig, args.preset) if args.preset else GdaConfig
-    return make(**args.config)
+    network = NetworkRecipe("au-gda", preset=args.preset, config=args.config)
+    config: Any = network_config(network, **network.config)
+    return config
 
 
 def verification_auc(embeddings: Tensor, people: Tensor) -> float:

@@ -109,6 +109,8 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.fine and not args.init:
         parser.error("--fine needs --init: the folder of the network whose answers are to be corrected")
+    if args.init and not (args.init / "config.json").is_file():
+        parser.error(f"--init {args.init} holds no network: there is no config.json in it")
     return args
 
 

@@ -321,6 +321,14 @@ def test_a_corpus_smaller_than_a_batch_is_refused(script, corpus, tmp_path, monk
         script.main()
 
 
+def test_a_network_to_start_from_that_is_not_there_is_named(script, tmp_path, monkeypatch, capsys):
+    words = ["x", "--data", "-", "--output", str(tmp_path / "run"), "--init", str(tmp_path / "typo")]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit):
+        script.main()
+    assert "typo holds no network" in capsys.readouterr().err
+
+
 def test_an_empty_folder_is_named(script, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"train-\*.parquet"):
         script.read_split(tmp_path, "train")

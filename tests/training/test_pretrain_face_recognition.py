@@ -132,6 +132,17 @@ def test_a_command_that_found_too_little_claims_no_folder(run):
     assert (run("run") / "model" / "config.json").is_file()
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [('{"hiden_size": 8}', r"unknown keys ['hiden_size']"), ("[8]", "--config [8] is no table")],
+)
+def test_a_mistyped_config_is_refused(pretrain, tmp_path, capsys, config, message):
+    with pytest.raises(SystemExit):
+        pretrain.main(["--data", "-", "--output", str(tmp_path / "run"), "--config", config])
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_verification_is_the_share_of_pairs_in_order(pretrain):
     embeddings = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
     assert pretrain.verification_auc(embeddings, torch.tensor([0, 0, 1, 1])) == 1.0
