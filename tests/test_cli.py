@@ -1,4 +1,5 @@
 import csv
+import importlib
 import io
 import json
 import os
@@ -145,6 +146,33 @@ def test_what_was_done_before_an_interruption_is_given(detect, photo_path, tmp_p
     (record,) = json.loads((tmp_path / "results.json").read_text())
     assert record["photo"] == str(photo_path) and len(record["faces"]) == 1
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 2
+
+
+def test_ctrl_c_ends_the_command_in_one_line(monkeypatch, capsys):
+    def stopped():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "main", stopped)
+    assert cli.console() == 130
+    assert capsys.readouterr() == ("", "actionunits: stopped\n")
+
+
+@pytest.mark.parametrize("buffering", [-1, 1])
+@pytest.mark.parametrize("command", [["corpus", "list"], ["--help"]])
+def test_a_reader_that_goes_ends_the_command_in_silence(monkeypatch, capsys, buffering, command):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", buffering) as pipe:  # closing it would raise what Python says at exit
+        monkeypatch.setattr(sys, "stdout", pipe)
+        monkeypatch.setattr(sys, "argv", ["actionunits", *command])
+        assert cli.console() == 141
+    assert capsys.readouterr().err == ""
+
+
+def test_the_shell_runs_what_ends_quietly():
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    assert '\nactionunits = "actionunits.cli:console"\n' in project
+    assert importlib.import_module("actionunits.__main__").console is cli.console
 
 
 def test_no_face_is_said(detect, no_face, tmp_path):

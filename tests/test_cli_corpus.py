@@ -1,7 +1,9 @@
 """`actionunits corpus`: layouts that are shown and written, checks with exit codes, preparation."""
 
+import io
 import json
 import shutil
+import sys
 
 import pytest
 from PIL import Image
@@ -69,6 +71,16 @@ def test_list_and_usage(capsys):
     with pytest.raises(SystemExit) as exit_:
         main(["corpus", "check", "bp5d", "."])
     assert exit_.value.code == 2
+
+
+def test_a_reader_that_goes_is_no_fault_of_the_disc(monkeypatch):
+    class Pipe(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Pipe())
+    with pytest.raises(BrokenPipeError):
+        main(["corpus", "layout", "gft"])
 
 
 def test_prepare(tmp_path, capsys):

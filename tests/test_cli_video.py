@@ -1,4 +1,5 @@
 import csv
+import io
 import sys
 
 import numpy as np
@@ -185,6 +186,16 @@ def test_an_interruption_leaves_nothing_behind(video, clip, tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         video(clip, "--csv", "--parquet", "--overlay")
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+def test_a_reader_that_goes_is_no_fault_of_the_video(video, clip, monkeypatch):
+    class Pipe(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Pipe())
+    with pytest.raises(BrokenPipeError):
+        video(clip)
 
 
 def test_without_pyav_the_extra_is_named(video, clip, monkeypatch):

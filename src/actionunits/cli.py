@@ -5,7 +5,8 @@
     actionunits corpus list | layout | check | extract | prepare ...
     actionunits export FOLDER --onnx | --code
 
-Exit codes: 0 every photo or video had a face, 1 one could not be read or had no face, 2 wrong usage.
+Exit codes: 0 every photo or video had a face, 1 one could not be read or had no face, 2 wrong usage,
+130 stopped with Ctrl-C, 141 what it is piped into does not read on.
 """
 
 import argparse
@@ -49,6 +50,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.output is not None:
         check_inputs_stay(args, args.photos, r"_au\.png|_maps_\d+\.png" if args.maps else r"_au\.png")
     return _detect(load_pipeline(args), args)
+
+
+def console() -> int:
+    """Run the command for the shell: who stops it, or what does not read on, is answered by no traceback."""
+    try:
+        try:
+            return main()
+        finally:
+            sys.stdout.flush()  # at the exit of Python it would be too late to catch what this raises
+    except KeyboardInterrupt:
+        print("actionunits: stopped", file=sys.stderr)
+        return 130  # 128 + SIGINT, as shells say it
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes what Python flushes at exit
+        return 141  # 128 + SIGPIPE
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -226,4 +242,4 @@ def _write(path: Path, data: bytes) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console())

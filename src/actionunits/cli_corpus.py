@@ -72,6 +72,8 @@ def _guarded(run: Callable[[argparse.Namespace], int], args: argparse.Namespace)
     """Say what is wrong with a disc in a sentence instead of a traceback."""
     try:
         return run(args)
+    except BrokenPipeError:  # says nothing of the disc
+        raise
     except (OSError, ValueError, ImportError) as error:
         print(f"actionunits corpus: {error}", file=sys.stderr)
         return 1

@@ -71,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
             failed |= not _analyse(detect, name, stem, thresholds, args)
         except ImportError as error:
             args.usage_error(str(error))
+        except BrokenPipeError:  # nobody reads the summaries any more
+            raise
         except (OSError, ValueError) as error:
             tqdm.write(f"{name}: skipped. {error}", file=sys.stderr)
             failed = True
