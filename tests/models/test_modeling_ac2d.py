@@ -282,6 +282,20 @@ def test_gelu_linear_equals_its_parts():
     assert torch.autograd.gradcheck(ac2d.GeluLinear.apply, (hidden, weight, bias))
 
 
+def test_weights_and_pictures_may_be_mapped_over():
+    """What `torch.func.vmap` makes of the attentions and perceptrons that compute their own gradients."""
+    model, inputs = TestAc2d().make_model(), TestAc2d().make_inputs(TestAc2d().make_config())
+
+    def logits(weights, *args):
+        return torch.func.functional_call(model, weights, args, {"output_au_attentions": True}).logits
+
+    several = {name: torch.stack([p, 1.1 * p]).detach() for name, p in model.named_parameters()}
+    answers = torch.func.vmap(logits, in_dims=(0, None, None))(several, *inputs.values())
+    for i, answer in enumerate(answers):
+        expected = logits({name: values[i] for name, values in several.items()}, *inputs.values())
+        torch.testing.assert_close(answer, expected)
+
+
 @pytest.mark.parametrize("constraint", ["average", "each"])
 def test_trains_under_autocast(constraint):
     model, inputs, labels = make(constraint=constraint)

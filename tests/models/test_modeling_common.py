@@ -6,7 +6,7 @@ import inspect
 import accelerate
 import pytest
 import torch
-from torch.func import functional_call
+from torch.func import functional_call, grad
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 from transformers.utils.generic import find_labels
 
@@ -373,6 +373,18 @@ class AUModelTester:
         actual = functional_call(model, weights, (), inputs).logits
         model.load_state_dict(weights, strict=False)
         torch.testing.assert_close(actual, model(**inputs).logits)
+
+    def test_gradients_may_be_functions(self, model, inputs, labels):
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+        def loss(weights):
+            return functional_call(model, weights, (), inputs | {"labels": labels}).loss
+
+        gradients = grad(loss)({name: p.detach() for name, p in trained.items()})
+        model(**inputs, labels=labels).loss.backward()
+        for name, p in trained.items():
+            expected = torch.zeros_like(p) if p.grad is None else p.grad
+            torch.testing.assert_close(gradients[name], expected, msg=name)
 
     def test_every_linear_layer_may_be_another(self, model, inputs, labels):
         merged = copy.deepcopy(model)

@@ -623,13 +623,13 @@ class SummarizedAttention(torch.autograd.Function):
     to get all gradients, a chunk of samples at a time, from queries, keys and values alone.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, want_log: bool
+        query: Tensor, key: Tensor, value: Tensor, scaling: float, want_log: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return A V and the means."""
-        ctx.save_for_backward(query, key, value)
-        ctx.scaling, ctx.want_log = scaling, want_log
         results: list[tuple[Tensor, ...]] = []
         for q, k, v in chunks(query, key, value):
             scores = _scores(q, k, scaling)
@@ -638,6 +638,12 @@ class SummarizedAttention(torch.autograd.Function):
             results.append((weights.to(v.dtype) @ v, weights.mean((1, 2)), *logs))
         attended, mean, *log = (torch.cat(parts) for parts in zip(*results, strict=True))
         return attended, mean, log[0] if want_log else None
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Keep what the way back needs; apart from `forward`, for `torch.func` asks for that."""
+        query, key, value, ctx.scaling, ctx.want_log = inputs
+        ctx.save_for_backward(query, key, value)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -684,12 +690,19 @@ class GeluLinear(torch.autograd.Function):
     So training keeps the hidden layer once, not twice: a fifth of all that it keeps.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """(..., H), (C, H) and (C,) -> (..., C)."""
+        return F.linear(F.gelu(hidden), weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Keep what the way back needs."""
+        hidden, weight, bias = inputs
         ctx.save_for_backward(hidden, weight)
         ctx.bias_dtype = bias.dtype
-        return F.linear(F.gelu(hidden), weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
