@@ -150,6 +150,21 @@ def test_a_name_that_is_taken_costs_only_its_file(video, clip, tmp_path):
     assert (tmp_path / "clip_timeline.png").is_file()
 
 
+def test_a_video_that_ffmpeg_cannot_write_costs_only_that_file(video, photo, tmp_path, monkeypatch):
+    day = 95_443.7  # and two hours: where the clock of a transport stream begins anew
+
+    def answers(detect, video, **kwargs):
+        for i, time in enumerate([0.0, 0.04, day if video == "gap.ts" else 0.08]):
+            yield {"frame": i, "timestamp": time, "faces": [], "image": photo}
+
+    monkeypatch.setattr("actionunits.pipelines.au_detection.answer_video", answers)
+    code, out, err = video("gap.ts", "clip.ts", "--csv", "--overlay")
+    assert code == 1 and "gap_au.mp4 could not be written: " in err
+    assert "gap.ts: 3 frames" in out and "clip.ts: 3 frames" in out
+    assert {path.name for path in tmp_path.iterdir()} == {"gap_au.csv", "clip_au.csv", "clip_au.mp4"}
+    assert len(rows(tmp_path / "gap_au.csv")) == 3
+
+
 def test_an_output_that_is_no_folder_is_named(video, clip, tmp_path):
     (tmp_path / "file").touch()
     code, _, err = video(clip, "--output", "file")

@@ -320,6 +320,23 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, pictures):
     assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (7, 1)])
+def test_pictures_too_small_for_the_encoder_are_written_larger(tmp_path, size):
+    with write_video(tmp_path / "out.mp4") as video:
+        video.add(Image.new("RGB", size, "white"), 0.0)
+    (frame,) = VideoReader(tmp_path / "out.mp4")
+    assert frame.picture.size == tuple(2 * max(side // 2, 1) for side in size)
+    assert np.asarray(frame.picture).min() > 240
+
+
+@pytest.mark.parametrize(("width", "times"), [(20_000, [0]), (32, [0, 0.04, 95_443.7])])
+def test_what_ffmpeg_cannot_write_is_told_as_such(tmp_path, width, times):
+    with pytest.raises(VideoError, match="cannot write"), write_video(tmp_path / "out.mp4") as video:
+        for time in times:  # the last one: where the clock of a transport stream begins anew
+            video.add(Image.new("RGB", (width, 32)), time)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["10:30.mp4", "pipe:0.mp4", "http:x.mp4"])
 def test_names_that_look_like_protocols_are_files(name, tmp_path, pictures, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -15,7 +15,7 @@ from actionunits.cli_common import add_model_options, check_inputs_stay, load_pi
 from actionunits.files import whole_file
 from actionunits.image_processing_au import decision_thresholds
 from actionunits.timeline import Timeline
-from actionunits.video import write_video
+from actionunits.video import VideoError, write_video
 from actionunits.video_tables import FORMS, write_csv, write_parquet
 from actionunits.visualization import draw_frame
 
@@ -139,10 +139,10 @@ class _Apart:
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
+        except (OSError, VideoError) as error:
             self._take = None
             self._problems.append(_unwritten(self._path, error))
-            with suppress(OSError):  # what was written goes, and makes room for the others
+            with suppress(OSError, VideoError):  # what was written goes, and makes room for the others
                 self._stack.__exit__(type(error), error, error.__traceback__)
 
 
@@ -154,11 +154,12 @@ def _draw(timeline: Timeline, path: Path, problems: list[str]) -> None:
         problems.append(_unwritten(path, error))
 
 
-def _unwritten(path: Path, error: OSError) -> str:
-    return (
-        f"{path} could not be written: {error.strerror or error}; make room, or name another --output. "
-        "The other files are not touched by this."
-    )
+def _unwritten(path: Path, error: OSError | VideoError) -> str:
+    others = "The other files are not touched by this."
+    if isinstance(error, VideoError):
+        return f"{path} could not be written: {error} {others}"
+    reason = error.strerror or error
+    return f"{path} could not be written: {reason}; make room, or name another --output. {others}"
 
 
 def _sinks(

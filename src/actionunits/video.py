@@ -192,6 +192,10 @@ def write_video(path: str | os.PathLike, encoder: str | None = None) -> Iterator
         path: Where to.
         encoder: One of FFmpeg's encoders; by default the first of `ENCODERS` that there is.
 
+    Raises:
+        OSError: The disk does not take it.
+        VideoError: FFmpeg does not: pictures larger than the encoder's can be, a gap of a day between times.
+
     Example:
         >>> with write_video("out.mp4") as video:
         ...     video.add(picture, timestamp=0.04)
@@ -207,6 +211,17 @@ def write_video(path: str | os.PathLike, encoder: str | None = None) -> Iterator
         writer.finish()
 
 
+@contextmanager
+def _refusal_told() -> Iterator[None]:
+    """Make a `VideoError` of what FFmpeg refuses; what the disk does is an `OSError` already."""
+    try:
+        yield
+    except _import_av().FFmpegError as error:
+        if isinstance(error, OSError):
+            raise
+        raise VideoError(f"FFmpeg cannot write such a video: {error.strerror}.") from error
+
+
 class VideoWriter:
     """What `write_video` opens: takes pictures one by one."""
 
@@ -216,6 +231,7 @@ class VideoWriter:
         self._stream: Any = None
         self._last = -1  # time of the last picture [1 / _TICKS s]
 
+    @_refusal_told()
     def add(self, picture: Image.Image, timestamp: float) -> None:
         """Append a picture; the size of the first, made even, is that of the video.
 
@@ -232,6 +248,7 @@ class VideoWriter:
         frame.pts, frame.time_base = self._last, Fraction(1, _TICKS)
         self._container.mux(self._stream.encode(frame))
 
+    @_refusal_told()
     def finish(self) -> None:
         """Write out what the encoder still holds.
 
@@ -246,7 +263,8 @@ class VideoWriter:
         stream = self._container.add_stream(
             self._encoder, rate=30, options=ENCODERS.get(self._encoder, {})
         )  # the rate is a hint, the times of the frames say the rest
-        stream.width, stream.height = (side - side % 2 for side in size)  # chroma is stored for 2 x 2 pixels
+        # chroma is stored for 2 x 2 pixels
+        stream.width, stream.height = (max(side - side % 2, 2) for side in size)
         stream.pix_fmt = "yuv420p"
         stream.codec_context.time_base = Fraction(1, _TICKS)
         return stream
