@@ -75,6 +75,25 @@ def test_sizes_of_other_models(photo, landmarks):
     np.testing.assert_allclose((five[0] - 111.5) / (five[1] - 111.5), 256 / 224, rtol=1e-3)
 
 
+def test_sharpening_adds_what_a_gaussian_of_one_pixel_takes_away(photo, landmarks):
+    plain = AUImageProcessor(do_rescale=False, do_normalize=False)
+    sharp = AUImageProcessor(do_rescale=False, do_normalize=False, sharpen=1.5)
+    before, after = (p(photo, landmarks=landmarks)["pixel_values"][0] for p in (plain, sharp))
+    near = np.arange(-5, 6)
+    weights = np.exp(-(near[:, None] ** 2 + near**2) / 2)
+    for channel, row, column in ((0, 40, 50), (1, 56, 30), (2, 90, 60)):
+        patch = before[channel, row - 5 : row + 6, column - 5 : column + 6]
+        mean = (weights * patch).sum() / weights.sum()
+        expected = np.clip(patch[5, 5] + 1.5 * (patch[5, 5] - mean), 0, 255)
+        assert after[channel, row, column] == pytest.approx(expected, abs=0.02)
+    assert after.min() == 0 and after.max() == 255  # what goes beyond is cut off
+    flat = Image.new("RGB", (112, 112), (90, 120, 200))
+    at_ease = sharp(flat, do_align=False)["pixel_values"][0]
+    np.testing.assert_allclose(at_ease.mean((1, 2)), [90, 120, 200], atol=1e-3)
+    at_call = plain(photo, landmarks=landmarks, sharpen=1.5)["pixel_values"][0]
+    np.testing.assert_array_equal(at_call, after)
+
+
 def test_several_pictures_and_every_form_of_landmarks(processor, photo, landmarks):
     mirrored = ImageOps.mirror(photo)
     other = landmarks * [-1, 1] + [199, 0]
@@ -226,6 +245,9 @@ WRONG_VALUES = [
     ({"image_mean": np.nan}, "image_mean must be a number, or three"),
     ({"rescale_factor": 0.0}, "rescale_factor multiplies"),
     ({"rescale_factor": np.nan}, "rescale_factor multiplies"),
+    ({"sharpen": -1}, "sharpen=-1 must be 0"),
+    ({"sharpen": np.nan}, "sharpen=nan must be 0"),
+    ({"sharpen": np.inf}, "sharpen=inf must be 0"),
     ({"data_format": "channels_last"}, "'channels_last': the models take"),
     ({"do_resize": False}, "no effect"),
     ({"do_resize": True}, "do_resize has no effect"),

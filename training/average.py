@@ -6,7 +6,8 @@
 
 The networks are of different kinds (`EnsembleConfig` has a field for each), trained on one corpus, on faces
 aligned, cropped and normalised alike. The first command writes `ensemble/model` without figures, the second
-chooses its thresholds, measures, and writes the card.
+chooses its thresholds, measures, and writes the card. Pictures are as large and as sharp as the first of the
+networks with the largest input has them.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def average(
     run = {
         "name": name,
         "member": "",
-        "recipe": shared_recipe(folders, runs) | {"name": name, "networks": {}},
+        "recipe": shared_recipe(folders, runs) | {"name": name, "networks": {}, "sharpen": processor.sharpen},
         "members": {member: run_of(model.config.networks[member], runs) for member in model.networks},
         "corpus": runs[0]["corpus"],
         "inherited": {name: of for run in runs for name, of in run.get("inherited", {}).items()},
@@ -144,12 +145,13 @@ def shared_recipe(folders: Sequence[Path], runs: Sequence[Mapping[str, Any]]) ->
 
 
 def check_pictures(folders: Sequence[Path], processors: Sequence[AUImageProcessor]) -> None:
-    """Refuse networks whose pictures differ in more than their size.
+    """Refuse networks whose pictures differ in more than their size and how they are sharpened.
 
     Raises:
         ValueError: They do; the message names the option.
     """
-    own = {"size": None, "aus": None}  # networks may read the centres of other places
+    # All see the largest picture, reduced. Networks may read the centres of other places.
+    own = {"size": None, "sharpen": None, "aus": None}
     first, *others = ({**processor.to_dict(), **own} for processor in processors)
     for folder, options in zip(folders[1:], others, strict=True):
         for key in sorted(first.keys() | options.keys()):

@@ -119,6 +119,7 @@ class Recipe:
         geometry: Sizes of the aligned face, the crop and the input.
         image_mean: Subtracted from the channels, which lie in [0, 1].
         image_std: Divides them.
+        sharpen: `AUImageProcessor.sharpen` of pictures in use; those of training stay as they are.
         clips: Clips that a network of videos trains on; `batch_size` then counts clips.
         augmentation: What varies between epochs.
         plain_epochs: Epochs at the start in which only the mirror image varies: a transformer that starts
@@ -164,6 +165,7 @@ class Recipe:
     geometry: InputGeometry = InputGeometry()
     image_mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
     image_std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
+    sharpen: float = 0.0
     clips: ClipRecipe = ClipRecipe()
     augmentation: Augmentation = Augmentation()
     plain_epochs: int = 0
@@ -222,7 +224,7 @@ class Recipe:
             raise ValueError(f"teacher_weight={self.teacher_weight} must lie in (0, 1].")
         if self.teachers and self.target != "intensity":
             raise ValueError(f"teachers={self.teachers} soften labels; with them goes target=intensity.")
-        for name in ("plain_epochs", "workers", "weight_decay"):
+        for name in ("plain_epochs", "workers", "weight_decay", "sharpen"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
         if not 0 <= self.seed < 2**32:

@@ -305,6 +305,7 @@ def build_processor(recipe: Recipe, alignment: str = "level_eyes") -> AUImagePro
         size={"height": size, "width": size},
         image_mean=list(recipe.image_mean),
         image_std=list(recipe.image_std),
+        sharpen=recipe.sharpen,
         aus=list(recipe.aus),
     )
 

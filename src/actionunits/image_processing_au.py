@@ -17,6 +17,7 @@ from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from huggingface_hub.dataclasses import validate_typed_dict
@@ -45,6 +46,7 @@ class AUImageProcessorKwargs(ImagesKwargs, total=False):
     aus: list[int]
     au_definition: str
     antialias: bool
+    sharpen: int | float
     alignment_version: int
 
 
@@ -59,6 +61,8 @@ class AUImageProcessor(PilBackend):
         crop_size: Its middle that is kept; as large as `aligned_size` to keep it all.
         size: Width and height of the model's input.
         antialias: Average photo pixels where the face shrinks to less than half.
+        sharpen: Unsharp masking: how often the details of the input, which a Gaussian of one pixel would take
+            away, are added to it; 0 leaves it as it is.
         landmark_scheme: Scheme that given landmarks must have; by default their number tells.
         aus: Action units, in the order of the model's outputs, whose centres are emitted.
         au_definition: Where the centres lie: "shao", "lac" (see `au_regions`), or "none" for no centres.
@@ -84,6 +88,7 @@ class AUImageProcessor(PilBackend):
     crop_size = {"height": 176, "width": 176}
     size = {"height": 112, "width": 112}
     antialias = True
+    sharpen = 0.0
     landmark_scheme = None
     aus = list(CORPUS_AUS["bp4d"])
     au_definition = "shao"
@@ -234,8 +239,8 @@ class AUImageProcessor(PilBackend):
         """One face -> pixels (3, S, S), alignment (2, 3), centres (m, 2, 2) or None."""
         points, scheme = _find_landmarks(picture, points, box, detector, options)
         alignment = self._photo_to_input(picture.size, points, scheme, {**vars(self), **vars(options)})
-        pixels = np.asarray(alignment.warp(picture, antialias=options.antialias)).transpose(2, 0, 1)
-        pixels = pixels.astype(np.float32)
+        pixels = np.asarray(alignment.warp(picture, antialias=options.antialias), np.float32)
+        pixels = _sharpened(pixels, options.sharpen).transpose(2, 0, 1)
         if options.do_rescale:
             pixels = self.rescale(pixels, options.rescale_factor)
         if options.do_normalize:
@@ -343,6 +348,8 @@ def _check_options(options: Any) -> None:
 
 def _check_numbers(options: Any) -> None:
     """Refuse numbers that would make the pixels no numbers, or all of them one."""
+    if not 0 <= options.sharpen < np.inf:
+        raise ValueError(f"sharpen={options.sharpen} must be 0 (as it is) or a number above it, such as 1.5.")
     if options.do_rescale and not (np.isfinite(options.rescale_factor) and options.rescale_factor):
         raise ValueError(
             f"rescale_factor multiplies the pixels, so it cannot be {options.rescale_factor}; take 1 / 255."
@@ -390,6 +397,12 @@ def _find_landmarks(
 @lru_cache(maxsize=1)
 def _default_detector() -> FaceDetector:
     return FaceDetector()
+
+
+def _sharpened(pixels: np.ndarray, amount: float) -> np.ndarray:
+    if not amount:
+        return pixels
+    return (pixels + amount * (pixels - cv2.GaussianBlur(pixels, (0, 0), sigmaX=1))).clip(0, 255)
 
 
 def _centers(points: np.ndarray, scheme: Any, options: Any) -> np.ndarray | None:

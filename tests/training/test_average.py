@@ -68,6 +68,15 @@ def test_weights_and_places_travel_into_the_folder(average, folders, run, tmp_pa
     assert "network_weights has 'gda': -1.0; it takes positive numbers" in capsys.readouterr().err
 
 
+def test_pictures_are_as_sharp_as_the_largest_networks_are(average, folders, tmp_path):
+    for folder, amount in zip(folders, (1.5, 1.5, 0.0), strict=True):
+        processor = json.loads((folder / "preprocessor_config.json").read_text()) | {"sharpen": amount}
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    average.average([folders[2], *folders[:2]], tmp_path / "model")
+    assert AutoImageProcessor.from_pretrained(tmp_path / "model").sharpen == 1.5
+    assert json.loads((tmp_path / "model" / "run.json").read_text())["recipe"]["sharpen"] == 1.5
+
+
 def test_no_network_is_overwritten_by_the_mean(average, tmp_path, capsys):
     for name in ("lsc", "gda"):
         shutil.copytree(checkpoint(name), tmp_path / name / "model")

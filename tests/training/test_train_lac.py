@@ -27,12 +27,12 @@ CLIPS = {"length": 2, "subsequences": 4}  # three people of eight pictures, take
 
 
 def test_it_trains_on_pictures(run):
-    output = run(networks=LAC, image_mean=[0.485, 0.456, 0.406])
+    output = run(networks=LAC, image_mean=[0.485, 0.456, 0.406], sharpen=0.5)
     model = AutoModel.from_pretrained(output / "model")
     assert type(model) is LacForAUDetection
     assert [int(each.epochs) for each in model.statistics.values()] == [2, 2, 2]
     processor = AutoImageProcessor.from_pretrained(output / "model")
-    assert list(processor.image_mean) == [0.485, 0.456, 0.406]
+    assert list(processor.image_mean) == [0.485, 0.456, 0.406] and processor.sharpen == 0.5
     metrics = json.loads((output / "model" / "metrics.json").read_text())
     assert metrics["validation"]["pictures"] == 8
 
