@@ -1,5 +1,7 @@
 """The network that reads places: its answer written naively, its statistics, and what it does not see."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -77,6 +79,29 @@ def test_statistics_are_those_of_all_faces_seen():
     standardised = layer(seen)
     torch.testing.assert_close(standardised.mean(0), torch.zeros(5), atol=1e-5, rtol=0)
     torch.testing.assert_close(standardised.std(0, correction=0), torch.ones(5), atol=1e-3, rtol=0)
+
+
+def _worker(rank, folder, seen):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    layer = Standardization(seen.shape[1]).train()
+    for batch in seen.split([10, 3, 10]):
+        layer(batch[rank::2])
+    torch.save(layer.state_dict(), f"{folder}/{rank}.pt")
+    os._exit(0)  # freeing a gloo group right after a collective can deadlock on the interpreter lock
+
+
+@pytest.mark.slow
+def test_processes_share_what_they_have_seen(tmp_path):
+    seen = torch.randn(23, 5, generator=torch.Generator().manual_seed(0)) * 0.1 + 0.3
+    torch.multiprocessing.spawn(_worker, (str(tmp_path), seen), nprocs=2)
+    for rank in range(2):
+        state = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        torch.testing.assert_close(state["mean"], seen.mean(0))
+        torch.testing.assert_close(state["variance"], seen.var(0, correction=0))
+        assert state["count"] == 23
 
 
 def test_centres_that_are_missing_or_of_other_places_are_refused(tester, model):

@@ -18,7 +18,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import can_return_tuple
 
-from actionunits.modeling_au import AUClassifier, AUPreTrainedModel, or_default
+from actionunits.modeling_au import AUClassifier, AUPreTrainedModel, or_default, sum_over_processes
 from actionunits.modeling_outputs import AUDetectionOutput
 
 from .configuration_geometry import GeometryConfig
@@ -134,20 +134,22 @@ class Standardization(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardise x; in training, after taking it into account."""
-        if self.training and len(x):
+        if self.training:
             self._see(x.detach())
         return (x - self.mean) / (self.variance + SMALLEST_VARIANCE).sqrt()
 
     def _see(self, x: Tensor) -> None:
-        """Merge mean and variance of x into those of all before it."""
-        share = len(x) / (self.count + len(x))  # of the new ones among all
-        step = x.mean(0) - self.mean
-        variance = torch.lerp(
-            self.variance, x.var(0, correction=0).to(self.variance), share.to(self.variance)
-        )
-        self.variance.copy_(variance + share * (1 - share) * step**2)
+        """Merge mean and variance of x, of which every process has a share, into those of all before it."""
+        x = x.to(self.mean)
+        new = sum_over_processes(torch.full_like(self.count, len(x)))
+        mean = sum_over_processes(x.sum(0)) / new.clamp(min=1)
+        variance = sum_over_processes(((x - mean) ** 2).sum(0)) / new.clamp(min=1)
+        share = new / (self.count + new).clamp(min=1)  # of the new ones among all
+        step = mean - self.mean
+        self.variance.copy_(torch.lerp(self.variance, variance, share.to(variance)))
+        self.variance.add_(share * (1 - share) * step**2)
         self.mean.add_(share * step)
-        self.count.add_(len(x))
+        self.count.add_(new)
 
 
 class GeometryLayer(GradientCheckpointingLayer):
