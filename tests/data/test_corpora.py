@@ -66,6 +66,13 @@ def test_the_cache_holds_paths_and_no_pictures(load, discs, tmp_path):
     assert arrow < pictures
 
 
+def test_rows_of_a_relative_folder_find_their_pictures_from_anywhere(load, discs, tmp_path, monkeypatch):
+    monkeypatch.chdir(discs)
+    rows = load("bp4d", root="bp4d", split="full")
+    monkeypatch.chdir(tmp_path)
+    assert rows[0]["image"].size == load("bp4d", split="full")[0]["image"].size
+
+
 def test_bp4d_labels_are_those_of_the_csv_columns_by_name(load, discs):
     rows = load("bp4d", aus=[12, 1])
     text = (discs / "bp4d" / "AUCoding" / "AU_OCC" / "M001_T2.csv").read_text().splitlines()

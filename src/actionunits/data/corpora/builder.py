@@ -63,6 +63,7 @@ class CorpusBuilder(datasets.GeneratorBasedBuilder):
         cls, corpus: Corpus, root: Path, selection: Selection, cache_dir: str | Path | None = None
     ) -> CorpusBuilder:
         """The builder of a corpus, which is an attribute of a class of its own."""
+        root = root.absolute()  # so that its rows find their pictures wherever they are read
         kind = type(
             f"{type(corpus).__name__}Builder", (cls,), {"corpus": corpus, "__module__": cls.__module__}
         )
