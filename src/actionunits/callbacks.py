@@ -20,10 +20,13 @@ class EndOfEpochCallback(TrainerCallback):
         """End the epoch."""
         _end_epoch(**kwargs)
 
-    def on_epoch_begin(
+    def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """End the epoch before, where training resumes from a checkpoint saved just after its last step."""
+        """End the epoch before, where training resumes from a checkpoint saved just after its last step.
+
+        Not when the next epoch begins: after the last one none does.
+        """
         if state.epoch and float(state.epoch).is_integer():
             _end_epoch(**kwargs)
 

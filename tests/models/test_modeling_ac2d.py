@@ -652,9 +652,9 @@ def train_with_trainer(folder, resume=None, epochs=2, **values):
     return model
 
 
-@pytest.mark.parametrize(("deconfounding", "steps"), [("dynamic", [1, 2, 3]), ("static", [1])])
+@pytest.mark.parametrize(("deconfounding", "steps"), [("dynamic", [1, 2, 3, 4]), ("static", [1])])
 def test_trainer_updates_prototypes_and_resumes_exactly(tmp_path, deconfounding, steps):
-    """Two optimiser steps an epoch; a checkpoint amid an epoch, at its end, and in the next one."""
+    """Two optimiser steps an epoch; checkpoints amid an epoch, at its end, in the next one and at the end."""
     model = train_with_trainer(tmp_path / "run", deconfounding=deconfounding)
     assert model.branches["AU1"].intervention.prototype_count == 8
     assert model.prototypes.any()
