@@ -26,7 +26,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import actionunits  # noqa: F401  (registers the models)
 from actionunits.action_units import au_label
-from actionunits.data import AlignedFaces, AUCollator, InputGeometry, prepare_synthetic
+from actionunits.data import AlignedFaces, prepare_synthetic
 from actionunits.data.preparing import is_prepared, open_prepared
 from number_options import from_one, from_zero
 
@@ -98,15 +98,12 @@ def embed(name: str, faces: AlignedFaces, batch_size: int = 50) -> tuple[np.ndar
     if not hasattr(model, "au_embeddings"):
         raise ValueError(f"{name} is a {type(model).__name__}, which has no embedding an action unit.")
     processor = AutoImageProcessor.from_pretrained(name)
-    crop, size = processor.crop_size["height"], processor.size["height"]
-    geometry = InputGeometry(faces.aligned_size, crop, size)
-    collate = AUCollator(aus, faces.scheme, geometry, processor.image_mean, processor.image_std)
-    labelled = faces.with_aus(aus)
     results = []
     for start in range(0, len(faces), batch_size):
         rows = range(start, min(start + batch_size, len(faces)))
-        batch = {key: value.to(device) for key, value in labelled.__getitems__(rows).items()}
-        results.append(model.au_embeddings(collate.inputs(batch)["pixel_values"]).cpu())
+        pictures, landmarks = [faces.picture(row) for row in rows], [faces.landmarks[row] for row in rows]
+        inputs = processor(pictures, landmarks=landmarks, return_tensors="pt")  # sharpened as in use
+        results.append(model.au_embeddings(inputs["pixel_values"].to(device)).cpu())
     return torch.cat(results).numpy(), aus
 
 

@@ -134,6 +134,14 @@ def test_embeddings_become_a_picture(corpus, encoder_folder, tmp_path):
     embeddings, aus = script.embed(str(tmp_path / "model"), faces)
     assert aus == [12, 1]
     assert embeddings.shape == (5, 2, 8)
+    model = GtleNetForAUDetection.from_pretrained(tmp_path / "model", aus=aus).eval()
+    processor = AUImageProcessor(**model.config.processor_options, sharpen=1.5)
+    processor.save_pretrained(tmp_path / "model")
+    seen = processor([faces.picture(i) for i in range(5)], landmarks=list(faces.landmarks))["pixel_values"]
+    with torch.no_grad():
+        expected = model.au_embeddings(torch.tensor(np.array(seen)))
+    embeddings, _ = script.embed(str(tmp_path / "model"), faces)  # of the pictures that the model sees in use
+    np.testing.assert_allclose(embeddings, expected, atol=1e-5)
 
 
 def test_neighbours_of_the_same_label_by_hand():
