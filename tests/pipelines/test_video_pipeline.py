@@ -114,6 +114,20 @@ def test_frames_are_read_here_however_many_workers_pictures_have(escda_folder, d
 # --- what is missing --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("batch_size", [None, 4])
+@pytest.mark.parametrize("count", [0, 2, 4, 5])
+def test_a_camera_that_fails_costs_no_frame_before(still, photo, batch_size, count):
+    def camera():
+        yield from [photo] * count
+        raise RuntimeError("the camera is gone")
+
+    answered = []
+    with pytest.raises(RuntimeError, match="the camera is gone"):
+        for answer in still(video=camera(), batch_size=batch_size):
+            answered.append(answer)
+    assert [(answer["frame"], len(answer["faces"])) for answer in answered] == [(i, 1) for i in range(count)]
+
+
 def test_frames_without_a_face_keep_their_place(still, photo, no_face):
     answers = list(still(video=[no_face, photo, no_face], fps=10))
     assert answers[0] == {"frame": 0, "timestamp": 0.0, "faces": []}

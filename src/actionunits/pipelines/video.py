@@ -137,15 +137,22 @@ def _together(
 ) -> Iterator[tuple[Frame, list[dict[str, Any]]]]:
     """Let frames share forward passes; those of a batch wait for each other."""
     waiting: deque[Frame] = deque()
+    failure: Exception | None = None
 
     def shots() -> Iterator[Shot]:
-        for frame in frames:
-            waiting.append(frame)
-            yield Shot(frame.picture, tracker(frame.picture))
+        nonlocal failure
+        try:
+            for frame in frames:
+                waiting.append(frame)
+                yield Shot(frame.picture, tracker(frame.picture))
+        except Exception as error:  # raised when the frames before it, which wait for more, are answered
+            failure = error
 
     # A worker process would have a queue and a tracker of its own, whatever the pipeline was made with.
     for faces in detect(shots(), num_workers=0, **options):
         yield waiting.popleft(), faces
+    if failure is not None:
+        raise failure
 
 
 def _answer(frame: Frame, faces: list[dict[str, Any]], with_picture: bool) -> dict[str, Any]:
