@@ -165,6 +165,17 @@ def test_a_file_that_is_cut_off_gives_what_it_has(tmp_path, pictures):
     np.testing.assert_allclose([frame.timestamp for frame in frames], np.arange(9) * 0.04, atol=1e-6)
 
 
+@pytest.mark.parametrize("suffix", ["mkv", "flv"])
+def test_files_that_start_late_are_cut_off_where_they_are(tmp_path, pictures, suffix):
+    codec = "mpeg4" if suffix == "mkv" else "flv"
+    times_ms = [5000 + 40 * i for i in range(len(pictures))]
+    frames = list(VideoReader(toy_videos.write(tmp_path / f"clip.{suffix}", pictures, codec, times_ms)))
+    assert [frame.error for frame in frames] == [None] * len(pictures)
+    path = toy_videos.write(tmp_path / f"long.{suffix}", pictures * 6, codec, range(5000, 20000, 40))
+    *_, last = VideoReader(toy_videos.cut(path, 20))
+    assert re.fullmatch(r"the file is cut off here, 2\.\d s before its end", last.error)
+
+
 def test_a_matroska_file_that_is_cut_off(tmp_path, pictures):
     path = tmp_path / "clip.mkv"
     toy_videos.write(path, pictures * 6)

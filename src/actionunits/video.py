@@ -160,7 +160,7 @@ class VideoReader:
             if missing > 0:
                 frames = f"{missing} frame{'' if missing == 1 else 's'}"
                 yield None, None, f"the file is cut off here, {frames} before its end"
-            elif (lost := _promised_end(container) - end) > _TOLD_GAP:
+            elif (lost := _promised_end(container, start) - end) > _TOLD_GAP:
                 yield None, None, f"the file is cut off here, {float(lost):.1f} s before its end"
 
     def _picture(self, frame: Any, stream: Any) -> Image.Image:
@@ -376,10 +376,14 @@ def _promised(container: Any, stream: Any) -> int:
     return stream.frames if "mp4" in container.format.name else 0
 
 
-def _promised_end(container: Any) -> Fraction:
-    """Time at which the head of a Matroska, WebM, Flash or MXF file says it ends [s]; 0 where none does."""
+def _promised_end(container: Any, start: Fraction) -> Fraction:
+    """Time since its start at which the head of a Matroska, WebM, Flash or MXF file says it ends [s].
+
+    0 where none does. Matroska and WebM tell the time of their clock, at which they may start late.
+    """
     is_told = any(name in container.format.name for name in ("matroska", "flv", "mxf"))
-    return Fraction(container.duration or 0, 1_000_000) if is_told else Fraction(0)
+    end = Fraction(container.duration or 0, 1_000_000) if is_told else Fraction(0)
+    return end - start if "matroska" in container.format.name else end
 
 
 def _is_short(path: str) -> bool:
