@@ -165,6 +165,19 @@ def test_a_file_that_is_cut_off_gives_what_it_has(tmp_path, pictures):
     np.testing.assert_allclose([frame.timestamp for frame in frames], np.arange(9) * 0.04, atol=1e-6)
 
 
+@pytest.mark.parametrize("codec", toy_videos.CODECS)
+def test_a_file_that_is_trimmed_is_whole(tmp_path, pictures, codec):
+    """A player shows it from a later key frame on, as its edit list says; those before are not missing."""
+    times_ms = range(-440, 40 * 61, 40)
+    path = toy_videos.write(tmp_path / "clip.mp4", pictures * 6, codec, times_ms, options={"g": "10"})
+    frames = list(VideoReader(path))
+    assert [frame.error for frame in frames] == [None] * 61
+    toy_videos.cut(path, 20)
+    assert re.fullmatch(
+        r"the file is cut off here, \d+ frames before its end", list(VideoReader(path))[-1].error
+    )
+
+
 @pytest.mark.parametrize("suffix", ["mkv", "flv"])
 def test_files_that_start_late_are_cut_off_where_they_are(tmp_path, pictures, suffix):
     codec = "mpeg4" if suffix == "mkv" else "flv"

@@ -372,8 +372,14 @@ def _orientation(matrix: bytes) -> Image.Transpose | None:
 
 
 def _promised(container: Any, stream: Any) -> int:
-    """Number of frames that the index at an MP4's head lists; 0 where there is no such list."""
-    return stream.frames if "mp4" in container.format.name else 0
+    """Number of frames that the index at an MP4's head lists; 0 where there is no such list.
+
+    Without those that its edit list trims: FFmpeg takes them out of the index, not out of the count.
+    """
+    if "mp4" not in container.format.name:
+        return 0
+    index = getattr(stream, "index_entries", None)  # older PyAV has none
+    return stream.frames if index is None else min(stream.frames, len(index))
 
 
 def _promised_end(container: Any, start: Fraction) -> Fraction:
