@@ -10,22 +10,24 @@ import torch
 from actionunits.data import AlignedFaces
 from actionunits.evaluation import (
     cross_corpus,
-    cross_corpus_table,
-    draw_bars,
     evaluate_model,
     evaluation_report,
+    mean_over_folds,
+    neutral_report,
+    predict_scores,
+    threshold_reports,
+)
+from actionunits.metrics import f1_frame
+from actionunits.reports import (
+    cross_corpus_table,
+    draw_bars,
     f1_table,
     figures_table,
     groups_table,
-    mean_over_folds,
     metrics_table,
-    neutral_report,
-    predict_scores,
     report_text,
-    threshold_reports,
     write_report,
 )
-from actionunits.metrics import f1_frame
 
 
 @pytest.fixture

@@ -36,14 +36,12 @@ from actionunits.data import prepare_synthetic
 from actionunits.data.preparing import is_prepared, open_prepared
 from actionunits.evaluation import (
     cross_corpus,
-    cross_corpus_table,
     evaluate_model,
-    f1_table,
     mean_over_folds,
     predict_scores,
-    write_report,
 )
 from actionunits.metrics import calibrate_thresholds
+from actionunits.reports import cross_corpus_table, f1_table, write_report
 from recipe import load_recipe
 
 

@@ -59,6 +59,7 @@ from network_training import (
     seeded_generator,
 )
 from number_options import from_one, from_zero, not_negative, positive
+from pretraining_run import keep_settings, open_run, settings_of
 
 # Faces stay where their alignment puts them, but for its errors: with random crops a short run learns less.
 AUGMENTATION = Augmentation(
@@ -73,11 +74,12 @@ SAID_ANEW = ("output", "cache", "workers")  # what another command may change ab
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train as the command line says."""
     args = parse_arguments(arguments)
-    if open_run(args):
+    settings = settings_of(args, SAID_ANEW)
+    if open_run(args.output, settings):
         log = RunLog(args.output / "log.jsonl")
         train, validation = read_triplets(args, log)
         training = Training(args, train, validation, log)
-        keep_settings(args)
+        keep_settings(args.output, settings)
         training.run()
     print(f"wrote {args.output / 'model'}")
 
@@ -132,35 +134,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if args.lr is None:
         args.lr = 5e-4 if args.synthetic is None else 3e-3
     return args
-
-
-def open_run(args: argparse.Namespace) -> bool:
-    """Make the run's folder, or check that the run found there is this one; say whether anything is to do.
-
-    Raises:
-        ValueError: The folder holds a run with other settings.
-    """
-    stored, settings = args.output / "settings.json", settings_of(args)
-    if stored.is_file() and (before := json.loads(stored.read_text())) != settings:
-        changed = sorted(name for name in settings if before.get(name) != settings[name])
-        raise ValueError(
-            f"{args.output} holds a run with other values of {changed}; choose another --output."
-        )
-    args.output.mkdir(parents=True, exist_ok=True)
-    return not (args.output / "model" / "config.json").is_file()
-
-
-def keep_settings(args: argparse.Namespace) -> None:
-    """Write the settings, now that triplets and encoder have turned out to be there."""
-    partial = args.output / "settings.partial"
-    partial.write_text(json.dumps(settings_of(args), indent=1) + "\n")
-    os.replace(partial, args.output / "settings.json")
-
-
-def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What makes a run this one, as JSON holds it."""
-    settings = {name: value for name, value in vars(args).items() if name not in SAID_ANEW}
-    return json.loads(json.dumps(settings, default=str))
 
 
 Examples = ExpressionTriplets | ComparableFaces

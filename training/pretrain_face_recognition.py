@@ -48,6 +48,7 @@ from network_training import (
     seeded_generator,
 )
 from number_options import from_one, from_zero, not_negative, positive, share
+from pretraining_run import keep_settings, open_run, settings_of
 from recipe import NetworkRecipe
 
 UNREADABLE = -100  # label of a picture that cannot be read; the loss leaves it out
@@ -57,11 +58,12 @@ SAID_ANEW = ("output", "data", "cache", "workers")  # what another command may c
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train as the command line says."""
     args = parse_arguments(arguments)
-    if open_run(args):
+    settings = settings_of(args, SAID_ANEW)
+    if open_run(args.output, settings):
         log = RunLog(args.output / "log.jsonl")
         train, held = read_faces(args, log)
         training = Training(args, train, held, log)
-        write_atomically(args.output / "settings.json", settings_of(args))  # now that the data fit
+        keep_settings(args.output, settings)
         training.run()
     print(f"wrote {args.output / 'model'}")
 
@@ -102,27 +104,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     except (ValueError, StrictDataclassError) as error:
         parser.error(f"--config: {error}")
     return args
-
-
-def open_run(args: argparse.Namespace) -> bool:
-    """Make the run's folder, or check that the run found there is this one; say whether anything is to do.
-
-    Raises:
-        ValueError: The folder holds a run with other settings.
-    """
-    stored, settings = args.output / "settings.json", settings_of(args)
-    if stored.is_file() and (before := json.loads(stored.read_text())) != settings:
-        changed = sorted(name for name in settings if before.get(name) != settings[name])
-        raise ValueError(
-            f"{args.output} holds a run with other values of {changed}; choose another --output."
-        )
-    args.output.mkdir(parents=True, exist_ok=True)
-    return not (args.output / "model" / "config.json").is_file()
-
-
-def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What makes a run this one."""
-    return {name: value for name, value in vars(args).items() if name not in SAID_ANEW}
 
 
 def read_faces(args: argparse.Namespace, log: RunLog) -> tuple[Faces, Faces]:
@@ -356,13 +337,6 @@ def verification_auc(embeddings: Tensor, people: Tensor) -> float:
     if same.all() or not same.any():
         return 0.5
     return float(roc_auc_score(same.numpy(), alike[first, second].numpy()))
-
-
-def write_atomically(path: Path, values: dict[str, Any]) -> None:
-    """Write JSON under a temporary name, then move it to its place."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(values, indent=1) + "\n")
-    os.replace(partial, path)
 
 
 if __name__ == "__main__":

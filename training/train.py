@@ -38,13 +38,14 @@ import actionunits  # registers the models
 from actionunits.data import AlignedFaces, check_people_apart, prepare_synthetic
 from actionunits.data.preparing import is_prepared, open_prepared
 from actionunits.data.synthetic import available_splits, read_manifest
-from actionunits.evaluation import evaluation_report, mean_over_folds, predict_scores, write_report
+from actionunits.evaluation import evaluation_report, mean_over_folds, predict_scores
 from actionunits.half_precision import round_parameters, save_in_half
 from actionunits.image_processing_au import AUImageProcessor
 from actionunits.metrics import calibrate_thresholds
 from actionunits.model_card import write_card
 from actionunits.models.escda import EscdaForAUDetection
 from actionunits.publishing_terms import started_from, training_corpora
+from actionunits.reports import write_report
 from network_training import (
     NetworkTraining,
     RunLog,

@@ -20,19 +20,7 @@ from actionunits.action_units import au_label
 from actionunits.data.aligned_faces import AlignedFaces
 from actionunits.data.sampling import fixed_stride_clips
 from actionunits.metrics import au_report, calibrate_thresholds
-from actionunits.reports import (
-    OTHER_FIGURES,
-    RULES,
-    SELECTIONS,
-    cross_corpus_table,
-    draw_bars,
-    f1_table,
-    figures_table,
-    groups_table,
-    metrics_table,
-    report_text,
-    write_report,
-)
+from actionunits.reports import RULES
 
 AGE_BANDS = ((18, 29), (30, 44), (45, 120))
 GROUP_FIGURES = ("f1", "auc", "correlation", "false_alarm_rate")
@@ -99,8 +87,8 @@ def evaluation_report(
         thresholds: One decision threshold, or one per AU, calibrated on other people.
         split: Name of the split.
         about: What readers must know, all optional: `thresholds_from`, the pictures that `thresholds` were
-            calibrated on; `epoch_selection`, a key of `SELECTIONS`; `paper`, the figures to be reached, as
-            `{"table": str, "f1": {AU: percent}, "mean": percent}`.
+            calibrated on; `epoch_selection`, a key of `reports.SELECTIONS`; `paper`, the figures to be
+            reached, as `{"table": str, "f1": {AU: percent}, "mean": percent}`.
 
     Returns:
         `at_half`, `calibrated` and `oracle` are reports of `actionunits.metrics.au_report`, `neutral` tells
@@ -274,22 +262,11 @@ def _mean(reports: Sequence[Any]) -> Any:
 __all__ = [
     "AGE_BANDS",
     "GROUP_FIGURES",
-    "OTHER_FIGURES",
-    "RULES",
-    "SELECTIONS",
     "cross_corpus",
-    "cross_corpus_table",
-    "draw_bars",
     "evaluate_model",
     "evaluation_report",
-    "f1_table",
-    "figures_table",
-    "groups_table",
     "mean_over_folds",
-    "metrics_table",
     "neutral_report",
     "predict_scores",
-    "report_text",
     "threshold_reports",
-    "write_report",
 ]

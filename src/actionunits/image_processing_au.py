@@ -400,6 +400,7 @@ def _default_detector() -> FaceDetector:
 
 
 def _sharpened(pixels: np.ndarray, amount: float) -> np.ndarray:
+    """Unsharp masking of a picture (S, S, 3) in [0, 255], as float32."""
     if not amount:
         return pixels
     return (pixels + amount * (pixels - cv2.GaussianBlur(pixels, (0, 0), sigmaX=1))).clip(0, 255)

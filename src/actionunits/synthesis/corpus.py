@@ -43,7 +43,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class CorpusPlan:
-    """What to render. Raises ValueError where a number makes no sense, before anything is fitted or drawn.
+    """What to render.
 
     Attributes:
         pictures: number of pictures in train, validation and test.
@@ -58,6 +58,7 @@ class CorpusPlan:
     shard_size: int = 2_000
 
     def __post_init__(self) -> None:
+        """Refuse numbers that make no sense, before anything is fitted or drawn."""
         if min(self.pictures) < 0:
             raise ValueError(f"pictures={self.pictures} must not be negative; 0 leaves a split out.")
         if self.seed < 0:
