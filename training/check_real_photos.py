@@ -33,11 +33,13 @@ from tqdm import tqdm
 from transformers import pipeline
 
 import actionunits  # noqa: F401  (registers the pipeline)
+from actionunits.action_units import au_label
 from actionunits.synthesis.corpus import split_people
 from actionunits.synthesis.person import read_people
 
 CODES = Path(__file__).with_name("real_photos.csv")
 LARGEST = 1280  # pixels; larger pictures are reduced, as a user would
+DRAWS = 500  # bootstrap samples
 
 
 def main() -> None:
@@ -73,24 +75,75 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def check_coded_faces(detect, archives: Path) -> dict:
-    """Share of faces found; AUC, F1, false alarms and hits of every AU at the model's thresholds."""
+    """Share of faces found; AUC, F1, false alarms and hits of every AU at the model's thresholds; means."""
     rows = list(csv.DictReader(CODES.open(newline="")))
     answers = [face_at(detect, picture, row) for row, picture in tqdm(pictures(rows, archives), "coded")]
     found = [(row, face) for row, face in zip(rows, answers, strict=True) if face]
-    aus = {}
-    for index, au in enumerate(detect.model.config.aus):
-        sure = [
-            (row, face["action_units"][index]) for row, face in found if str(au) not in row["unsure"].split()
-        ]
-        present = np.array([str(au) in row["present"].split() for row, _ in sure])
-        aus[f"AU{au}"] = au_figures(
-            present, np.array([a["score"] for _, a in sure]), np.array([a["active"] for _, a in sure])
-        )
-    return {"faces": len(rows), "found": len(found) / len(rows), "aus": aus}
+    aus = detect.model.config.aus
+    truth = np.array([codes(row, aus) for row, _ in found])
+    score = np.array([[a["score"] for a in face["action_units"]] for _, face in found])
+    active = np.array([[a["active"] for a in face["action_units"]] for _, face in found])
+    return {
+        "faces": len(rows),
+        "found": len(found) / len(rows),
+        "aus": figures_by_au(aus, truth, score, active),
+        "means": means_with_intervals(truth, score, active, [row["member"] for row, _ in found]),
+    }
+
+
+def codes(row: dict, aus: list[int]) -> list[int]:
+    """1 (shown), 0 (not shown) or -1 (unsure) of each AU on a coded face."""
+    present, unsure = (set(row[column].split()) for column in ("present", "unsure"))
+    return [-1 if str(au) in unsure else int(str(au) in present) for au in aus]
+
+
+def figures_by_au(
+    aus: list[int], truth: np.ndarray, score: np.ndarray, active: np.ndarray
+) -> dict[str, dict]:
+    """`au_figures` of each AU by label, from (N, m) codes, scores, decisions; unsure codes do not count."""
+    sure = truth >= 0
+    return {
+        au_label(au): au_figures(truth[sure[:, i], i] == 1, score[sure[:, i], i], active[sure[:, i], i])
+        for i, au in enumerate(aus)
+    }
+
+
+def means_with_intervals(
+    truth: np.ndarray, score: np.ndarray, active: np.ndarray, pictures: list[str]
+) -> dict:
+    """Mean AUC and F1 over the AUs that two faces or more show, with 95 % intervals.
+
+    Args:
+        truth: Codes (N, m) as `codes` gives them.
+        score: Scores (N, m).
+        active: Decisions (N, m).
+        pictures: Which picture each of the N faces is in.
+
+    Returns:
+        For "auc" and "f1" the mean and both ends of its interval, from `DRAWS` bootstrap samples of pictures,
+        since faces of one picture are not independent. A sample's mean is over the AUs that it shows twice.
+    """
+    faces_of = [np.flatnonzero(np.array(pictures) == name) for name in sorted(set(pictures))]
+    shown = (truth == 1).sum(axis=0) >= 2
+    samples = np.random.default_rng(0).integers(len(faces_of), size=(DRAWS, len(faces_of)))
+    draws = [np.concatenate([faces_of[i] for i in sample]) for sample in samples]
+    means = [mean_figures(*(a[faces][:, shown] for a in (truth, score, active))) for faces in draws]
+    whole = mean_figures(truth[:, shown], score[:, shown], active[:, shown])
+    return {
+        name: {"mean": value, "interval": np.nanpercentile([m[name] for m in means], [2.5, 97.5]).tolist()}
+        for name, value in whole.items()
+    }
+
+
+def mean_figures(truth: np.ndarray, score: np.ndarray, active: np.ndarray) -> dict[str, float]:
+    """Means of AUC and F1 over the AUs that have them; NaN if none has."""
+    figures = figures_by_au(list(range(truth.shape[1])), truth, score, active).values()
+    known = {name: [au[name] for au in figures if au[name] is not None] for name in ("auc", "f1")}
+    return {name: float(np.mean(values)) if values else np.nan for name, values in known.items()}
 
 
 def au_figures(present: np.ndarray, score: np.ndarray, active: np.ndarray) -> dict:
-    """Figures of one AU from (N,) truths, scores and decisions; None where a class has fewer than two."""
+    """Figures of one AU from (N,) truths, scores and decisions; None where too few faces show or lack it."""
     hits = int((active & present).sum())
     enough = min(present.sum(), (~present).sum()) >= 2
     return {
@@ -98,7 +151,7 @@ def au_figures(present: np.ndarray, score: np.ndarray, active: np.ndarray) -> di
         "of": len(present),
         "auc": float(roc_auc_score(present, score)) if enough else None,
         "f1": 2 * hits / int(active.sum() + present.sum()) if present.sum() >= 2 else None,
-        "false_alarms": float(active[~present].mean()),
+        "false_alarms": float(active[~present].mean()) if not present.all() else None,
         "hits": hits,
     }
 
@@ -173,8 +226,12 @@ def print_table(figures: dict) -> None:
     print("| AU | present | AUC | F1 | false alarms | hits |\n|---|---|---|---|---|---|")
     for name, row in figures["aus"].items():
         auc, f1 = ("-" if row[k] is None else f"{row[k]:.2f}" for k in ("auc", "f1"))
-        share = 100 * row["false_alarms"]
-        print(f"| {name} | {row['present']} of {row['of']} | {auc} | {f1} | {share:.0f} % | {row['hits']} |")
+        alarms = "-" if row["false_alarms"] is None else f"{row['false_alarms']:.0%}".replace("%", " %")
+        print(f"| {name} | {row['present']} of {row['of']} | {auc} | {f1} | {alarms} | {row['hits']} |")
+    print("\nmeans over the AUs that two faces or more show, with 95 % intervals:")
+    for name, row in figures["means"].items():
+        low, high = row["interval"]
+        print(f"{name.upper()} {row['mean']:.3f} ({low:.3f} to {high:.3f})")
 
 
 if __name__ == "__main__":

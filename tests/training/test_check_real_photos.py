@@ -52,6 +52,37 @@ def test_figures_of_one_au_by_hand(check):
     assert check.au_figures(present[1:], score[1:], active[1:])["auc"] is None
 
 
+def test_codes_of_a_face(check):
+    assert check.codes({"present": "1 25", "unsure": "2"}, [1, 2, 5, 25]) == [1, -1, 0, 1]
+
+
+def test_means_leave_out_unsure_codes_and_action_units_that_one_face_shows(check):
+    truth = np.array([[1, 0], [1, 1], [0, 0], [0, -1], [-1, 0]])
+    score = np.array([[0.9, 0.2], [0.4, 0.8], [0.5, 0.1], [0.1, 0.9], [1.0, 0.3]])
+    means = check.means_with_intervals(truth, score, score >= 0.5, ["a", "b", "c", "d", "e"])
+    assert means["auc"]["mean"] == pytest.approx(3 / 4)  # 0.4 loses to 0.5; the second AU has one face
+    assert means["f1"]["mean"] == pytest.approx(1 / 2)
+    for low, high in (row["interval"] for row in means.values()):
+        assert 0 <= low < high <= 1
+
+
+def test_intervals_shrink_with_the_number_of_pictures_not_of_faces(check, monkeypatch):
+    """Four times as many pictures halve the interval; four faces of each picture that say the same do not."""
+    monkeypatch.setattr(check, "DRAWS", 200)
+    rng = np.random.default_rng(1)
+    truth = rng.integers(0, 2, (50, 1))
+    score = truth + rng.normal(0, 1, truth.shape)
+
+    def width(copies, pictures):
+        repeated = [np.tile(a, (copies, 1)) for a in (truth, score, score > 0.5)]
+        return -np.subtract(*check.means_with_intervals(*repeated, pictures)["auc"]["interval"])
+
+    names = [f"{i:03}" for i in range(200)]
+    once = width(1, names[:50])
+    assert width(4, names[:50] * 4) == pytest.approx(once)
+    assert width(4, names) == pytest.approx(once / 2, rel=0.2)
+
+
 def test_a_new_folder_for_the_figures_is_made_first(check, monkeypatch, tmp_path):
     output = tmp_path / "new" / "figures.json"
     monkeypatch.setattr("sys.argv", ["x", "--photos", "-", "--output", str(output)])
