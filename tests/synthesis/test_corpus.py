@@ -56,7 +56,7 @@ def test_the_corpus_is_what_the_manifest_says(corpus):
         assert [int(v >= threshold) for v in row["au_intensities"]] == row["au_occurrence"]
         assert json.loads(row["parameters"])["other"] in manifest["people"][split]
     assert (corpus / "contact_sheet.png").stat().st_size > 1000
-    assert not list(corpus.glob("*.tmp"))
+    assert not list(corpus.glob("*.tmp")) and not list(corpus.glob(".*.part"))
 
 
 def test_two_processes_and_a_resumed_run_give_the_same_pictures(corpus, head_folder, photo_folder, tmp_path):
