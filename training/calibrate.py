@@ -32,6 +32,7 @@ import actionunits  # noqa: F401  (registers the models and the task)
 from actionunits.action_units import au_label
 from actionunits.data import AlignedFaces, prepare_synthetic
 from actionunits.evaluation import evaluation_report, predict_scores
+from actionunits.files import whole_file
 from actionunits.metrics import calibrate_thresholds
 from actionunits.model_card import write_card
 from actionunits.synthesis.corpus import split_people
@@ -81,7 +82,9 @@ def calibrate(folder: Path, faces: dict[str, AlignedFaces], photographs: list[Pa
         for split, rows in faces.items()
     }
     for name, content in (("config", config), ("run", run), ("metrics", reports)):
-        write_json(folder / f"{name}.json", content, indent=2 if name == "config" else 1)
+        with whole_file(folder / f"{name}.json") as part:
+            text = json.dumps(content, indent=2 if name == "config" else 1)
+            part.write_text(text + "\n", encoding="utf-8")
     write_card(folder, TEMPLATE)
     raised = ", ".join(run["neutral_photographs"]["raised"]) or "no action unit"
     print(f"{folder}: {len(neutral)} photographs raised the thresholds of {raised}")
@@ -174,13 +177,6 @@ def lowest_thresholds(scores: np.ndarray, max_false_alarms: float) -> np.ndarray
 def logit(scores: np.ndarray) -> np.ndarray:
     """Logits of scores, finite at 0 and 1, too."""
     return unbounded_logit(np.clip(scores, 1e-7, 1 - 1e-7))
-
-
-def write_json(path: Path, content: Any, indent: int) -> None:
-    """Write a file under a temporary name, then move it to its place."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 if __name__ == "__main__":

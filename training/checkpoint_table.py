@@ -27,6 +27,7 @@ from transformers import CONFIG_MAPPING, AutoModel
 from actionunits import checkpoints
 from actionunits.model_card import card_name, group_gaps, members_of
 from number_options import from_one
+from table import write_between
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- begin: python training/checkpoint_table.py --write -->", "<!-- end -->"
@@ -97,13 +98,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     names = checkpoints.names()
     table = make_table([read_row(name) for name in names], measure_times(names, args.rounds))
-    if not args.write:
+    if args.write:
+        write_between(README, BEGIN, table, END)
+    else:
         print(table)
-        return
-    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-    partial = README.with_name("README.md.partial")
-    partial.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
-    partial.replace(README)
 
 
 def make_table(rows: Sequence[Row], times: dict[str, float]) -> str:

@@ -28,6 +28,7 @@ import actionunits  # noqa: F401  (registers the models)
 from actionunits.action_units import au_label
 from actionunits.data import AlignedFaces, prepare_synthetic
 from actionunits.data.preparing import is_prepared, open_prepared
+from actionunits.files import whole_file
 from number_options import from_one, from_zero
 
 SIDE, GAP, CAPTION = 200, 10, 24  # pixels of a panel, between panels, and below them
@@ -54,9 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     faces = read_faces(args)
     rows = [model_panels(name, faces, args.seed) for name in args.models]
     image = draw_rows(rows)
-    partial = args.output.with_suffix(".partial")
-    image.save(partial, "PNG")
-    partial.replace(args.output)
+    with whole_file(args.output) as part:
+        image.save(part, "PNG")
     print(f"wrote {args.output}")
 
 

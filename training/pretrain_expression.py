@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,6 +47,7 @@ from actionunits.data import (
 )
 from actionunits.data.augmentation import compose, jitter, sample_placement, warp
 from actionunits.data.triplets import ComparableFaces, ExpressionTriplets, prepare_fec, read_fec
+from actionunits.files import whole_file
 from actionunits.models.gtlenet.modeling_gtlenet import triplet_loss
 from actionunits.publishing_terms import OPEN_TRIPLETS
 from network_training import (
@@ -343,9 +343,8 @@ class Training:
             "step": self.step,
             "metrics": self.metrics,
         }
-        partial = self.args.output / "checkpoint.partial"
-        torch.save(state, partial)
-        os.replace(partial, self.args.output / "checkpoint.pt")
+        with whole_file(self.args.output / "checkpoint.pt") as part:
+            torch.save(state, part)
 
     def _resume(self) -> None:
         path = self.args.output / "checkpoint.pt"

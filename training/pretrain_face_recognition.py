@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from tqdm import tqdm
 from actionunits import GdaConfig, GdaForAUDetection
 from actionunits.data.corpora import get_corpus, load_corpus
 from actionunits.data.protocols import hold_out
+from actionunits.files import whole_file
 from network_training import (
     RunLog,
     ShuffledBatches,
@@ -292,9 +292,8 @@ class Training:
             "step": self.step,
             "metrics": self.metrics,
         }
-        partial = self.args.output / "checkpoint.partial"
-        torch.save(state, partial)
-        os.replace(partial, self.args.output / "checkpoint.pt")
+        with whole_file(self.args.output / "checkpoint.pt") as part:
+            torch.save(state, part)
 
     def _resume(self) -> None:
         path = self.args.output / "checkpoint.pt"

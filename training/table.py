@@ -18,6 +18,7 @@ from pathlib import Path
 
 from actionunits.data.protocols import CROSSINGS, PROTOCOLS
 from actionunits.evaluation import mean_over_folds
+from actionunits.files import whole_file
 from recipe import Recipe, load_recipe, load_variants
 
 HERE = Path(__file__).parent
@@ -35,14 +36,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true", help="into training/README.md")
     args = parser.parse_args(arguments)
     table = make_table(args.runs)
-    if not args.write:
+    if args.write:
+        write_between(HERE / "README.md", BEGIN, table, END)
+    else:
         print(table)
-        return
-    readme = HERE / "README.md"
-    before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
-    partial = readme.with_name("README.md.partial")
-    partial.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
-    partial.replace(readme)
+
+
+def write_between(file: Path, begin: str, text: str, end: str) -> None:
+    """Replace what stands between two marks in a file."""
+    before, _, rest = file.read_text(encoding="utf-8").partition(begin)
+    with whole_file(file) as part:
+        part.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
 def make_table(runs: Path | None = None) -> str:

@@ -39,6 +39,7 @@ from actionunits.data import AlignedFaces, check_people_apart, prepare_synthetic
 from actionunits.data.preparing import is_prepared, open_prepared
 from actionunits.data.synthetic import available_splits, read_manifest
 from actionunits.evaluation import evaluation_report, mean_over_folds, predict_scores
+from actionunits.files import whole_file
 from actionunits.half_precision import round_parameters, save_in_half
 from actionunits.image_processing_au import AUImageProcessor
 from actionunits.metrics import calibrate_thresholds
@@ -155,9 +156,11 @@ def keep_recipe(output: Path, recipe: Recipe, manifest: dict[str, Any], accelera
     """Write recipe and corpus into the run's folder, now that data and teachers have turned out to fit."""
     stored = output / "recipe.yaml"
     if accelerator.is_main_process and not (output / "corpus.json").is_file():
-        write_atomically(output / "corpus.json", json.dumps(manifest, indent=1) + "\n")
+        with whole_file(output / "corpus.json") as part:
+            part.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     if accelerator.is_main_process and not stored.is_file():
-        write_atomically(stored, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
+        with whole_file(stored) as part:
+            part.write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8")
     accelerator.wait_for_everyone()
 
 
@@ -427,13 +430,6 @@ def take_out_backbones(recipe: dict[str, Any]) -> dict[str, Any]:
         run = json.loads(file.read_text()) if (file := folder / "run.json").is_file() else {}
         found[name] = {"name": short, "recipe": run.get("recipe", {})}
     return found
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file under a temporary name, then move it to its place."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 if __name__ == "__main__":

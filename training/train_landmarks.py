@@ -27,6 +27,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from actionunits.face_landmarks import GAPS, FaceLandmarker, FaceLandmarkerConfig
+from actionunits.files import whole_file
 from actionunits.synthesis.person import read_people, read_template
 from landmark_batches import MIRROR, LandmarkBatches, Pictures
 from network_training import read_state
@@ -182,9 +183,8 @@ class Training:
     def _save(self) -> None:
         state = {name: part.state_dict() for name, part in self._parts().items()}
         state |= {"epoch": self.epoch, "seconds": self.seconds, "plan": self._plan()}
-        temporary = self.file.with_suffix(".tmp")
-        torch.save(state, temporary)
-        temporary.replace(self.file)
+        with whole_file(self.file) as part:
+            torch.save(state, part)
         self.saved = time.time()
 
     def _resume(self) -> None:
@@ -373,9 +373,8 @@ def save(model: FaceLandmarker, metrics: dict, output: Path) -> None:
     copy = FaceLandmarker(model.config)
     copy.load_state_dict(model.state_dict())
     copy.half().save_pretrained(output)
-    temporary = output / "metrics.tmp"
-    temporary.write_text(json.dumps(metrics, indent=2) + "\n")
-    temporary.replace(output / "metrics.json")
+    with whole_file(output / "metrics.json") as part:
+        part.write_text(json.dumps(metrics, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def test_thresholds_are_raised_and_the_weights_stay(calibrate, run, corpus, monk
     }
     assert (folder / "model.safetensors").read_bytes() == weights
     assert "these photographs, too (AU12)" in (folder / "README.md").read_text(encoding="utf-8")
-    assert not list(folder.glob("*.partial"))
+    assert not list(folder.glob("*.partial")) and not list(folder.glob(".*.part"))
 
 
 @dataclass

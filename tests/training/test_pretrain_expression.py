@@ -80,7 +80,7 @@ def test_a_run_ends_in_an_encoder_for_gtlenet(run):
         folder, aus=[1, 12], feature_channels=[8], mask_channels=[8], classifier_channels=[4]
     )
     assert model(torch.zeros(1, 3, 32, 32)).logits.shape == (1, 2)
-    assert not list(folder.parent.rglob("*.partial"))
+    assert not list(folder.parent.rglob("*.partial")) and not list(folder.parent.rglob(".*.part"))
 
 
 def test_an_encoder_names_what_binds_it(run, script, corpus, tmp_path):

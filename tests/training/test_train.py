@@ -73,7 +73,7 @@ def test_a_run_ends_in_a_model_folder_that_loads_and_says_what_it_is(run, evalua
     assert described["recipe"]["batch_size"] == 8
     assert described["corpus"]["splits"]["train"] == {"pictures": 24, "people": 3, "skipped": 0}
     assert "BP4D" in (folder / "README.md").read_text()
-    assert not list(output.rglob("*.partial"))
+    assert not list(output.rglob("*.partial")) and not list(output.rglob(".*.part"))
 
 
 def test_half_precision_is_rounded_before_it_is_measured(run, train, evaluate, corpus, tmp_path):
