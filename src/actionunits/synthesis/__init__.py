@@ -1,8 +1,9 @@
-"""An open synthetic corpus: face pictures whose action units are exact by construction.
+"""An open synthetic corpus: face pictures whose action units are known by construction.
 
-The path of a picture: a photograph and its hand template become a `Person` (`person.py`, `fitting.py`) on a
-blendshape head (`head_model.py`); `sampling.py` draws action units, pose, light and camera as a `Scene`;
-`renderer.py` draws it; `photography.py` degrades it as a real camera would; `corpus.py` writes the shards.
+The path of a picture: a photograph with annotated points becomes a `Person` (`person.py`, `fitting.py`) on a
+blendshape head (`head_model.py`); `sampling.py` samples action units, pose, light and camera as a `Scene`;
+`renderer.py` renders it; `make_up.py` and `photography.py` add make-up, occlusions and a camera's defects;
+`corpus.py` writes the shards.
 """
 
 from .head_model import AU_SHAPES, HeadModel

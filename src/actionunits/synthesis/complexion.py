@@ -1,8 +1,7 @@
-"""Complexion: how a scene darkens or lightens skin, and which of the classes of skin tone the result is of.
+"""Complexion: how a scene darkens or lightens skin, and the skin tone of the result.
 
-The class follows the individual typology angle of the colour, ITA = arctan((L* - 50) / b*) in degrees
-(Chardon, Cretois & Hourseau, "Skin colour typology and suntanning pathways", 1991); of its six classes two
-are taken together each.
+Skin tones are classes of the individual typology angle, ITA = arctan((L* - 50) / b*) in degrees (Chardon,
+Cretois & Hourseau, "Skin colour typology and suntanning pathways", 1991), its six classes merged in pairs.
 """
 
 from __future__ import annotations
@@ -11,13 +10,13 @@ import cv2
 import numpy as np
 from skimage.color import rgb2lab
 
-# Smallest angle [degrees] of each class, lightest first.
+# Class and its smallest angle [degrees], lightest first.
 SKIN_TONES: tuple[tuple[str, float], ...] = (("light", 41.0), ("intermediate", 10.0), ("dark", -np.inf))
 CHEEKS = ((1, 3, 48, 31), (15, 13, 54, 35))  # polygons of iBUG-68 points
 
 
 def complexion(color: np.ndarray, skin: tuple[float, float, float, float]) -> np.ndarray:
-    """Linear colour (..., 3) with the exponent (above 1 darkens) and RGB tint of `Scene.skin`."""
+    """Apply the exponent (above 1 darkens) and RGB tint of `Scene.skin` to a linear colour (..., 3)."""
     exponent, *tint = skin
     if exponent == 1.0:
         return color
@@ -25,7 +24,7 @@ def complexion(color: np.ndarray, skin: tuple[float, float, float, float]) -> np
 
 
 def cheek_color(linear: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Median linear colour (3,) of the cheeks in a picture (H, W, 3) by its 68 points (68, 2) in pixels."""
+    """Median linear colour (3,) of the cheeks in a picture (H, W, 3) with points (68, 2) in pixels."""
     mask = np.zeros(linear.shape[:2], np.uint8)
     for cheek in CHEEKS:
         cv2.fillPoly(mask, [np.round(points[list(cheek)]).astype(np.int32)], 1)
@@ -33,7 +32,7 @@ def cheek_color(linear: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def typology_angle(color: np.ndarray) -> float:
-    """Individual typology angle [degrees] of a linear colour (3,), whose square root stands for sRGB."""
+    """Individual typology angle [degrees] of a linear colour (3,); its square root approximates sRGB."""
     lightness, _, b = rgb2lab(np.sqrt(np.clip(color, 0, 1)))
     return float(np.degrees(np.arctan2(lightness - 50, b)))
 

@@ -1,4 +1,4 @@
-"""Fit the head model to the 68 points of a neutral photograph: a perspective camera and identity weights."""
+"""Fit the head model to the 68 points of a neutral photograph: perspective camera and identity weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .head_model import LANDMARK_VERTICES, HeadModel
 
 CAMERA_DISTANCE = 60.0  # model units (cm) between camera and the head's origin: a portrait lens
 
-# How much each point counts: on the contour a template and a mesh agree least; eyes and mouth matter most.
+# Weights of the points: on the contour template and mesh agree least; eyes and mouth matter most.
 POINT_WEIGHTS = np.ones(68)
 POINT_WEIGHTS[:17] = 0.15
 POINT_WEIGHTS[36:48] = 2.0
@@ -21,11 +21,11 @@ POINT_WEIGHTS[48:] = 1.5
 
 @dataclass(frozen=True)
 class Camera:
-    """A head pose before a perspective camera; pictures have x right, y down, in pixels.
+    """A head pose in front of a perspective camera; pictures have x right, y down, in pixels.
 
     Attributes:
         rotation: (3, 3) of the head.
-        center: (2,) where the head's origin appears, in pixels.
+        center: (2,) projection of the head's origin, in pixels.
         scale: pixels per model unit at the origin.
     """
 
@@ -43,7 +43,7 @@ class Camera:
         )
 
     def turned(self, yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0) -> Camera:
-        """The same camera with the head turned further by these angles, in radians."""
+        """The camera with the head turned further by these angles, in radians."""
         extra = Rotation.from_euler("YXZ", [yaw, pitch, roll]).as_matrix()
         return replace(self, rotation=extra @ self.rotation)
 
@@ -53,11 +53,11 @@ class Camera:
 
 
 def fit_head(head: HeadModel, points: np.ndarray, modes: int = 80, ridge: float = 0.6, rounds: int = 6):
-    """Fit camera and identity in turns to 68 points (68, 2) in pixels.
+    """Fit camera and identity alternately to 68 points (68, 2) in pixels.
 
     Returns:
-        the `Camera`, the identity weights (modes,), and the distance of each point from its vertex (68,) as a
-        part of the face's width.
+        The `Camera`, the identity weights (modes,), and the distance of each point from its vertex (68,), in
+        parts of the face's width.
     """
     mean = head.vertices[LANDMARK_VERTICES].astype(np.float64)
     basis = head.identity_modes[:modes, LANDMARK_VERTICES].astype(np.float64)
@@ -83,12 +83,12 @@ def _camera(pose: np.ndarray) -> Camera:
 
 
 def _residual(camera: Camera, shape: np.ndarray, points: np.ndarray, width: float) -> np.ndarray:
-    """Weighted distances in percent of the face's width, flat."""
+    """Weighted residuals in percent of the face's width, flat."""
     return ((camera.project(shape)[:, :2] - points) * (POINT_WEIGHTS[:, None] / width * 100)).ravel()
 
 
 def _identity_step(camera, shape, basis, weights, points, width, ridge) -> np.ndarray:
-    """One Gauss-Newton step of ridge regression for the identity weights, each kept within 3.5 deviations."""
+    """One ridge-regularised Gauss-Newton step for the identity weights, clipped to 3.5 deviations."""
     turned, moves = shape @ camera.rotation.T, basis @ camera.rotation.T
     distance = CAMERA_DISTANCE - turned[:, 2]
     zoom = camera.scale * CAMERA_DISTANCE / distance

@@ -1,6 +1,6 @@
-"""The blendshape head: ICT-FaceKit's light model (MIT), and which of its shapes make which action unit.
+"""The blendshape head: ICT-FaceKit's light model (MIT), and the shapes that make each action unit.
 
-Model space: x towards the subject's left, y up, z towards the camera; about one unit to the centimetre.
+Model space: x towards the subject's left, y up, z towards the camera; a unit is about a centimetre.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-# Action unit -> blendshape -> gain at intensity 1. A name without suffix stands for its _L and _R halves too.
-# Some shapes move what their action unit leaves alone, mostly the lips; small gains of others take it back.
+# Action unit -> blendshape -> gain at intensity 1. A name without suffix includes its halves _L and _R.
+# Some shapes also move what their action unit does not, mostly the lips; small gains of others compensate.
 AU_SHAPES: dict[int, dict[str, float]] = {
     1: {"browInnerUp": 1.4},
     2: {"browOuterUp": 1.25},
@@ -33,7 +33,7 @@ AU_SHAPES: dict[int, dict[str, float]] = {
     26: {"jawOpen": 0.55},
 }
 
-# Surfaces that are drawn; lashes, tear film and the iris behind the cornea are not.
+# Rendered surfaces; lashes, tear film and the iris behind the cornea are left out.
 SKIN, HEAD_BACK, GUMS, TEETH, EYE = range(5)
 SURFACES = {
     "M_Face": SKIN,
@@ -44,7 +44,7 @@ SURFACES = {
     "M_ScleraRight": EYE,
 }
 
-# Vertices of the 68 iBUG points, from the head model's own `vertex_indices.json`.
+# Vertices of the 68 iBUG points, from the head model's `vertex_indices.json`.
 # fmt: off
 LANDMARK_VERTICES = np.array([
     1225, 1888, 1052, 367, 1719, 1722, 2199, 1447, 966, 3661, 4390, 3927, 3924, 2608, 3272, 4088, 3443,
@@ -63,7 +63,7 @@ class HeadModel:
 
     Attributes:
         vertices: (V, 3) neutral mean head.
-        triangles: (T, 3) vertex indices of the drawn surfaces, counter-clockwise seen from outside.
+        triangles: (T, 3) vertex indices of the rendered surfaces, counter-clockwise seen from outside.
         surface: (T,) surface code of each triangle (`SKIN` ... `EYE`).
         identity_modes: (K, V, 3) offsets, one standard deviation each.
         expression_shapes: (E, V, 3) offsets at weight 1.
@@ -82,10 +82,10 @@ class HeadModel:
         """Read the packed arrays (`*.npz`) or the original folder of OBJ files (ICT-FaceKit's `FaceXModel`).
 
         Args:
-            folder: a folder that holds `ict_facekit_light.npz` or `generic_neutral_mesh.obj`.
+            folder: contains `ict_facekit_light.npz` or `generic_neutral_mesh.obj`.
 
         Raises:
-            FileNotFoundError: if it holds neither.
+            FileNotFoundError: if it contains neither.
         """
         folder = Path(folder)
         packed = folder / "ict_facekit_light.npz"
@@ -116,10 +116,12 @@ class HeadModel:
         )
 
     def expression_index(self, name: str) -> list[int]:
-        """The shapes that `name` stands for: itself, or its left and right halves (in this order)."""
+        """Indices of a shape: its own, or those of its left and right halves (in this order)."""
         found = [i for i, n in enumerate(self.expression_names) if n in (name, f"{name}_L", f"{name}_R")]
         if not found:
-            raise KeyError(f"the head model has no shape {name!r}; it has {', '.join(self.expression_names)}")
+            raise KeyError(
+                f"The head model has no shape {name!r}; it has {', '.join(self.expression_names)}."
+            )
         return found
 
     def expression_weights(
@@ -148,7 +150,7 @@ class HeadModel:
 
 
 def _read_obj_folder(folder: Path) -> dict[str, np.ndarray]:
-    """The original files as the packed arrays: `identityNNN.obj`, one OBJ an expression, the neutral mesh."""
+    """The packed arrays from the original files: identities, one OBJ per expression, the neutral mesh."""
     vertices, triangles, material, materials = _read_neutral(folder / "generic_neutral_mesh.obj")
     identities = sorted(folder.glob("identity[0-9]*.obj"))
     names = sorted(
@@ -157,7 +159,8 @@ def _read_obj_folder(folder: Path) -> dict[str, np.ndarray]:
     expected = json.loads((folder / "vertex_indices.json").read_text()).get("idx_to_landmark_verts")
     if expected is not None and list(LANDMARK_VERTICES) != list(expected):
         raise ValueError(
-            f"{folder}/vertex_indices.json places the 68 landmarks on other vertices than this package"
+            f"{folder}/vertex_indices.json places the 68 landmarks on other vertices than this package; "
+            "use ICT-FaceKit's light model."
         )
     return {
         "vertices": vertices,
@@ -176,7 +179,7 @@ def _read_vertices(path: Path) -> np.ndarray:
 
 
 def _read_neutral(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """Vertices, triangles (polygons cut as fans), material of each triangle, material names."""
+    """Vertices, triangles (polygons become fans), material of each triangle, material names."""
     triangles: list[tuple[int, int, int]] = []
     material: list[int] = []
     materials: list[str] = []

@@ -1,7 +1,7 @@
-"""Paint on a finished face, in picture space by the 68 points: make-up, darkened brows, a beard's shade.
+"""Paint on a rendered face, placed by its 68 points: make-up, darkened brows, beards.
 
-None of it is an expression, and each looks a little like one: dark lids like widened eyes, pencilled brows
-like raised ones, rouge like lifted cheeks.
+None of it is an expression, but each resembles one: dark lids widened eyes, pencilled brows raised ones,
+rouge lifted cheeks.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ class Paint:
     """One kind of paint.
 
     Attributes:
-        chance: how many faces that are painted at all wear it.
+        chance: share of the faces with make-up that wear it.
         areas: polygons of iBUG-68 points, or lines if `line`.
-        colors: linear RGB; the paint's is drawn between the two.
-        most: greatest opacity.
-        line: greatest thickness of a line in distances of the inner eye corners, 0 for polygons.
+        colors: linear RGB; the colour is sampled between the two.
+        most: largest opacity.
+        line: largest thickness of a line in distances of the inner eye corners, 0 for polygons.
         soft: sigma of the blur of its edge in the same unit.
-        lift: moves the points up by so many of the same unit.
+        lift: largest shift of the points upwards in the same unit.
         grain: how unevenly it covers, 0 to 1: hairs instead of paint.
     """
 
@@ -59,7 +59,7 @@ MOUSTACHE = Paint(1.0, (UPPER_LIP,), HAIR, 0.95, soft=0.06, grain=0.6)
 
 
 def make_up(image: Any, landmarks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A quarter of the faces wear some paint, one in seven a beard or its shade, one in twelve a moustache.
+    """A quarter of the faces wear make-up, one in seven a beard or stubble, one in twelve a moustache.
 
     Args:
         image: (S, S, 3) linear light.

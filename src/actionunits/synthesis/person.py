@@ -1,6 +1,6 @@
-"""A person: a neutral photograph put on the head model, so that any expression, pose and light can be drawn.
+"""A person: the head model fitted to a neutral photograph, to be rendered in any expression, pose and light.
 
-Photographs come with hand templates of 189 points (DeBruine & Jones' `.tem`: a count, then x and y a line).
+Photographs come with templates of 189 manual points (DeBruine & Jones' `.tem`: a count, then lines of x y).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from .head_model import LANDMARK_VERTICES, SKIN, HeadModel
 from .rasterizer import vertex_normals
 from .wrinkles import wrinkle_maps
 
-FACE_WIDTH = 280.0  # pixels from ear to ear of the photograph as it is kept
+FACE_WIDTH = 280.0  # of the stored photograph, from ear to ear [pixels]
 
-# iBUG-68 point -> the template points whose mean it is. The contour (0-16) is resampled instead, see CONTOUR.
+# iBUG-68 point -> the template points that it is the mean of. The contour (0-16) is resampled, see CONTOUR.
 TEMPLATE_POINTS: dict[int, tuple[int, ...]] = {
     **{17: (71,), 18: (72, 83), 19: (73, 83), 20: (74, 84), 21: (75, 76)},
     **{22: (77, 78), 23: (79, 85), 24: (80, 86), 25: (81, 86), 26: (82,)},
@@ -42,15 +42,15 @@ class Person:
     """One photographed person on the head model. Pixels are those of `photo`.
 
     Attributes:
-        name: `set/id`, the identity by which splits are made.
-        sex, ethnicity, age: from the people's table; age 0 where it is unknown.
+        name: `set/id`, the identity that splits keep together.
+        sex, ethnicity, age: from `people.csv`; age 0 where it is unknown.
         photo: (H, W, 3) uint8 RGB, scaled so that the face is `FACE_WIDTH` wide.
         silhouette: (H, W) uint8, 255 where the person is (hair, neck and clothes too).
         vertices: (V, 3) neutral head.
-        camera: of the photograph.
+        camera: camera of the photograph.
         texture: (V, 2) pixel of each vertex.
         normals: (V, 3) of the neutral head in the camera's frame.
-        hidden_color: (V, 3) linear colour where the photograph does not show the vertex.
+        hidden_color: (V, 3) linear colour for vertices that the photograph does not show.
         wrinkles: `wrinkle_maps` of the photograph.
         cheek: (3,) linear colour of the cheeks.
     """
@@ -73,7 +73,7 @@ class Person:
     def of_photograph(
         cls, head: HeadModel, picture: Path, name: str, sex: str, ethnicity: str, age: float
     ) -> Person:
-        """Fit the head to a photograph that has its template (`.tem`) beside it."""
+        """Fit the head model to a photograph with its template (`.tem`) beside it."""
         photo, points = _crop_to_head(picture, read_template(picture.with_suffix(".tem")))
         camera, weights, _ = fit_head(head, points)
         vertices = head.identity(weights)
@@ -100,23 +100,23 @@ class Person:
 def read_people(
     folder: str | Path, sets: tuple[str, ...] = ("london_neutral", "canada_neutral")
 ) -> list[dict]:
-    """List the photographs below `folder`: one row a person with name, picture, sex, ethnicity, age.
+    """List the photographs below `folder`: a row per person with name, picture, sex, ethnicity, age.
 
     Args:
-        folder: holds a folder a set (JPEG pictures, `.tem` templates) and `people.csv` (set, person, age,
-            gender, ethnicity).
-        sets: the folders to take.
+        folder: contains a folder per set (JPEG pictures, `.tem` templates) and `people.csv` (set, person,
+            age, gender, ethnicity).
+        sets: names of the folders.
 
     Raises:
-        FileNotFoundError: if the table or a set is missing, or a set has no picture with a template.
+        FileNotFoundError: if the table or a set is missing, or a set has no pictures with templates.
     """
     folder = Path(folder)
     if not (folder / "people.csv").is_file():
         found = sorted(path.name for path in folder.iterdir())[:8] if folder.is_dir() else "no folder"
         raise FileNotFoundError(
             f"{folder} has no people.csv with the columns set, person, age, gender, ethnicity, but "
-            f"{found or 'nothing'}; name the folder where it lies beside the folders of photographs, or "
-            "write one: with the header alone sex, age and ethnicity are unknown."
+            f"{found or 'nothing'}; name the folder with it and the folders of photographs, or write one: "
+            "with the header alone, sex, age and ethnicity are unknown."
         )
     with (folder / "people.csv").open(newline="") as file:
         table = {(row["set"], row["person"]): row for row in csv.DictReader(file)}
@@ -124,7 +124,7 @@ def read_people(
     for name in sets:
         pictures = sorted(p for p in (folder / name).glob("*.jpg") if p.with_suffix(".tem").is_file())
         if not pictures:
-            raise FileNotFoundError(f"{folder / name} holds no JPEG picture with a .tem template beside it")
+            raise FileNotFoundError(f"{folder / name} has no JPEG picture with a .tem template beside it.")
         short = name.split("_")[0]
         for picture in pictures:
             row = table.get((short, picture.stem.split("_")[0]), {})
@@ -142,11 +142,11 @@ def read_people(
 
 
 def read_template(path: Path) -> np.ndarray:
-    """The 68 iBUG points (68, 2) in pixels of a 189-point hand template."""
+    """The 68 iBUG points (68, 2) in pixels of a template of 189 points."""
     lines = path.read_text().splitlines()
     count = int(lines[0])
     if count != 189:
-        raise ValueError(f"{path} has {count} points; the templates of these sets have 189")
+        raise ValueError(f"{path} has {count} points; the templates of these sets have 189.")
     template = np.array([[float(word) for word in line.split()[:2]] for line in lines[1 : count + 1]])
     points = np.zeros((68, 2))
     for target, sources in TEMPLATE_POINTS.items():
@@ -161,14 +161,14 @@ def to_linear(color: np.ndarray) -> np.ndarray:
 
 
 def _resample(curve: np.ndarray, count: int) -> np.ndarray:
-    """`count` points at equal distances along a polyline."""
+    """Resample a polyline to `count` equidistant points."""
     length = np.r_[0, np.cumsum(np.linalg.norm(np.diff(curve, axis=0), axis=1))]
     at = np.linspace(0, length[-1], count)
     return np.stack([np.interp(at, length, curve[:, k]) for k in (0, 1)], 1)
 
 
 def _crop_to_head(picture: Path, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scale to `FACE_WIDTH` and keep head, hair and shoulders; the points move along."""
+    """Scale photograph and points to `FACE_WIDTH` and crop to head, hair and shoulders."""
     scale = FACE_WIDTH / np.ptp(points[:17, 0])
     image = Image.open(picture).convert("RGB")
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
@@ -180,10 +180,10 @@ def _crop_to_head(picture: Path, points: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _warp_to_points(projected: np.ndarray, points: np.ndarray, head: HeadModel) -> np.ndarray:
-    """Pixel of each vertex: its projection, pulled so that the landmark vertices meet the points exactly."""
+    """Pixel of each vertex: its projection, warped so that landmark vertices coincide with the points."""
     anchors = projected[LANDMARK_VERTICES]
     offsets = points - anchors
-    offsets[:17] *= 0.3  # a contour in a picture is an outline, not a place on the skin
+    offsets[:17] *= 0.3  # a contour is an outline in the picture, no place on the skin
     reach = 0.18 * np.ptp(anchors[17:48, 0])
     kernel = np.exp(-np.square(anchors[:, None] - anchors).sum(-1) / (2 * reach**2)) + 0.02 * np.eye(68)
     strength = np.linalg.solve(kernel, offsets)
@@ -195,10 +195,10 @@ def _warp_to_points(projected: np.ndarray, points: np.ndarray, head: HeadModel) 
 
 
 def _without_background(photo: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The photograph with its background made neutral (white balance), and the silhouette (H, W) uint8.
+    """The photograph, white-balanced by its background, and the silhouette (H, W) uint8.
 
-    The studio's wall is plain: a surface fitted first to the rims above the shoulders, then to all that
-    resembles it, predicts it everywhere, and what differs from it is the person.
+    The studio's wall is plain: a surface is fitted to the picture's rims above the shoulders, then to all
+    that resembles it. It predicts the wall everywhere, and what differs from it is the person.
     """
     height, width = photo.shape[:2]
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
@@ -208,21 +208,14 @@ def _without_background(photo: np.ndarray, points: np.ndarray) -> tuple[np.ndarr
     rim[:8] = rim[:, :8] = rim[:, -8:] = True
     rim &= above
     color = photo.astype(np.float32)
-    for order in (
-        1,
-        1,
-        3,
-        6,
-        6,
-    ):  # from a constant to a quadratic surface; hair at the rim drops out on the way
+    for order in (1, 1, 3, 6, 6):  # from a constant to a quadratic surface; hair at the rim drops out
         wall = terms[..., :order] @ np.linalg.lstsq(terms[rim][:, :order], color[rim], rcond=None)[0]
         distance = np.linalg.norm(color - wall, axis=-1)
         rim = (distance < np.clip(2.5 * np.median(distance[rim]), 10, 30)) & above
     wall_color = wall[rim].mean(0)
     balanced = np.clip(color * (wall_color.mean() / wall_color), 0, 255).astype(np.uint8)
-    mask = cv2.erode(
-        np.clip((cv2.GaussianBlur(distance, (0, 0), 1.2) - 14) / 20, 0, 1), np.ones((3, 3), np.uint8)
-    )
+    mask = np.clip((cv2.GaussianBlur(distance, (0, 0), 1.2) - 14) / 20, 0, 1)
+    mask = cv2.erode(mask, np.ones((3, 3), np.uint8))
     solid = np.zeros((height, width), np.float32)
     cv2.fillConvexPoly(solid, cv2.convexHull(np.round(points).astype(np.int32)), 1.0)
     mask = cv2.morphologyEx(np.maximum(mask, solid), cv2.MORPH_CLOSE, np.ones((9, 9), np.uint8))
@@ -230,15 +223,14 @@ def _without_background(photo: np.ndarray, points: np.ndarray) -> tuple[np.ndarr
 
 
 def _vertex_colors(photo, silhouette, texture, normals, vertices) -> np.ndarray:
-    """Linear colour of every vertex, from the nearest one that the photograph shows."""
+    """Linear colour (V, 3) of each vertex, from the nearest one that the photograph shows."""
     height, width = photo.shape[:2]
     x, y = np.round(texture).astype(int).T
     inside = (x >= 0) & (y >= 0) & (x < width) & (y < height)
     x, y = np.clip(x, 0, width - 1), np.clip(y, 0, height - 1)
     smooth = to_linear(cv2.GaussianBlur(photo, (0, 0), 4))
     seen = inside & (normals[:, 2] > 0.4) & (silhouette[y, x] > 200)
-    stretch = np.array(
-        [0.4, 1.0, 0.4]
-    )  # prefer a neighbour at the same height: hair beside hair, neck beside neck
+    # Prefer neighbours at the same height: hair for hair, neck for neck.
+    stretch = np.array([0.4, 1.0, 0.4])
     _, nearest = cKDTree(vertices[seen] * stretch).query(vertices * stretch)
     return smooth[y[seen], x[seen]][nearest].astype(np.float32)

@@ -1,4 +1,4 @@
-"""What the world and a camera do to a face: background, occlusion, shadow, exposure, blur, cutting, JPEG."""
+"""Surroundings and camera: background, occlusion, shadow, exposure, blur, tight crops, JPEG."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ HAIR = (
     *((0.01, 0.01, 0.01), (0.03, 0.02, 0.012), (0.09, 0.05, 0.03)),
     *((0.35, 0.24, 0.12), (0.22, 0.07, 0.03), (0.3, 0.3, 0.3)),
 )
-HAIR_SCALE = 3  # strands are drawn so many times larger
-FILL = 128  # grey level with which an alignment fills what lies outside of the picture
+HAIR_SCALE = 3  # supersampling of strands of hair
+FILL = 128  # grey level outside of the picture in aligned pictures
 
 
 def random_background(rng: np.random.Generator, size: int = 64) -> np.ndarray:
-    """A room out of focus, or clutter: (size, size, 3) linear light."""
+    """An out-of-focus background with clutter, (size, size, 3) linear light."""
     cells = int(rng.integers(2, 14))
     hue = rng.random(3) ** 2
     colors = (0.7 * hue + 0.3 * rng.random((cells, cells, 3)) ** 2) * rng.uniform(0.1, 1.0)
@@ -36,7 +36,7 @@ def random_background(rng: np.random.Generator, size: int = 64) -> np.ndarray:
 
 
 def occlude(image: Any, landmarks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Now and then: glasses, a cap or a fringe, fingers, or something of one colour before part of a face."""
+    """Cover some faces by glasses, a cap or a fringe, fingers, or a patch of one colour."""
     image = image.copy()
     if rng.random() < 0.12:
         image = _glasses(image, landmarks, rng)
@@ -48,20 +48,12 @@ def occlude(image: Any, landmarks: np.ndarray, rng: np.random.Generator) -> np.n
     if rng.random() < 0.05:
         image = _fingers(image, landmarks, rng)
     if rng.random() < 0.08:
-        low, high = landmarks.min(0), landmarks.max(0)
-        middle = rng.uniform(low, high)
-        axes = rng.uniform(0.06, 0.22, 2) * (high - low)
-        color = tuple((rng.random(3) ** 2).tolist())
-        if rng.random() < 0.5:  # a hand has the face's own colour
-            x, y = np.clip(landmarks[30], 0, image.shape[0] - 1).astype(int)
-            color = tuple((image[y, x] * rng.uniform(0.7, 1.2)).tolist())
-        box = (tuple(middle.tolist()), tuple((2 * axes).tolist()), float(rng.uniform(0, 180)))
-        cv2.ellipse(image, box, color, -1, cv2.LINE_AA)
+        image = _patch(image, landmarks, rng)
     return image
 
 
 def cast_shadow(image: Any, rng: np.random.Generator) -> np.ndarray:
-    """Now and then half of the picture lies in the shadow of something, with a soft or a hard edge."""
+    """Shade half of some pictures, with a soft or a hard edge."""
     if rng.random() > 0.12:
         return image
     size = image.shape[0]
@@ -72,7 +64,7 @@ def cast_shadow(image: Any, rng: np.random.Generator) -> np.ndarray:
 
 
 def cut_tightly(picture: Any, landmarks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """uint8 RGB: now and then only a tight box of the face is there, and black or grey around it."""
+    """uint8 RGB: of some pictures only a tight box around the face is kept, with black or grey around it."""
     if rng.random() > 0.15:
         return picture
     low, high = landmarks.min(0), landmarks.max(0)
@@ -85,7 +77,7 @@ def cut_tightly(picture: Any, landmarks: np.ndarray, rng: np.random.Generator) -
 
 
 def take_photograph(image: Any, rng: np.random.Generator) -> np.ndarray:
-    """Linear light (S, S, 3) -> uint8 RGB as a camera of any quality would store it."""
+    """Linear light (S, S, 3) -> uint8 RGB, as cameras of varying quality would take it."""
     size = image.shape[0]
     picture = np.clip(image * rng.uniform(0.75, 1.4), 0, 1) ** (0.5 * rng.uniform(0.8, 1.25))
     picture = picture * rng.uniform(0.85, 1.1) + rng.normal(0, 0.03)
@@ -108,7 +100,7 @@ def take_photograph(image: Any, rng: np.random.Generator) -> np.ndarray:
 
 
 def to_jpeg(picture: np.ndarray, rng: np.random.Generator) -> bytes:
-    """JPEG bytes; six in ten are compressed hard (quality 30 to 90), the others hardly (94)."""
+    """JPEG bytes; six in ten with a quality from 30 to 90, the others with 94."""
     quality = int(rng.integers(30, 90)) if rng.random() < 0.6 else 94
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=quality)
@@ -126,7 +118,7 @@ def _shaken(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _cap(image: Any, landmarks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A hat's brim: all above a line somewhere between hairline and brows."""
+    """Cover all above a line between hairline and brows, with a shadow below."""
     up = landmarks[27] - landmarks[33]
     across = (landmarks[16] - landmarks[0]) * rng.uniform(0.6, 0.9)
     middle = landmarks[27] + up * rng.uniform(0.45, 1.0)
@@ -142,7 +134,7 @@ def _cap(image: Any, landmarks: np.ndarray, rng: np.random.Generator) -> np.ndar
 
 
 def _fringe(image: Any, landmarks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Hair that falls over the forehead and now and then the brows, swept to one side, with gaps."""
+    """Strands of hair over the forehead and sometimes the brows, swept to one side, with gaps."""
     up, across = landmarks[27] - landmarks[33], (landmarks[16] - landmarks[0]) / 2
     color = np.array(HAIR[rng.integers(len(HAIR))], np.float32) * rng.uniform(0.6, 1.5)
     reach, sweep = rng.uniform(0.15, 1.0), rng.normal(0, 0.4)
@@ -168,7 +160,7 @@ def _fringe(image: Any, landmarks: np.ndarray, rng: np.random.Generator) -> np.n
 
 
 def _fingers(image: Any, landmarks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Two to four fingers of the face's own colour before the lower part of the face."""
+    """Two to four fingers of the face's own colour over its lower part."""
     scale = float(np.linalg.norm(landmarks[45] - landmarks[36]))
     x, y = np.clip(landmarks[30], 0, image.shape[0] - 1).astype(int)
     skin = image[y, x] * rng.uniform(0.7, 1.1)
@@ -181,11 +173,7 @@ def _fingers(image: Any, landmarks: np.ndarray, rng: np.random.Generator) -> np.
         start = tip + k * beside * 1.15 * width + along * rng.uniform(0, 0.4) * width
         middle = start + along * rng.uniform(0.5, 0.9) * scale
         box = (tuple(middle.tolist()), (2 * float(np.linalg.norm(middle - start)), width * 1.1))
-        for factor, share in (
-            (0.7, 1.0),
-            (0.85, 0.85),
-            (1.0, 0.6),
-        ):  # dark at the rim, light along the middle
+        for factor, share in ((0.7, 1.0), (0.85, 0.85), (1.0, 0.6)):  # from the dark rim to the light middle
             size = (box[1][0] * (0.9 + 0.1 * share), box[1][1] * share)
             color = tuple((skin * factor).tolist())
             cv2.ellipse(image, (box[0], size, float(np.degrees(angle))), color, -1, cv2.LINE_AA)
@@ -207,20 +195,23 @@ def _glasses(image: Any, landmarks: np.ndarray, rng: np.random.Generator) -> np.
         cv2.ellipse(glass, box, color, -1, cv2.LINE_AA)
         image = image * (1 - tint) + glass * tint if tint else image
         cv2.ellipse(image, box, color, line, cv2.LINE_AA)
-    direction = (lenses[1] - lenses[0]) / between
-    ends = [lenses[0] + direction * width / 2, lenses[1] - direction * width / 2]
-    ends += [
-        lenses[0] - direction * width / 2,
-        landmarks[0],
-        lenses[1] + direction * width / 2,
-        landmarks[16],
-    ]
-    for a, b in zip(ends[::2], ends[1::2], strict=True):
-        cv2.line(
-            image,
-            tuple(np.round(a).astype(int).tolist()),
-            tuple(np.round(b).astype(int).tolist()),
-            color,
-            line,
-        )
+    half = (lenses[1] - lenses[0]) / between * width / 2
+    bridge = (lenses[0] + half, lenses[1] - half)
+    temples = (lenses[0] - half, landmarks[0]), (lenses[1] + half, landmarks[16])
+    for ends in (bridge, *temples):
+        start, end = (np.round(point).astype(int).tolist() for point in ends)
+        cv2.line(image, start, end, color, line)
     return image
+
+
+def _patch(image: Any, landmarks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """An ellipse of any colour, or of the face's own, as a hand has, over part of the face."""
+    low, high = landmarks.min(0), landmarks.max(0)
+    middle = rng.uniform(low, high)
+    axes = rng.uniform(0.06, 0.22, 2) * (high - low)
+    color = tuple((rng.random(3) ** 2).tolist())
+    if rng.random() < 0.5:
+        x, y = np.clip(landmarks[30], 0, image.shape[0] - 1).astype(int)
+        color = tuple((image[y, x] * rng.uniform(0.7, 1.2)).tolist())
+    box = (tuple(middle.tolist()), tuple((2 * axes).tolist()), float(rng.uniform(0, 180)))
+    return cv2.ellipse(image, box, color, -1, cv2.LINE_AA)

@@ -1,8 +1,8 @@
-"""Draw a `Scene`: the head in its pose and expression, lit anew, before the person's hair and a background.
+"""Render a `Scene`: the head in pose and expression, relit, in front of the person's hair and a background.
 
-The photograph already holds one light. The skin is drawn as photograph x (new shading / shading of the
-neutral head), so that pores and make-up stay while folds and pose get their own light (Liu, Shan & Zhang,
-"Expressive expression mapping with ratio images", 2001). Linear light; integers are pixel centres.
+The photograph is already lit. The skin is rendered as photograph x (new shading / shading of the neutral
+head), which keeps pores and make-up and relights folds and pose (Liu, Shan & Zhang, "Expressive expression
+mapping with ratio images", 2001). Light is linear; integers are pixel centres.
 """
 
 from __future__ import annotations
@@ -21,24 +21,22 @@ from .sampling import Light, Scene
 from .wrinkles import MAP_SCALE
 
 SUPERSAMPLING = 1.4
-PHOTO_LIGHT = Light(
-    direction=(0.0, 0.2, 0.98), key=(0.6, 0.6, 0.6), ambient=(0.5, 0.5, 0.5)
-)  # of the studio sets
+PHOTO_LIGHT = Light(direction=(0.0, 0.2, 0.98), key=(0.6,) * 3, ambient=(0.5,) * 3)  # of the photographs
 GUM_COLOR = np.array([0.34, 0.13, 0.12], np.float32)
 TEETH_COLOR = np.array([0.78, 0.72, 0.62], np.float32)
 SCLERA_COLOR = np.array([0.62, 0.58, 0.56], np.float32)
-IRIS_ANGLE = 28.0  # degrees from the eye's axis to the rim of the iris
+IRIS_ANGLE = 28.0  # of the rim of the iris from the eye's axis [degrees]
 
 
 @dataclass(frozen=True)
 class Render:
-    """What `render` gives.
+    """A rendered picture.
 
     Attributes:
         image: (S, S, 3) float32 linear light 0..1.
         landmarks: (68, 2) float32 iBUG points in pixels.
-        lip_gap: how much higher the upper inner lip (point 62) lies above the lower one (66) than at rest,
-            along the head's vertical, in model units (cm); below 0 where one lip covers the other.
+        lip_gap: vertical distance of the inner lips (points 62 and 66) minus that at rest, in model units
+            (cm); negative where one lip covers the other.
     """
 
     image: np.ndarray
@@ -47,13 +45,13 @@ class Render:
 
 
 def render(head: HeadModel, scene: Scene, person: Person, other: Person, background: np.ndarray) -> Render:
-    """Draw one picture.
+    """Render one picture.
 
     Args:
         head: the head model.
         scene: expression, pose, light and framing.
-        person: whose hair, camera and (for the larger part) face it is.
-        other: whose face is mixed in, `scene.blend` of it.
+        person: gives hair, camera and most of the face.
+        other: the person whose face is blended in, with the share `scene.blend`.
         background: (S', S', 3) linear light, any size.
     """
     neutral = person.vertices + scene.blend * (other.vertices - person.vertices)
@@ -75,7 +73,7 @@ def render(head: HeadModel, scene: Scene, person: Person, other: Person, backgro
 
 
 def shading(normals: np.ndarray, light: Light) -> np.ndarray:
-    """Light (H, W, 3) that falls on normals (H, W, 3): ambient, stronger from above, plus one key light."""
+    """Light (H, W, 3) on normals (H, W, 3): ambient, stronger from above, plus a Lambertian key light."""
     direction = np.array(light.direction, np.float32)
     direction /= np.linalg.norm(direction)
     lambert = np.clip(normals @ direction, 0, None)[..., None]
@@ -84,7 +82,7 @@ def shading(normals: np.ndarray, light: Light) -> np.ndarray:
 
 
 def highlight(normals: np.ndarray, light: Light, sharpness: float) -> np.ndarray:
-    """Mirror-like part (H, W, 3) of the key light on normals (H, W, 3), after Blinn; the camera is at +z."""
+    """Specular reflection (H, W, 3) of the key light on normals (H, W, 3) by Blinn; the camera is at +z."""
     halfway = _unit(_unit(np.array(light.direction, np.float32)) + np.array([0, 0, 1], np.float32))
     return np.clip(normals @ halfway, 0, None)[..., None] ** sharpness * np.array(light.key, np.float32)
 
@@ -94,7 +92,7 @@ def _lip_gap(vertices: np.ndarray) -> float:
 
 
 def _frame(camera: Camera, vertices: np.ndarray, scene: Scene, size: int) -> Camera:
-    """The camera that shows the 68 points' box as large and as far off the middle as the scene says."""
+    """The camera that gives the 68 points' box the size and place of the scene."""
     points = camera.project(vertices[LANDMARK_VERTICES])[:, :2]
     low, high = points.min(0), points.max(0)
     scale = scene.face_fraction * size / (high - low).max()
@@ -103,7 +101,7 @@ def _frame(camera: Camera, vertices: np.ndarray, scene: Scene, size: int) -> Cam
 
 
 def _hair(canvas: np.ndarray, person: Person, points: np.ndarray, scene: Scene) -> np.ndarray:
-    """The photograph's hair, neck and shoulders on a plane that follows the head, behind it."""
+    """Draw the photograph's hair, neck and shoulders on a plane behind the head that moves with it."""
     front = np.flatnonzero(person.normals[:, 2] > 0.3)[::20]
     source = np.c_[person.texture[front], np.ones(len(front))]
     affine = np.linalg.lstsq(source, points[front, :2].astype(np.float64), rcond=None)[0].T
@@ -111,7 +109,9 @@ def _hair(canvas: np.ndarray, person: Person, points: np.ndarray, scene: Scene) 
         cv2.warpAffine(layer, affine, canvas.shape[1::-1], borderMode=cv2.BORDER_REPLICATE)
         for layer in (person.photo, person.silhouette)
     )
-    facing = np.clip((0.75 - abs(scene.yaw)) / 0.15, 0, 1)  # a plane seen from the side is no hair
+    facing = np.clip(
+        (0.75 - abs(scene.yaw)) / 0.15, 0, 1
+    )  # a plane seen from the side does not look like hair
     alpha = silhouette[..., None].astype(np.float32) / 255 * facing
     upright = np.zeros((1, 1, 3), np.float32)
     upright[..., 1:] = (0.3, 0.95)
@@ -120,20 +120,13 @@ def _hair(canvas: np.ndarray, person: Person, points: np.ndarray, scene: Scene) 
 
 
 def _head(head, scene, person, other, vertices, points, rotation, size):
-    """Rows and columns of the picture that hold the head; there surface code, -1 outside, and colour."""
+    """Rows and columns of the head in the picture, and there surface codes (-1 outside) and colours."""
     normals = vertex_normals(vertices.astype(np.float32), head.triangles) @ rotation.T.astype(np.float32)
     drawn = rasterize(points, head.triangles, size, size)
     box = _box(drawn[0] >= 0)
     triangle_at, depth, weights = (np.ascontiguousarray(part[box]) for part in drawn)
-    columns = [
-        normals,
-        person.normals,
-        person.texture,
-        other.texture,
-        person.hidden_color,
-        other.normals[:, 2:],
-    ]
-    values = np.concatenate([*columns, _eye_directions(vertices, head)], 1)
+    columns = [normals, person.normals, person.texture, other.texture, person.hidden_color]
+    values = np.concatenate([*columns, other.normals[:, 2:], _eye_directions(vertices, head)], 1)
     pixels = interpolate(triangle_at, weights, head.triangles, np.ascontiguousarray(values, np.float32))
     normal, neutral_normal = _unit(pixels[..., :3]), _unit(pixels[..., 3:6])
     surface = np.where(triangle_at >= 0, head.surface[triangle_at], -1)
@@ -161,13 +154,13 @@ def _head(head, scene, person, other, vertices, points, rotation, size):
 
 
 def _box(mask: np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns that hold all that is true in (H, W); everything if nothing is."""
+    """Rows and columns of the bounding box of a mask (H, W); all of them if it is empty."""
     found = [np.flatnonzero(mask.any(axis)) for axis in (1, 0)]
     return tuple(slice(f[0], f[-1] + 1) if len(f) else slice(None) for f in found)  # type: ignore[return-value]
 
 
 def _photograph(person: Person, at: np.ndarray, facing: np.ndarray, wrinkles: np.ndarray):
-    """Linear colour of the photograph at pixels `at` (H, W, 2), creased; how far to trust it (H, W, 1)."""
+    """Linear colour of the photograph at pixels `at` (H, W, 2), with folds; how visible it is (H, W, 1)."""
     x, y = np.ascontiguousarray(at[..., 0]), np.ascontiguousarray(at[..., 1])
     color = to_linear(cv2.remap(person.photo, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
     inside = cv2.remap(person.silhouette, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
@@ -183,7 +176,7 @@ def _photograph(person: Person, at: np.ndarray, facing: np.ndarray, wrinkles: np
 
 
 def _eye_directions(vertices: np.ndarray, head: HeadModel) -> np.ndarray:
-    """Direction (V, 3) from the middle of its eyeball to each eyeball vertex, zero elsewhere."""
+    """Direction (V, 3) of each eyeball vertex from its eyeball's centre, zero elsewhere."""
     directions = np.zeros_like(vertices)
     eyes = np.unique(head.triangles[head.surface == EYE])
     for side in (eyes[vertices[eyes, 0] > 0], eyes[vertices[eyes, 0] <= 0]):
@@ -198,19 +191,17 @@ def _eyes(direction: np.ndarray, normal: np.ndarray, light: np.ndarray, scene: S
     angle = np.degrees(np.arccos(np.clip(_unit(direction) @ gaze, -1, 1)))[..., None]
     rim = np.clip((angle - 23) / 5, 0, 1)
     streaks = 0.8 + 0.2 * np.cos(np.arctan2(direction[..., 1:2], direction[..., :1]) * 9)
-    color = np.where(
-        angle < IRIS_ANGLE, np.array(scene.iris, np.float32) * streaks * (1 - 0.55 * rim), SCLERA_COLOR
-    )
-    color = np.where(angle < scene.pupil, np.float32(0.01), color) * (
-        1 - 0.3 * np.clip((angle - 40) / 30, 0, 1)
-    )
+    iris = np.array(scene.iris, np.float32) * streaks * (1 - 0.55 * rim)
+    color = np.where(angle < IRIS_ANGLE, iris, SCLERA_COLOR)
+    color = np.where(angle < scene.pupil, np.float32(0.01), color)
+    color = color * (1 - 0.3 * np.clip((angle - 40) / 30, 0, 1))
     toward = _unit(np.array(scene.light.direction, np.float32) + np.array([0, 0, 1], np.float32))
     glint = np.clip(1 - 40 * np.square(normal - toward).sum(-1, keepdims=True), 0, 1)
     return color * light * 0.72 + 0.6 * glint * np.array(scene.light.key, np.float32)
 
 
 def _lid_shadow(eye: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Darkening (H, W, 1) of the eyeball towards the lids, most under the upper one."""
+    """Darkening (H, W, 1) of the eyeball towards the lids, strongest below the upper one."""
     corners = points[LANDMARK_VERTICES[[36, 39]], :2]
     reach = max(0.10 * float(np.linalg.norm(corners[0] - corners[1])), 0.5)
     open_above = cv2.GaussianBlur(np.roll(eye.astype(np.float32), round(reach), axis=0), (0, 0), reach)

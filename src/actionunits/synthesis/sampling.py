@@ -1,7 +1,7 @@
-"""Draw scenes: action units, pose, light and framing; and how the pictures are labelled.
+"""Sample scenes: action units, pose, light and framing; and label the pictures.
 
-Every AU also comes alone and in odd company, so that a network cannot read one off another; the common
-company follows the prototypes of the FACS literature (Ekman, Friesen & Hager 2002).
+Frequent combinations of AUs follow the prototypes of the FACS literature (Ekman, Friesen & Hager 2002). Every
+AU also occurs alone and in rare combinations, so that a network cannot infer one from another.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from .head_model import HeadModel
 from .wrinkles import WRINKLED_AUS
 
 SYNTHETIC_AUS = CORPUS_AUS["synthetic"]
-OCCURRENCE_FROM = 0.25  # intensity from which an AU counts as occurring: visible on the contact sheet
+OCCURRENCE_FROM = 0.25  # intensity from which an AU occurs: visible on the contact sheet
 
-# Combinations that faces make, each about equally often; broad smiles and surprise are named twice.
+# Common combinations, each about equally often; broad smiles and surprise are listed twice.
 # fmt: off
 PROTOTYPES: tuple[tuple[int, ...], ...] = (
     (6, 12), (6, 12, 25), (6, 12, 25, 10), (6, 12, 25, 26), (12,), (12, 25), (6, 7, 12, 25), (6, 12, 25),
@@ -33,30 +33,25 @@ PROTOTYPES: tuple[tuple[int, ...], ...] = (
     (6,), (17, 23),
 )
 # fmt: on
-# Pairs that one face cannot show clearly at once; one of them is dropped.
+# Pairs that a face cannot clearly show at once; one of them is dropped.
 EXCLUSIVE: tuple[tuple[int, int], ...] = (
     *((12, 15), (24, 25), (24, 26), (23, 26), (23, 25), (5, 7), (17, 26), (23, 24), (14, 20)),
     *((23, 10), (24, 10), (12, 20)),
 )
-# What people rarely do apart. A strong smile lifts the cheeks: intensities of AU 12, chances of AU 6 with it.
+# AUs that rarely occur apart. A strong smile lifts the cheeks: intensities of AU 12, chances of AU 6.
 CHEEKS_OF_SMILES = ((0.3, 0.8), (0.0, 0.75))
 LONE_CHEEKS = 0.3  # share of the faces drawn with AU 6 and without 12 that keep it
 LONE_OUTER_BROWS = 0.6  # share of the faces drawn with AU 2 and without 1 that stay so
-# An AU, another that then often comes along though it was not drawn, and how often.
+# An AU, another that often accompanies it though it was not sampled, and its chance.
 BRINGS: tuple[tuple[int, int, float], ...] = ((9, 4, 0.5), (9, 10, 0.3), (15, 17, 0.5), (6, 7, 0.3))
-# Movements beside the labelled ones, so that they are not mistaken for them: shape, chance, greatest weight.
+# Movements without a label, which must not be mistaken for others: shape, chance, largest weight.
 UNLABELLED: tuple[tuple[str, float, float], ...] = (
     *(("jawLeft", 0.04, 0.5), ("jawRight", 0.04, 0.5), ("mouthLeft", 0.04, 0.5), ("mouthRight", 0.04, 0.5)),
-    ("jawOpen", 0.2, 0.08),
-    *(
-        ("mouthPucker", 0.05, 0.8),
-        ("mouthFunnel", 0.03, 0.5),
-        ("cheekPuff", 0.03, 0.6),
-        ("jawForward", 0.03, 0.5),
-    ),
+    *(("jawOpen", 0.2, 0.08), ("mouthPucker", 0.05, 0.8), ("mouthFunnel", 0.03, 0.5)),
+    *(("cheekPuff", 0.03, 0.6), ("jawForward", 0.03, 0.5)),
 )
-# How faces at rest differ from the head model's: shape, standard deviation of its weight. No label sees it,
-# so brows that sit high or eyes that are wide are not yet AU 1, 2 or 5.
+# Variation of neutral faces: shape, standard deviation of its weight. It has no label, so high brows or wide
+# eyes are not yet AU 1, 2 or 5.
 RESTING_FACE: tuple[tuple[str, float], ...] = (
     *(("browInnerUp", 0.12), ("browOuterUp", 0.14), ("browDown", 0.14), ("eyeWide", 0.2)),
     *(("eyeSquint", 0.15), ("cheekSquint", 0.08), ("noseSneer", 0.07), ("mouthUpperUp", 0.05)),
@@ -64,15 +59,15 @@ RESTING_FACE: tuple[tuple[str, float], ...] = (
     *(("mouthPucker", 0.06), ("mouthStretch", 0.05), ("mouthDimple", 0.06)),
     *(("mouthRollLower", 0.06), ("mouthRollUpper", 0.06)),
 )
-# Faces make the same action unit in their own way: each shape's gain is multiplied by a factor in this range.
+# Individual ways to make an action unit: each shape's gain is multiplied by a factor in this range.
 OWN_WAY = (0.75, 1.3)
-# Some faces go far beyond what others show at full intensity: which AUs, from which intensity on, the share
-# of such faces, the greatest factor of their gains. The intensity that is the label stays as it is.
+# Grimaces go far beyond what other faces show at full intensity: their AUs, the smallest intensity, the share
+# of such faces, the largest factor of the gains. Labels are not affected.
 GRIMACES: tuple[int, ...] = (1, 2, 4, 9, 10, 12, 15, 17, 20)
 GRIMACE_FROM, GRIMACE_SHARE, GRIMACE_MOST = 0.7, 0.3, 1.4
-RESTING_FOLDS = 0.45  # greatest strength of the folds that a face has at rest, whatever it does
-RELAXED_LID = 0.1  # weight of eyeBlink: the head model's own eyes are open a little too wide
-WIDE_JAW = 0.45  # greatest weight of jawOpen beyond AU 26 at full intensity: AU 27, which has no label
+RESTING_FOLDS = 0.45  # largest strength of the folds of a neutral face
+RELAXED_LID = 0.1  # weight of eyeBlink: the head model's eyes are a little too wide open
+WIDE_JAW = 0.45  # largest weight of jawOpen beyond AU 26 at full intensity: AU 27, which has no label
 FULL_LIP_GAP = 1.1  # opening in model units (cm) that counts as AU 25 at intensity 1
 
 
@@ -87,10 +82,10 @@ class Light:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that decides a picture, beside who is in it.
+    """The parameters of a picture, apart from the persons in it.
 
     Attributes:
-        action_units: FACS number -> intensity 0..1 as posed (AU 25 as a label comes from the rendered lips).
+        action_units: FACS number -> posed intensity 0..1 (the label of AU 25 comes from the rendered lips).
         expression: (E,) weights of the head model's shapes.
         wrinkles: (W,) strength of the folds of each AU of `WRINKLED_AUS`.
         blend: share of the second person's face, 0..1.
@@ -102,9 +97,9 @@ class Scene:
         light: see `Light`.
         shine: strength of the highlight on the skin.
         skin: exponent of the linear colour of skin and hair (above 1 darkens) and its linear RGB tint.
-        size: of the picture in pixels.
+        size: side of the picture in pixels.
         face_fraction: longer side of the 68 points' box / size.
-        shift: (x, y) of that box's middle from the picture's middle, in parts of the size.
+        shift: (x, y) of that box's centre from the picture's centre, in parts of the size.
     """
 
     action_units: dict[int, float]
@@ -127,12 +122,12 @@ class Scene:
     shift: tuple[float, float]
 
     def parameters(self) -> dict:
-        """The scene as JSON-ready values, floats rounded to five digits."""
+        """The scene as JSON-ready values, floats rounded to five decimals."""
         return {key: _plain(value) for key, value in asdict(self).items()}
 
 
 def sample_scene(head: HeadModel, rng: np.random.Generator, size: int = 160) -> Scene:
-    """Draw a scene: intensities, one-sidedness, gaze, pose to 60 degrees, light, framing."""
+    """Sample a scene: intensities, asymmetry, gaze, pose up to 60 degrees, light, framing."""
     action_units = sample_action_units(rng)
     yaw = float(
         np.clip(rng.normal(0, 0.22) if rng.random() < 0.75 else rng.uniform(-1.05, 1.05), -1.05, 1.05)
@@ -162,7 +157,7 @@ def sample_scene(head: HeadModel, rng: np.random.Generator, size: int = 160) -> 
 
 
 def neutral_scene(head: HeadModel, action_units: dict[int, float], size: int = 160) -> Scene:
-    """A frontal scene in even light with the given intensities and nothing else."""
+    """A frontal scene in even light with the given intensities."""
     expression = head.expression_weights(_posed(action_units))
     expression[head.expression_index("eyeBlink")] += 0.0 if 5 in action_units else RELAXED_LID
     return Scene(
@@ -188,7 +183,7 @@ def neutral_scene(head: HeadModel, action_units: dict[int, float], size: int = 1
 
 
 def sample_action_units(rng: np.random.Generator) -> dict[int, float]:
-    """Intensities 0..1 by FACS number: neutral (17 %), a prototype and maybe one more (53 %), a mixture."""
+    """Intensities 0..1 by FACS number: none (17 %), a prototype and maybe another AU (53 %), random AUs."""
     chosen: set[int] = set()
     kind = rng.random()
     if kind < 0.17:
@@ -210,8 +205,8 @@ def sample_action_units(rng: np.random.Generator) -> dict[int, float]:
 def label_intensities(scene: Scene, lip_gap: float) -> np.ndarray:
     """Intensities (17,) in the order of `SYNTHETIC_AUS`.
 
-    AU 25 is what the lips show, whatever parted them (jaw, upper lip or AU 25 itself): `lip_gap` /
-    `FULL_LIP_GAP`. With the lips visibly apart, AU 23 and 24, which tighten and press them, are 0.
+    AU 25 is `lip_gap` / `FULL_LIP_GAP`, whatever parted the lips (jaw, upper lip or AU 25 itself). With the
+    lips visibly apart, AU 23 and 24, which tighten and press them, are 0.
     """
     intensities = dict(scene.action_units)
     intensities[25] = float(np.clip(lip_gap / FULL_LIP_GAP, 0, 1))
@@ -221,7 +216,7 @@ def label_intensities(scene: Scene, lip_gap: float) -> np.ndarray:
 
 
 def label_occurrence(intensities: np.ndarray) -> np.ndarray:
-    """0/1 (17,) int8: whether the AU occurs, from `OCCURRENCE_FROM` on."""
+    """Whether each AU occurs, (17,) int8 0 or 1, from `OCCURRENCE_FROM` on."""
     return (intensities >= OCCURRENCE_FROM).astype(np.int8)
 
 
@@ -230,7 +225,7 @@ def _near(level: float, rng: np.random.Generator) -> float:
 
 
 def _keep_company(posed: dict[int, float], rng: np.random.Generator) -> dict[int, float]:
-    """What people mostly do together comes together; all other intensities stay as they are."""
+    """Add AUs that usually occur together, and drop some that rarely occur alone."""
     kept = dict(posed)
     if 12 in kept and 6 not in kept and rng.random() < np.interp(kept[12], *CHEEKS_OF_SMILES):
         kept[6] = _near(kept[12], rng)
@@ -249,7 +244,7 @@ def _excluded(au: int, others: Iterable[int]) -> bool:
 
 
 def _posed(action_units: dict[int, float], rng: np.random.Generator | None = None) -> dict[int, float]:
-    """Gains as posed: an open jaw parts the lips by itself, so AU 25 adds less to it; some faces grimace."""
+    """Posed gains: AU 25 adds less to an open jaw, which parts the lips by itself; some faces grimace."""
     gains = dict(action_units)
     if 25 in gains and 26 in gains:
         gains[25] *= 0.3
@@ -261,7 +256,7 @@ def _posed(action_units: dict[int, float], rng: np.random.Generator | None = Non
 
 
 def _sample_expression(head: HeadModel, action_units, gaze, rng: np.random.Generator) -> np.ndarray:
-    """Shape weights (E,): the AUs, in a fifth of the faces clearly one-sided, and what no label sees."""
+    """Shape weights (E,): the AUs, clearly asymmetric in a fifth of the faces, and unlabelled movements."""
     left, right = np.clip(rng.normal(1, 0.1 if rng.random() < 0.8 else 0.35, 2), 0.25, 1.4)
     weights = head.expression_weights(_posed(action_units, rng), float(left), float(right))
     weights *= _own_way(head, rng)
@@ -272,9 +267,7 @@ def _sample_expression(head: HeadModel, action_units, gaze, rng: np.random.Gener
     extra |= {shape: extra.get(shape, 0.0) + weight for shape, weight in _company(action_units, rng).items()}
     lifted = max(action_units.get(9, 0.0), action_units.get(10, 0.0))
     if lifted and not action_units.keys() & {25, 26} and rng.random() < 0.5:
-        extra["mouthLowerDown"] = (
-            -rng.uniform(0.3, 1.0) * lifted
-        )  # the lower lip follows, and the mouth stays shut
+        extra["mouthLowerDown"] = -rng.uniform(0.3, 1.0) * lifted  # the lower lip follows: a closed mouth
     for shape, chance, most in UNLABELLED:
         if rng.random() < chance:
             extra[shape] = extra.get(shape, 0.0) + rng.uniform(0, most)
@@ -284,7 +277,7 @@ def _sample_expression(head: HeadModel, action_units, gaze, rng: np.random.Gener
 
 
 def _company(action_units: dict[int, float], rng: np.random.Generator) -> dict[str, float]:
-    """Shape -> weight of what other AUs' muscles do in the company of these, without being coded."""
+    """Shape -> weight of other AUs' muscles that move along with these, without being coded."""
     extra: dict[str, float] = {}
     if action_units.keys() >= {12, 25} and 10 not in action_units:
         extra["mouthUpperUp"] = rng.uniform(0, 0.5)  # a toothy smile lifts the lip without AU 10
@@ -298,14 +291,14 @@ def _company(action_units: dict[int, float], rng: np.random.Generator) -> dict[s
 
 
 def _own_way(head: HeadModel, rng: np.random.Generator) -> np.ndarray:
-    """Factors (E,) of the shapes' gains, the same for a shape's left and right half."""
+    """Factors (E,) of the shapes' gains, equal for a shape's left and right half."""
     names = [name.removesuffix("_L").removesuffix("_R") for name in head.expression_names]
     factors = {name: rng.uniform(*OWN_WAY) for name in sorted(set(names))}
     return np.array([factors[name] for name in names], np.float32)
 
 
 def _sample_wrinkles(action_units: dict[int, float], rng: np.random.Generator) -> np.ndarray:
-    """Young skin hardly folds, old skin deeply, a third of it also at rest; and each fold for itself."""
+    """Strength of each fold (W,): skin folds more or less deeply, in a third of the faces also at rest."""
     depth = float(rng.uniform(0.0, 1.3))
     moved = _wrinkle_strengths(action_units, depth) * rng.uniform(0.5, 1.3, len(WRINKLED_AUS))
     at_rest = rng.uniform(0, RESTING_FOLDS) if rng.random() < 0.35 else 0.0
@@ -318,7 +311,7 @@ def _wrinkle_strengths(action_units: dict[int, float], depth: float) -> np.ndarr
 
 
 def _sample_gaze(rng: np.random.Generator, yaw: float, pitch: float) -> tuple[float, float]:
-    """Half of the people look into the camera, wherever the head points."""
+    """Half of the people look into the camera, whatever the head pose."""
     if rng.random() < 0.5:
         forward = Rotation.from_euler("YXZ", [yaw, pitch, 0]).inv().apply([0, 0, 1])
         look = (np.arctan2(forward[0], forward[2]), np.arcsin(forward[1]))
@@ -334,7 +327,7 @@ def _sample_iris(rng: np.random.Generator) -> tuple[float, float, float]:
 
 
 def _sample_light(rng: np.random.Generator) -> Light:
-    """From soft to hard, from any side above the chin, warm to cool."""
+    """Soft to hard light, from any side above the chin, warm to cool."""
     ambient = rng.uniform(0.25, 0.75)
     key = rng.uniform(0.4, 1.0) * (1.3 - ambient)
     warm = np.array([1.0, 0.0, -1.0]) * rng.normal(0, 0.08)
@@ -346,7 +339,7 @@ def _sample_light(rng: np.random.Generator) -> Light:
 
 
 def _sample_skin(rng: np.random.Generator) -> tuple[float, float, float, float]:
-    """In half of the faces another complexion than the photograph's."""
+    """Half of the faces have another complexion than the photograph."""
     if rng.random() < 0.5:
         return 1.0, 1.0, 1.0, 1.0
     red, blue = rng.normal(1, 0.05, 2)

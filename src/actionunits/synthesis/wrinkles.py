@@ -1,7 +1,7 @@
-"""Folds that action units press into the skin, drawn as shading maps in the frame of a person's photograph.
+"""Folds of the skin that action units make, as shading maps on a person's photograph.
 
-The blendshapes move the skin but are too coarse to crease it, and creases are much of what a FACS coder reads
-(Ekman, Friesen & Hager 2002: crow's feet for 6, nasolabial furrow for 9, 10, 12, brow furrow for 4).
+The blendshapes are too coarse to crease the skin, and creases are important cues for FACS coders (Ekman,
+Friesen & Hager 2002: crow's feet for 6, nasolabial furrow for 9, 10, 12, brow furrow for 4).
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from scipy.interpolate import make_interp_spline
 
 from actionunits.landmarks import SCHEMES
 
-# One knot of a fold: iBUG-68 point and an offset (outwards, down) in distances of the inner eye corners.
+# A knot of a fold: iBUG-68 point and offset (outwards, down) in distances of the inner eye corners.
 Knot = tuple[int, float, float]
 
 
 @dataclass(frozen=True)
 class Fold:
-    """A crease of one side of the face (the other is its mirror image) and its darkness at intensity 1."""
+    """A fold of one side of the face (the other mirrors it) and its darkness at intensity 1."""
 
     au: int
     knots: tuple[Knot, ...]
@@ -57,7 +57,7 @@ FOLDS = (
     Fold(20, ((48, 0.18, -0.22), (48, 0.26, 0.0), (48, 0.20, 0.26)), 0.26),
 )
 WRINKLED_AUS = tuple(sorted({fold.au for fold in FOLDS}))
-MAP_SCALE = 0.5  # shading maps are kept at half the photograph's resolution
+MAP_SCALE = 0.5  # resolution of the shading maps, relative to the photograph
 
 
 def wrinkle_maps(points: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -65,11 +65,12 @@ def wrinkle_maps(points: np.ndarray, height: int, width: int) -> np.ndarray:
 
     Args:
         points: (68, 2) iBUG points in pixels of the photograph.
-        height: of the photograph in pixels.
-        width: of the photograph in pixels.
+        height: height of the photograph in pixels.
+        width: width of the photograph in pixels.
 
     Returns:
-        (len(WRINKLED_AUS), height / 2, width / 2) int8: 127 x the change of brightness at intensity 1.
+        (len(WRINKLED_AUS), height / 2, width / 2) int8: 127 x the relative change of brightness at
+        intensity 1.
     """
     unit = float(np.linalg.norm(points[42] - points[39]))
     shape = int(height * MAP_SCALE), int(width * MAP_SCALE)
@@ -81,12 +82,12 @@ def wrinkle_maps(points: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _mirrored(points: np.ndarray) -> np.ndarray:
-    """The points with left and right exchanged, so that a left-side index finds the right side."""
+    """Swap left and right points, so that a left index gives the right point."""
     return points[list(SCHEMES["ibug68"].mirror)]
 
 
 def _crease(fold: Fold, points: np.ndarray, unit: float, shape: tuple[int, int]) -> np.ndarray:
-    """A dark line with a lit rim below it; `points` are ordered so that the fold's own side comes first."""
+    """A dark line with a bright rim below it, on the side that left indices of `points` give."""
     outward = (points[36] - points[45]) / np.linalg.norm(points[36] - points[45])
     down = points[8] - points[27]
     down = down / np.linalg.norm(down)
@@ -99,5 +100,5 @@ def _crease(fold: Fold, points: np.ndarray, unit: float, shape: tuple[int, int])
     groove = cv2.GaussianBlur(line, (0, 0), thickness)
     soft = cv2.GaussianBlur(line, (0, 0), 3 * thickness)
     rim = np.roll(groove, round(2.5 * thickness), axis=0)
-    peak = 1.0 / (np.sqrt(2 * np.pi) * thickness)  # height of a blurred line of width 1
+    peak = 1.0 / (np.sqrt(2 * np.pi) * thickness)  # maximum of a blurred line of width 1
     return fold.darkness * (-groove + 0.45 * rim - 0.5 * soft) / peak
