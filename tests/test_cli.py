@@ -262,11 +262,11 @@ def test_consoles_without_block_characters(detect, photo_path, monkeypatch):
     assert sys.stdout.getvalue().isascii()
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    cli._write(tmp_path / "a.txt", b"old")
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch, capsys):
+    assert cli._give("old", tmp_path, "a.txt")
     monkeypatch.setattr("os.replace", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        cli._write(tmp_path / "a.txt", b"new")
+    assert not cli._give("new", tmp_path, "a.txt")
+    assert capsys.readouterr().err == "a.txt could not be written. disk full\n"
     assert (tmp_path / "a.txt").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 

@@ -6,7 +6,7 @@
     actionunits export FOLDER --onnx | --code
 
 Exit codes: 0 every photo or video had a face, 1 one could not be read or had no face, 2 wrong usage,
-130 stopped with Ctrl-C, 141 what it is piped into does not read on.
+130 interrupted with Ctrl-C, 141 broken pipe.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from actionunits.cli_video import add_video_command
 from actionunits.files import whole_file
 from actionunits.image_processing_au import decision_thresholds
 from actionunits.pictures import load_picture, sample_photo
+from actionunits.video_tables import EDGES
 from actionunits.visualization import draw_faces, draw_maps
 
 _BAR_LENGTH = 20  # [characters]
@@ -36,7 +37,7 @@ _BAR_LENGTH = 20  # [characters]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     args = _parser().parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold what the terminal cannot show
+    if isinstance(sys.stdout, io.TextIOWrapper):  # the terminal may not know all letters of file names
         sys.stdout.reconfigure(errors="backslashreplace")
     if hasattr(args, "run"):
         return args.run(args)
@@ -54,17 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def console() -> int:
-    """Run the command for the shell: who stops it, or what does not read on, is answered by no traceback."""
+    """Run the command for the shell: without a traceback for an interrupt or a broken pipe."""
     try:
         try:
             return main()
         finally:
-            sys.stdout.flush()  # at the exit of Python it would be too late to catch what this raises
+            sys.stdout.flush()  # at Python's exit it would be too late to catch a broken pipe
     except KeyboardInterrupt:
         print("actionunits: stopped", file=sys.stderr)
-        return 130  # 128 + SIGINT, as shells say it
+        return 130  # 128 + SIGINT, the shells' convention
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes what Python flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at exit
         return 141  # 128 + SIGPIPE
 
 
@@ -96,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _detect(detect: Any, args: argparse.Namespace) -> int:
-    """Analyse photo by photo; what is done is given even if something ends the command early."""
+    """Analyse photo by photo; results so far are written even if the command ends early."""
     photos = {"astronaut.png": sample_photo()} if args.sample else {photo: photo for photo in args.photos}
     thresholds = decision_thresholds(detect.model.config, args.threshold)
     records: list[dict[str, Any]] = []
@@ -118,7 +119,7 @@ def _analyse(
     args: argparse.Namespace,
     records: list[dict[str, Any]],
 ) -> None:
-    """Fill the records photo by photo, so that a bad one costs nothing but itself."""
+    """Fill the records photo by photo; one that fails does not affect the others."""
     progress = tqdm(photos.items(), unit="photo", disable=len(photos) == 1)
     for (name, source), stem in zip(progress, stems(photos), strict=True):
         record: dict[str, Any] = {"photo": name, "faces": []}
@@ -154,13 +155,12 @@ def _draw(
         if "maps" in face:
             pictures[f"{stem}_maps_{i}.png"] = draw_maps(picture, face)
     for name, drawing in pictures.items():
-        buffer = io.BytesIO()
-        drawing.save(buffer, format="PNG")
-        _write(folder / name, buffer.getvalue())
+        with whole_file(folder / name) as part:
+            drawing.save(part, format="PNG")
 
 
 def _plain(face: dict[str, Any]) -> dict[str, Any]:
-    """Return what goes into JSON and CSV: no maps, coordinates to a hundredth of a pixel."""
+    """Return a face for JSON and CSV: without maps, coordinates to a hundredth of a pixel."""
     return {
         "box": {edge: round(value, 2) for edge, value in face["box"].items()},
         "confidence": round(face["confidence"], 6),
@@ -176,7 +176,7 @@ def _table(name: str, faces: list[dict[str, Any]]) -> str:
     try:
         "█·●".encode(encoding)
         full, empty, mark = "█·●"
-    except UnicodeEncodeError:  # a Windows console of an old code page
+    except UnicodeEncodeError:  # a Windows console with an old code page
         full, empty, mark = "#-*"
     lines = [f"{name}: {len(faces)} face{'s' if len(faces) > 1 else ''}"]
     for i, face in enumerate(faces, start=1):
@@ -191,22 +191,14 @@ def _table(name: str, faces: list[dict[str, Any]]) -> str:
 
 
 def _as_json(records: list[dict[str, Any]]) -> str:
-    """Return a JSON list with one line for each photo."""
+    """Return a JSON list with a line for each photo."""
     return "[\n" + ",\n".join(json.dumps(record, ensure_ascii=False) for record in records) + "\n]\n"
 
 
 def _as_csv(records: list[dict[str, Any]], labels: list[str]) -> str:
     """Return a row for each face, and one with empty cells for a photo without."""
-    edges = ["xmin", "ymin", "xmax", "ymax"]
-    columns = [
-        "photo",
-        "face",
-        *edges,
-        "confidence",
-        *labels,
-        *(f"{label}_active" for label in labels),
-        "error",
-    ]
+    decisions = [f"{label}_active" for label in labels]
+    columns = ["photo", "face", *EDGES, "confidence", *labels, *decisions, "error"]
     text = io.StringIO()
     table = csv.DictWriter(text, columns, lineterminator="\n")
     table.writeheader()
@@ -223,23 +215,18 @@ def _as_csv(records: list[dict[str, Any]], labels: list[str]) -> str:
 
 
 def _give(text: str, folder: Path | None, name: str) -> bool:
-    """Write a text into the folder, or print it if there is none; return whether that could be done."""
+    """Write a text into the folder, or print it if there is none; return whether that succeeded."""
     if folder is None:
         sys.stdout.write(text)
         return True
     try:
-        # names of files need not be UTF-8; what is not becomes \\udcff, which JSON reads back
-        _write(folder / name, text.encode("utf-8", "backslashreplace"))
+        # file names need not be UTF-8; other bytes become \\udcff, which JSON reads back
+        with whole_file(folder / name) as part:
+            part.write_bytes(text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         print(f"{name} could not be written. {error}", file=sys.stderr)
         return False
     return True
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    with whole_file(path) as part:
-        part.write_bytes(data)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What several of the commands share: the options of the model, and names for the files they write."""
+"""Shared by the commands: the options of the model, and names of output files."""
 
 import argparse
 import itertools
@@ -15,7 +15,7 @@ from transformers.utils import logging
 from actionunits import checkpoints
 from actionunits.cli_export import BACKENDS, with_backend
 
-_LONGEST_STEM = 200  # [bytes]; of 255 for a name, the endings need the rest
+_LONGEST_STEM = 200  # [bytes] of the 255 of a file name; the rest is for endings
 
 
 def add_model_options(command: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
 
 
 def load_pipeline(args: argparse.Namespace) -> Any:
-    """Load the pipeline in silence and make the folder `args.output`; what fails is wrong usage."""
+    """Load the pipeline and make the folder `args.output`; failures are usage errors."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -53,16 +53,15 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(
-            f"--output {folder} cannot be made: {error.strerror}; name a folder, there or new, "
-            "where you may write."
+            f"--output {folder} cannot be made: {error.strerror}; name a folder where you may write."
         ) from error
 
 
 def find_model(name: str) -> str:
-    """Return what the pipeline takes for `--model`: the folder, where the name is one of the package's.
+    """Return the pipeline's `model` for `--model`: the folder for a name of the package's weights.
 
     Raises:
-        ValueError: The name can only be that of a folder, but there is none, or no model in it.
+        ValueError: The name is no folder with a model, no weights of the package and no name on the Hub.
     """
     folder = Path(name)
     if folder.is_dir():
@@ -80,23 +79,27 @@ def find_model(name: str) -> str:
 
 
 def check_device(device: str | None) -> None:
-    """Put nothing on a device, to see whether it is there.
+    """Check that a device is available.
 
     Raises:
-        ValueError: It is not; the message says which ones are.
+        ValueError: It is not; the message lists the available ones.
     """
     try:
         torch.empty(0, device=device or "cpu")
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # builds without it assert
+    except (
+        RuntimeError,
+        AssertionError,
+        NotImplementedError,
+    ) as error:  # builds without it assert
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         found = "cpu" if accelerator is None else f"cpu and {accelerator.type}"
         raise ValueError(f"--device {device} cannot be used, here is {found}.") from error
 
 
 def stems(files: Iterable[str]) -> Iterator[str]:
-    """Yield a file name without suffix for each; a second a/smile.jpg, b/smile.jpg becomes smile-2.
+    """Yield a unique file name without suffix for each: for a/smile.jpg and b/smile.jpg smile and smile-2.
 
-    No two are the same, also where a file system takes upper for lower case.
+    They are unique also on file systems that ignore case.
     """
     taken: set[str] = set()
     for file in files:
@@ -109,14 +112,14 @@ def stems(files: Iterable[str]) -> Iterator[str]:
 
 
 def check_inputs_stay(args: argparse.Namespace, inputs: Iterable[str], endings: str) -> None:
-    """Call it wrong usage to read a file that is to be written: a stem with one of `endings`, a pattern."""
+    """Refuse inputs that an output, a stem with an ending of the pattern `endings`, would overwrite."""
     inputs = list(inputs)
     written = re.compile(f"(?:{'|'.join(map(re.escape, stems(inputs)))})(?:{endings})")
     for file in inputs:
         folder, name = os.path.split(os.path.realpath(file))
         if folder == os.path.realpath(args.output) and written.fullmatch(name):
             args.usage_error(
-                f"{file} would be overwritten by the answer; leave it out, or name another --output."
+                f"{file} would be overwritten by the output; leave it out, or name another --output."
             )
 
 

@@ -1,4 +1,4 @@
-"""The command `actionunits corpus`: what a corpus must look like, what a disc has, and its preparation.
+"""The command `actionunits corpus`: the layout of corpora, checks of your copies, and their preparation.
 
     actionunits corpus list
     actionunits corpus layout NAME [--write DIR]
@@ -69,10 +69,10 @@ def _verb(
 
 
 def _guarded(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
-    """Say what is wrong with a disc in a sentence instead of a traceback."""
+    """Report problems of a corpus in a sentence instead of a traceback."""
     try:
         return run(args)
-    except BrokenPipeError:  # says nothing of the disc
+    except BrokenPipeError:  # an OSError, but not of the corpus
         raise
     except (OSError, ValueError, ImportError) as error:
         print(f"actionunits corpus: {error}", file=sys.stderr)

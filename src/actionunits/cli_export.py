@@ -1,4 +1,4 @@
-"""The command `actionunits export`: a model folder for other places.
+"""The command `actionunits export`: a model for ONNX Runtime, or without this package.
 
     actionunits export FOLDER --onnx          # writes FOLDER/model.onnx, checked against PyTorch
     actionunits export FOLDER --code          # makes FOLDER work where this package is not installed
@@ -17,11 +17,11 @@ from actionunits.export_code import export_code
 from actionunits.onnx_model import OnnxAUModel, export_onnx
 
 BACKENDS = ("torch", "onnx")
-"""What can run a model; see `with_backend`."""
+"""Runtimes of a model; see `with_backend`."""
 
 
 def add_export_command(commands: Any) -> None:
-    """Add the command to the subparsers of `actionunits`; its function stands in `run`."""
+    """Add the command to the subparsers of `actionunits`."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "export",
         help="write a model for ONNX Runtime, or for use without this package",
@@ -52,5 +52,5 @@ def run(args: argparse.Namespace) -> int:
 
 
 def with_backend(model: str, backend: str) -> Any:
-    """Return what the pipeline takes for its model: the name itself, or the model that ONNX Runtime runs."""
+    """Return the pipeline's `model`: the name itself, or its ONNX model."""
     return OnnxAUModel.from_pretrained(model) if backend == "onnx" else model

@@ -1,4 +1,4 @@
-"""The command `actionunits video`: tables, an annotated video and a time line of videos of any length."""
+"""The command `actionunits video`: tables, annotated videos and time lines of videos of any length."""
 
 import argparse
 import re
@@ -20,9 +20,9 @@ from actionunits.video_tables import FORMS, write_csv, write_parquet
 from actionunits.visualization import draw_frame
 
 Sink = Callable[[dict[str, Any]], None]
-"""Takes the pipeline's answer for each frame."""
+"""Takes the pipeline's result for each frame."""
 
-_TOLD_ERRORS = 3  # of a video; the others are counted
+_TOLD_ERRORS = 3  # printed errors per video; further ones are only counted
 
 
 def add_video_command(commands: Any) -> None:
@@ -33,11 +33,11 @@ def add_video_command(commands: Any) -> None:
         description="Detect the action units of every face in every frame of videos. "
         "Each option writes a file named after the video into DIR, and a summary is printed.",
         epilog="Exit codes: 0 every video had a face, 1 one was unreadable, in part or whole, or faceless, "
-        "2 wrong usage. What the columns of the tables are is told in actionunits.video_tables.",
+        "2 wrong usage. The columns of the tables are documented in actionunits.video_tables.",
     )
     video.set_defaults(run=run, usage_error=video.error)
     video.add_argument("videos", nargs="+", metavar="VIDEO", help="video file")
-    video.add_argument("--output", type=Path, metavar="DIR", default=Path(), help="default: where you are")
+    video.add_argument("--output", type=Path, metavar="DIR", default=Path(), help="default: current folder")
     video.add_argument("--csv", action="store_true", help="write a table, VIDEO_au.csv")
     video.add_argument("--parquet", action="store_true", help="write the table as VIDEO_au.parquet")
     video.add_argument("--overlay", action="store_true", help="write the annotated video, VIDEO_au.mp4")
@@ -46,21 +46,21 @@ def add_video_command(commands: Any) -> None:
         "--form",
         choices=FORMS,
         default="openface",
-        help="of the tables: a row for each face, named as OpenFace does, or one for each action unit (tidy)",
+        help="of the tables: a row for each face with OpenFace's columns, or one for each action unit (tidy)",
     )
     video.add_argument(
         "--detect-every",
         type=_from_one,
         default=1,
         metavar="K",
-        help="detect faces every K frames and follow them in between: faster, a little different",
+        help="detect faces every K frames and track them in between: faster, a little different",
     )
     video.add_argument("--batch-size", type=_from_one, metavar="N", help="faces per forward pass")
     add_model_options(video)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Analyse video by video, so that a bad one costs nothing but itself."""
+    """Analyse video by video; one that fails does not affect the others."""
     if args.overlay:
         check_inputs_stay(args, args.videos, r"_au\.mp4")
     detect = load_pipeline(args)
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
             failed |= not _analyse(detect, name, stem, thresholds, args)
         except ImportError as error:
             args.usage_error(str(error))
-        except BrokenPipeError:  # nobody reads the summaries any more
+        except BrokenPipeError:  # an OSError, but not of the video
             raise
         except (OSError, ValueError) as error:
             tqdm.write(f"{name}: skipped. {error}", file=sys.stderr)
@@ -114,7 +114,7 @@ def _analyse(
 
 
 class _Apart:
-    """A file that answers are written to; if that fails it is given up and told of, and the others go on."""
+    """An output file that may fail alone: the error is recorded, and the other files are still written."""
 
     def __init__(self, path: Path, sink: AbstractContextManager[Sink], problems: list[str]):
         self._path, self._sink, self._problems = path, sink, problems
@@ -142,7 +142,7 @@ class _Apart:
         except (OSError, VideoError) as error:
             self._take = None
             self._problems.append(_unwritten(self._path, error))
-            with suppress(OSError, VideoError):  # what was written goes, and makes room for the others
+            with suppress(OSError, VideoError):  # remove the partial file, to free space for the others
                 self._stack.__exit__(type(error), error, error.__traceback__)
 
 
@@ -155,7 +155,7 @@ def _draw(timeline: Timeline, path: Path, problems: list[str]) -> None:
 
 
 def _unwritten(path: Path, error: OSError | VideoError) -> str:
-    others = "The other files are not touched by this."
+    others = "The other files are not affected."
     if isinstance(error, VideoError):
         return f"{path} could not be written: {error} {others}"
     reason = error.strerror or error
@@ -165,7 +165,7 @@ def _unwritten(path: Path, error: OSError | VideoError) -> str:
 def _sinks(
     args: argparse.Namespace, stem: str, thresholds: dict[str, float], name: str
 ) -> Iterator[tuple[Path, AbstractContextManager[Sink]]]:
-    """The files that the answers are written to."""
+    """The requested output files."""
     from actionunits import __version__
 
     about = {"video": Path(name).name, "model": args.model or "default", "actionunits": __version__}
@@ -183,9 +183,9 @@ def _sinks(
 
 @contextmanager
 def _overlay(path: Path, thresholds: dict[str, float]) -> Iterator[Sink]:
-    """Write the annotated video, if there is a frame to be seen.
+    """Write the annotated video, if any frame can be read.
 
-    What could not be read is left out, so the frame before stays.
+    Unreadable frames are left out, so the frame before stays on screen.
     """
     with ExitStack() as stack:
         video: Any = None

@@ -1,6 +1,6 @@
-"""All action units of a video in one picture: time goes right, a strip for each, a block for each face.
+"""All action units of a video in one picture: a block for each face, a strip for each action unit over time.
 
-However long the video is, a block has at most `BINS` columns; when they are full, each two become one.
+However long the video is, a face has at most `BINS` bins; when they are full, neighbours are merged in pairs.
 """
 
 from collections.abc import Mapping
@@ -14,18 +14,18 @@ from actionunits.visualization import ACTIVE, FAINT, GROOVE, INACTIVE, INK, PAPE
 
 BINS = 2048
 MAX_FACES = 6
-"""So many blocks are drawn, of the faces that were seen longest."""
+"""Largest number of blocks, for the faces that were seen longest."""
 
-_KEPT_FACES = 64  # those seen shortest make room for new ones
-_UNIT = 14  # letter height [pixels]
-_STRIP, _GAP = 26, 5  # height of a strip, and to the next [pixels]
+_KEPT_FACES = 64  # the face seen shortest makes room for a new one
+_UNIT = 14  # font size [pixels]
+_STRIP, _GAP = 26, 5  # height of a strip, and gap to the next [pixels]
 _LEFT, _WIDTH, _RIGHT = 250, 1000, 150  # names, strip, figures [pixels]
 _HEAD, _FOOT = 44, 34  # title and axis of a block [pixels]
 _TICK_STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400)  # [s]
 
 
 class Timeline:
-    """Collects the answers of a video and draws them.
+    """Collects the results of a video and draws them.
 
     Args:
         thresholds: Score from which each action unit is active, by label, top to bottom.
@@ -45,7 +45,7 @@ class Timeline:
         self.faces: dict[int, _Sums] = {}
 
     def add(self, answer: Mapping[str, Any]) -> None:
-        """Take in what the pipeline answers for one frame; one without a timestamp counts as a second."""
+        """Add the pipeline's result for one frame; frames without timestamps count as one second each."""
         time = answer["frame"] if answer["timestamp"] is None else answer["timestamp"]
         self.end = max(self.end, time)
         while time >= BINS * self.seconds_per_bin:
@@ -59,9 +59,9 @@ class Timeline:
             self.faces[face["face_id"]].add(place, face["action_units"], list(self.thresholds))
 
     def scores(self, face_id: int) -> np.ndarray:
-        """Mean scores (bins, m) of a face over time, NaN where there was a frame without it.
+        """Mean scores (bins, m) of a face over time, NaN where there were only frames without it.
 
-        A bin in which no frame begins shows what the one before it shows.
+        A bin in which no frame begins repeats the one before.
         """
         last = int(self.end / self.seconds_per_bin) + 1
         sums = self.faces[face_id]
@@ -75,7 +75,7 @@ class Timeline:
         return sorted(sorted(self.faces, key=lambda number: -self.presence(number))[:MAX_FACES])
 
     def presence(self, face_id: int) -> float:
-        """Share of the frames that show a face."""
+        """Share of the frames that show the face."""
         return float(self.faces[face_id].count.sum() / max(self.frames.sum(), 1))
 
     def summary(self, face_id: int) -> dict[str, tuple[float, float]]:
@@ -133,7 +133,7 @@ class Timeline:
         return block
 
     def _strip(self, block: Image.Image, scores: np.ndarray, threshold: float, top: int) -> None:
-        """Fill the area below the scores, in colour where active; hatch where the face was not to be seen."""
+        """Fill the area below the scores, in colour where active; hatch where the face was missing."""
         columns = scores[np.arange(_WIDTH) * len(scores) // _WIDTH]  # (W,)
         level = (np.arange(_STRIP)[::-1, None] + 0.5) / _STRIP  # (S, 1), from the bottom
         pixels = np.broadcast_to(np.array(GROOVE, np.uint8), (_STRIP, _WIDTH, 3)).copy()
@@ -154,7 +154,7 @@ class Timeline:
 
 
 class _Sums:
-    """Of one face: in each bin its frames and the sum of its scores; overall the frames it was active in."""
+    """Of one face: frames and sums of scores per bin; frames with each action unit active overall."""
 
     def __init__(self, units: int):
         self.count = np.zeros(BINS, dtype=np.int64)
@@ -169,7 +169,7 @@ class _Sums:
 
 
 def _pairs(bins: np.ndarray) -> np.ndarray:
-    """Add each two neighbours; the second half is free again."""
+    """Merge neighbours in pairs; the second half becomes free."""
     sums = bins.reshape(-1, 2, *bins.shape[1:]).sum(axis=1)
     return np.concatenate([sums, np.zeros_like(sums)])
 
@@ -186,7 +186,7 @@ def _note(text: str) -> Image.Image:
 
 
 def _clock(seconds: float, step: float) -> str:
-    """12 s, 1:05, 2:03:00; tenths where the ticks are closer than a second."""
+    """12 s, 1:05, 2:03:00; tenths of seconds where ticks are closer than a second."""
     if step < 1:
         return f"{seconds:.1f} s"
     minutes, seconds = divmod(round(seconds), 60)

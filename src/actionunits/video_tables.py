@@ -1,16 +1,16 @@
-"""Tables of a video's answers: CSV and Parquet, written row by row, in two forms.
+"""Tables of a video's results: CSV and Parquet, written row by row, in two forms.
 
-`openface`, a row for each face of each frame. The columns are named as OpenFace 2 names them, so that what
-reads its files reads these: `frame` (from 1 on), `timestamp` [s], `face_id` (from 0 on), `confidence` (0..1),
-`success` (1 or 0), and for every action unit `AU01_c`, whether it occurs (1 or 0). `AU01_p` is ours: the
-probability behind it, 0..1. OpenFace's intensities `AU01_r`, 0 to 5, are another quantity; there are none.
+`openface`, a row for each face of each frame, for readers of OpenFace 2's files: `frame` (from 1 on),
+`timestamp` [s], `face_id` (from 0 on), `confidence` (0..1), `success` (1 or 0), and for every action unit
+`AU01_c`, whether it occurs (1 or 0). `AU01_p` is ours: its probability, 0..1. OpenFace's intensities
+`AU01_r`, 0 to 5, are another quantity and left out.
 
 `tidy`, a row for each action unit of each face of each frame: `frame` (from 0 on, as in Python), `timestamp`,
 `face_id`, `confidence`, the box `xmin`, `ymin`, `xmax`, `ymax` [pixels], `au`, `score`, `active` (1 or 0),
 `threshold`, and `error`, why a frame could not be read.
 
-A frame without a face keeps its place: `success` and `confidence` are 0 (OpenFace) and all that is unknown is
-missing, an empty cell in CSV, null in Parquet. OpenFace writes zeros there, which look like resting faces.
+A frame without a face has a row, too: `success` and `confidence` are 0 (openface), unknown values are empty
+cells in CSV and null in Parquet. OpenFace writes zeros there, which look like neutral faces.
 """
 
 import csv
@@ -29,16 +29,16 @@ Answer = Mapping[str, Any]
 EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 _DECIMALS = 6  # of floats in CSV
-_ROW_GROUP = 8192  # rows that Parquet holds back before it writes them
+_ROW_GROUP = 8192  # rows per row group of Parquet
 
 
 @dataclass(frozen=True)
 class Form:
-    """A form of table.
+    """A form of tables.
 
     Attributes:
         columns: Thresholds by label -> type of each column by name.
-        rows: Answer for a frame, thresholds by label -> its rows; what is missing may be left out.
+        rows: Result of a frame, thresholds by label -> its rows; columns may be missing in a row.
     """
 
     columns: Callable[[Mapping[str, float]], dict[str, type]]
@@ -57,8 +57,8 @@ def openface_rows(answer: Answer, thresholds: Mapping[str, float] | None = None)
     """Yield a row for each face, lowest number first, or one with `success` 0 if there is none.
 
     Args:
-        answer: What the pipeline answers for a frame of a video.
-        thresholds: Not needed; the decisions are in the answer.
+        answer: The pipeline's result for a frame of a video.
+        thresholds: Unused; the decisions are in the result.
     """
     frame = {"frame": answer["frame"] + 1, "timestamp": answer["timestamp"]}
     if not answer["faces"]:
@@ -72,7 +72,7 @@ def openface_rows(answer: Answer, thresholds: Mapping[str, float] | None = None)
 
 
 def openface_name(label: str) -> str:
-    """Return the label with two digits: AU1 becomes AU01. What is no action unit stays as it is."""
+    """Return the label with two digits: AU1 becomes AU01. Labels of no action unit are kept."""
     number = parse_au_label(label)
     return label if number is None else f"AU{number:02d}"
 
@@ -85,10 +85,10 @@ def tidy_columns(thresholds: Mapping[str, float]) -> dict[str, type]:
 
 
 def tidy_rows(answer: Answer, thresholds: Mapping[str, float]) -> Iterator[Row]:
-    """Yield a row for each action unit of each face, or of nobody if there is none.
+    """Yield a row for each action unit of each face, or once for each action unit if there is no face.
 
     Args:
-        answer: What the pipeline answers for a frame of a video.
+        answer: The pipeline's result for a frame of a video.
         thresholds: Score from which each action unit is active, by label, see `decision_thresholds`.
     """
     frame = {"frame": answer["frame"], "timestamp": answer["timestamp"]}
@@ -113,10 +113,10 @@ FORMS = {"openface": Form(openface_columns, openface_rows), "tidy": Form(tidy_co
 def write_csv(
     path: str | os.PathLike, form: str, thresholds: Mapping[str, float]
 ) -> Iterator[Callable[[Answer], None]]:
-    """Write a CSV file, which appears when it is complete; yields what takes the answers, frame by frame.
+    """Write a CSV file, which appears when it is complete; yields a function that takes each frame's result.
 
     Args:
-        path: Where to.
+        path: The file.
         form: One of `FORMS`.
         thresholds: Score from which each action unit is active, by label, in the order of the columns.
     """
@@ -141,11 +141,10 @@ def write_parquet(
     """Write a Parquet file like `write_csv`.
 
     Args:
-        path: Where to.
+        path: The file.
         form: One of `FORMS`.
         thresholds: Score from which each action unit is active, by label, in the order of the columns.
-        about: Where the numbers come from, such as the model; kept as JSON in the file's metadata under the
-            key `actionunits`.
+        about: Provenance, such as the model; stored as JSON in the file's metadata, key `actionunits`.
 
     Raises:
         ImportError: pyarrow is not installed.

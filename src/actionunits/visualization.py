@@ -1,8 +1,7 @@
-"""Pictures of the pipeline's answers: boxes, landmarks and bars beside the photo, and attention maps as heat.
+"""Draw the pipeline's results: boxes and landmarks on the photo, bars beside it, attention maps as heat maps.
 
-Colours are those of Okabe and Ito (2008), which colour-blind people can tell apart; the heat runs from dark
-to bright, so it also reads in grey. Sizes are in units of the letter height, which follows the size of the
-drawing.
+Colours are those of Okabe and Ito (2008), which colour-blind people can tell apart; heat runs from dark to
+bright, so it also works in grey. Sizes are in units of the font size, which follows the size of the drawing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,20 +17,20 @@ INACTIVE, ACTIVE, GROOVE = (160, 174, 188), (213, 94, 0), (236, 239, 242)
 FACE_COLORS = ((0, 114, 178), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233))
 HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))  # inferno, evenly spaced
 
-_PHOTO_SIDE = (720, 1600)  # the photo's longest side is brought into this range [pixels]
-_SHARPNESS = 2  # everything is drawn so many times larger and shrunk, for Pillow's lines have no soft edges
+_PHOTO_SIDE = (720, 1600)  # range of the drawn photo's longest side [pixels]
+_SHARPNESS = 2  # supersampling: Pillow draws lines without antialiasing
 _PANEL_WIDTH = 29  # [units]
-_FRAME_HEIGHT = (480, 1080)  # the frame's height in an annotated video is brought into this range [pixels]
+_FRAME_HEIGHT = (480, 1080)  # range of the frame's height in an annotated video [pixels]
 
 
 def draw_faces(
     image: Any, faces: Sequence[Mapping[str, Any]], thresholds: Mapping[str, float] | float | None = None
 ) -> Image.Image:
-    """Draw the faces of a photo, and beside it a panel of bars for each.
+    """Draw the faces of a photo, with a panel of bars for each.
 
     Args:
         image: The photo, anything that `load_picture` takes.
-        faces: What the pipeline answers for it.
+        faces: The pipeline's result for it.
         thresholds: Score from which an action unit is active, by label or for all: a mark on the bars.
 
     Returns:
@@ -52,11 +51,11 @@ def draw_faces(
 def draw_frame(
     image: Any, faces: Sequence[Mapping[str, Any]], thresholds: Mapping[str, float]
 ) -> Image.Image:
-    """Draw one frame of a video: its faces by their numbers, and a panel of bars for the lowest number.
+    """Draw one frame of a video: its numbered faces, and a panel of bars for the lowest number.
 
     Args:
         image: The frame, anything that `load_picture` takes.
-        faces: What the pipeline answers for it, with `face_id`.
+        faces: The pipeline's result for it, with `face_id`.
         thresholds: Score from which each action unit is active, by label.
 
     Returns:
@@ -79,11 +78,11 @@ def draw_maps(image: Any, face: Mapping[str, Any], columns: int | None = None) -
 
     Args:
         image: The photo, anything that `load_picture` takes.
-        face: One face of the pipeline's answer with `return_maps=True`.
-        columns: Tiles in a row; by default four, six for more than twelve action units.
+        face: One face of the pipeline's result with `return_maps=True`.
+        columns: Tiles per row; by default four, or six for more than twelve action units.
 
     Returns:
-        RGB picture. Each map is stretched from its minimum to its maximum: heat tells where, not how much.
+        RGB picture. Each map is scaled from its minimum to its maximum: heat shows where, not how much.
 
     Raises:
         ValueError: The face has no maps.
@@ -145,22 +144,19 @@ def _panel(
 def _bar(
     draw: ImageDraw.ImageDraw, au: Mapping[str, Any], threshold: float | None, middle: int, unit: int
 ) -> None:
-    """Draw one row: label, name, bar with the threshold's mark, number."""
-    color = ACTIVE if au["active"] else INK
-    draw.text((unit, middle), au["label"], color, _font(0.95 * unit), anchor="lm")
-    draw.text(
-        (4.2 * unit, middle), au["name"], color if au["active"] else FAINT, _font(0.95 * unit), anchor="lm"
-    )
+    """Draw one row: label, name, bar with a mark at the threshold, score."""
+    font = _font(0.95 * unit)
+    ink, faint, fill = (ACTIVE, ACTIVE, ACTIVE) if au["active"] else (INK, FAINT, INACTIVE)
+    draw.text((unit, middle), au["label"], ink, font, anchor="lm")
+    draw.text((4.2 * unit, middle), au["name"], faint, font, anchor="lm")
     left, width, half = 15.5 * unit, 9.5 * unit, 0.4 * unit
     draw.rounded_rectangle((left, middle - half, left + width, middle + half), half, GROOVE)
     filled = max(au["score"] * width, 2 * half)
-    color = ACTIVE if au["active"] else INACTIVE
-    draw.rounded_rectangle((left, middle - half, left + filled, middle + half), half, color)
+    draw.rounded_rectangle((left, middle - half, left + filled, middle + half), half, fill)
     if threshold is not None:
         x = left + threshold * width
         draw.line((x, middle - 1.5 * half, x, middle + 1.5 * half), INK, max(unit // 8, 1))
-    color = ACTIVE if au["active"] else INK
-    draw.text((28 * unit, middle), f"{au['score']:.2f}", color, _font(0.95 * unit), anchor="rm")
+    draw.text((28 * unit, middle), f"{au['score']:.2f}", ink, font, anchor="rm")
 
 
 def _empty_panel(unit: int) -> Image.Image:
@@ -170,7 +166,7 @@ def _empty_panel(unit: int) -> Image.Image:
 
 
 def _beside(photo: Image.Image, panels: Sequence[Image.Image]) -> Image.Image:
-    """Stack the panels in as many columns right of the photo as its height asks for."""
+    """Stack the panels right of the photo, in as many columns as its height requires."""
     per_column = max(photo.height // panels[0].height, 1)
     columns = [panels[i : i + per_column] for i in range(0, len(panels), per_column)]
     height = max(photo.height, *(sum(panel.height for panel in column) for column in columns))
@@ -187,7 +183,7 @@ def _beside(photo: Image.Image, panels: Sequence[Image.Image]) -> Image.Image:
 
 
 def _heat_over(face: Image.Image, map_: np.ndarray) -> Image.Image:
-    """Blend a map (h, w) over the aligned face in grey, the more the hotter."""
+    """Blend a map (h, w) over the grey aligned face, more opaque where it is hotter."""
     heat = np.asarray(map_, dtype=np.float32) - np.min(map_)
     heat = heat / max(float(heat.max()), 1e-12)
     smooth = np.asarray(Image.fromarray(heat).resize(face.size, Image.Resampling.BICUBIC)).clip(0, 1)
