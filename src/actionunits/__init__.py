@@ -1,6 +1,6 @@
 """Facial action unit detection, the Hugging Face way.
 
-Importing it makes the models known to transformers' Auto classes and registers the pipeline "au-detection".
+Importing it registers the models with transformers' Auto classes, and the pipeline "au-detection".
 """
 
 from transformers import AutoModel

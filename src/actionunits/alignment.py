@@ -1,4 +1,4 @@
-"""Alignment of a face: one object that moves pictures and points together, forth and back.
+"""Alignment of a face: one object that maps pictures and points together, back and forth.
 
 `level_eyes` is the alignment of JAA-Net, AC2D and ESCDA (200 x 200, then a 176 x 176 crop), `five_point` a
 template for networks that expect 224 or 256 pixels. Coordinates are (x, y) in pixels; integers are pixel
@@ -18,7 +18,7 @@ from actionunits.landmarks import LandmarkScheme, check_landmarks, reduce_landma
 class Alignment:
     """An affine map from a photo to an aligned picture.
 
-    It never changes: `crop`, `resize` and `flip` return new ones.
+    It is immutable: `crop`, `resize` and `flip` return new ones.
 
     Attributes:
         matrix: (2, 3) float64, photo pixel (x, y, 1) -> aligned pixel (x, y).
@@ -50,11 +50,11 @@ class Alignment:
         return np.column_stack([inverse, -inverse @ self.matrix[:, 2]])
 
     def transform(self, points: Any) -> np.ndarray:
-        """Move points (..., 2) from the photo to the aligned picture."""
+        """Map points (..., 2) from the photo to the aligned picture."""
         return _apply(self.matrix, points)
 
     def inverse_transform(self, points: Any) -> np.ndarray:
-        """Move points (..., 2) from the aligned picture to the photo."""
+        """Map points (..., 2) from the aligned picture to the photo."""
         return _apply(self.inverse_matrix, points)
 
     def warp(
@@ -64,11 +64,11 @@ class Alignment:
 
         Args:
             image: The photo, mode "L" or "RGB".
-            fill: Colour of what lies outside of the photo; of its three numbers "L" uses the first.
-            antialias: Average blocks of photo pixels first if an aligned pixel covers two or more of them.
+            fill: Colour outside of the photo; mode "L" uses its first number.
+            antialias: Average blocks of photo pixels first where an aligned pixel covers two or more.
 
         Returns:
-            A picture of the same mode, `size` pixels large (Pillow cuts the fraction off each value).
+            A picture of the same mode and of `size` (Pillow truncates the interpolated values).
 
         Raises:
             ValueError: The picture has another mode.
@@ -90,7 +90,7 @@ class Alignment:
         """Draw a map of the aligned picture onto the photo, with bilinear interpolation.
 
         Args:
-            map_: (H, W) numbers on the aligned picture; for a map of w x h cells use `resize(w, h)` first.
+            map_: (H, W), as large as the aligned picture; for a map of w x h cells call `resize(w, h)` first.
             photo_size: Width and height of the photo in pixels.
 
         Returns:
@@ -126,7 +126,7 @@ class Alignment:
 def level_eyes(
     landmarks: Any, scheme: str | int | LandmarkScheme | None = None, size: int = 200
 ) -> Alignment:
-    """Turn the eyes level and fit the box of eyes, nose tip and mouth corners: the alignment of JAA-Net.
+    """Level the eyes and fit the box of eyes, nose tip and mouth corners: the alignment of JAA-Net.
 
     The box of the five points is centred; its larger side, times 2.9, fills the picture.
 
@@ -158,7 +158,7 @@ FIVE_POINT_TEMPLATE = np.array(
 def five_point(
     landmarks: Any, scheme: str | int | LandmarkScheme | None = None, size: int = 224
 ) -> Alignment:
-    """Fit eyes, nose tip and mouth corners to a template by the similarity of least squares (Umeyama, 1991).
+    """Fit eyes, nose tip and mouth corners to a template by a least-squares similarity (Umeyama, 1991).
 
     It frames the mean face as `level_eyes` does, but lets all five points decide.
 
@@ -192,7 +192,7 @@ def _five(landmarks: Any, scheme: str | int | LandmarkScheme | None) -> np.ndarr
     if distance < 1:
         raise ValueError(
             f"The eye centres lie {distance:.3g} pixels apart, so the face cannot be aligned; "
-            "pass landmarks in pixels of the photo (not 0 to 1), of a face whose eyes are two."
+            "pass landmarks in pixels of the photo (not 0 to 1) of a face with two visible eyes."
         )
     return five
 

@@ -1,9 +1,9 @@
-"""Where on the face an action unit shows: two centres each, Gaussian maps around them, and boxes.
+"""Where on the face an action unit shows: two centres each, Gaussian maps and boxes around them.
 
 Two definitions stand side by side. "shao" is that of ESCDA and AC2D (Fig. 3 of both; after EAC-Net and
 JAA-Net), for faces with level eyes: points of the 49-point scheme, moved by parts of `scale`, the horizontal
 distance between the inner eye corners. "lac" is Table I of LAC ("Lock and Check"), means of WFLW points.
-Rows that the papers lack are ours and stand in tables of their own.
+Action units that a paper does not place are in tables of our own.
 """
 
 from collections.abc import Iterable
@@ -35,7 +35,7 @@ SHAO: dict[int, tuple[Points, Points, float]] = {
     26: (39, 41, 1 / 2),
 }
 
-# The same columns for action units that the papers do not place: ours.
+# Ours, in the same columns: action units that the papers do not place.
 SHAO_EXTENSION: dict[int, tuple[Points, Points, float]] = {
     5: ((20, 21), (26, 27), 0),  # middles of the upper lids
     13: (31, 37, 0),  # mouth corners
@@ -70,7 +70,7 @@ LAC: dict[int, tuple[Points, Points, Points, Points]] = {
     26: (83, 83, 87, 87),
 }
 
-# The same columns for action units that LAC does not place: ours.
+# Ours, in the same columns: action units that LAC does not place.
 LAC_EXTENSION: dict[int, tuple[Points, Points, Points, Points]] = {
     5: (62, 62, 70, 70),  # middles of the upper lids
     13: (88, 88, 92, 92),  # mouth corners
@@ -101,7 +101,7 @@ def au_centers(
         unit of the landmarks.
 
     Raises:
-        ValueError: An action unit without a place, unknown definition, or landmarks that do not fit it.
+        ValueError: An action unit has no centres, the definition is unknown, or the landmarks do not fit it.
     """
     if definition not in _DEFINITIONS:
         raise ValueError(f"Unknown definition {definition!r} of AU centres; known: {sorted(_DEFINITIONS)}.")
@@ -116,7 +116,7 @@ def au_centers(
 
 
 def have_centers(aus: Iterable[int]) -> bool:
-    """Whether each of these action units has a place; both definitions know the same ones."""
+    """Whether each of these action units has centres; both definitions have the same ones."""
     return all(au in SHAO or au in SHAO_EXTENSION for au in aus)
 
 
@@ -134,11 +134,11 @@ def gaussian_maps(
         map_size: Size of the maps in cells, one number or (h, w).
         input_size: Size of the model's input in pixels, one number or (height, width).
         sigma: Standard deviation in cells.
-        round_centers: Move each centre to the cell floor(x / input * map + 0.5), possibly outside of the map,
-            as the authors of AC2D do. By default it stays where it is: (x + 0.5) * map / input - 0.5.
+        round_centers: Round each centre to the cell floor(x / input * map + 0.5), possibly outside of the
+            map, as AC2D's authors do. By default it is exact: (x + 0.5) * map / input - 0.5.
 
     Returns:
-        (..., m, h, w) in (0, 1], in the type of `centers`: the larger of the two Gaussians in each cell.
+        (..., m, h, w) in (0, 1], in the dtype of `centers`: the larger of the two Gaussians in each cell.
 
     Raises:
         ValueError: sigma is not positive.

@@ -1,4 +1,4 @@
-"""What transformers' Trainer has to do for models that keep state by the epoch."""
+"""The Trainer callback for models with per-epoch state."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 class EndOfEpochCallback(TrainerCallback):
     """Calls the model's `end_of_epoch(batches)` after each epoch's last step, before evaluation and saving.
 
-    Models without such a method are left alone. `batches` is the Trainer's training dataloader.
+    Models without such a method are unaffected. `batches` is the Trainer's training dataloader.
 
     Example:
         >>> trainer = Trainer(model, arguments, train_dataset=faces, callbacks=[EndOfEpochCallback()])
@@ -23,9 +23,9 @@ class EndOfEpochCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """End the epoch before, where training resumes from a checkpoint saved just after its last step.
+        """End the previous epoch, where training resumes from a checkpoint saved just after its last step.
 
-        Not when the next epoch begins: after the last one none does.
+        `on_epoch_begin` would be too late: after the last epoch none begins.
         """
         if state.epoch and float(state.epoch).is_integer():
             _end_epoch(**kwargs)

@@ -1,13 +1,12 @@
 """Find the faces of a picture: a box, landmarks and a confidence for each, largest first.
 
 By default OpenCV's Haar cascades (Viola and Jones 2001; Lienhart and Maydt 2002) propose boxes; the landmark
-network of this package puts 68 points into each and judges whether it sees a face there. The proposals of
-`PROPOSALS` are tried from the most to the least trusted one until one yields a sure face, so faces narrower
-than a twentieth of the picture may be missed beside a larger one (see `small_faces`); where none is wider
-than a fourteenth, as in pictures of groups, smaller ones are looked for, too. Where the cascades fail, on
-pictures cut into the face and on heads that are tilted far, boxes are laid all over the picture, and two of
-them must lead to the same face. MediaPipe's Face Landmarker is an optional backend for those who have its
-`.task` file.
+network of this package places 68 points in each and scores whether it shows a face. `PROPOSALS` are tried in
+order, the most reliable first, until one yields a confident face. So faces narrower than a twentieth of the
+picture may be missed beside a larger one (see `small_faces`); where no face is wider than a fourteenth, as in
+pictures of groups, smaller ones are searched for, too. Where the cascades fail, on close-ups cut into the
+face and on strongly tilted heads, a grid of boxes covers the picture, and two of them must lead to the same
+face. MediaPipe's Face Landmarker is an optional backend; its `.task` file must be downloaded.
 
 Of scikit-image's subset of Labeled Faces in the Wild, 25 x 25 pixels each, the default finds at least 97 of
 100 faces and at most one of 100 non-faces (`tests/test_face_detection.py`).
@@ -39,7 +38,7 @@ class Face:
 
     Attributes:
         box: (4,) xmin, ymin, xmax, ymax.
-        confidence: How sure it is that this is a face, 0 to 1.
+        confidence: Score of being a face, 0 to 1.
         landmarks: (N, 2) x, y of each point.
         scheme: Name of the landmark scheme, such as "ibug68".
     """
@@ -56,19 +55,19 @@ class Face:
 
 
 class FaceDetector:
-    """Picture in, faces out.
+    """Finds the faces of a picture.
 
     Args:
         backend: "default", or "mediapipe" for MediaPipe's 478 points (needs
             `pip install "actionunits[mediapipe]"` and `model_file`).
         model_file: MediaPipe's `face_landmarker.task`, which its model page offers.
-        min_confidence: Faces below are dropped. Proposals that are rarely faces ask for more by themselves.
+        min_confidence: Faces below are dropped. Less reliable proposals have higher limits of their own.
         landmarker: Another landmark network for the default backend, with
             `locate(image, boxes) -> [(landmarks (68, 2), score), ...]`.
-        small_faces: Once a face is found, however large, look for smaller ones beside it, down to a fortieth
-            of the picture's longer side; finding takes two to four times as long. Default backend.
-        fine_looks: Let a second network look twice more at each face, for more exact points (see the card of
-            the landmark network). The weights' thresholds were chosen without. Default backend.
+        small_faces: Also search for smaller faces beside a large one, down to a fortieth of the picture's
+            longer side; takes two to four times as long. Default backend only.
+        fine_looks: Let a second network refine the points of each face twice (see the card of the landmark
+            network). The thresholds of the package's weights were calibrated without. Default backend only.
 
     Example:
         >>> faces = FaceDetector()("group.jpg")
@@ -113,11 +112,11 @@ class FaceDetector:
         return largest_first(_without_doubles(faces))
 
     def locate(self, image: Any, boxes: Any) -> list[Face]:
-        """Find the landmarks in boxes that somebody else found.
+        """Find the landmarks of faces whose boxes are known.
 
         Args:
             image: Anything that `load_picture` takes.
-            boxes: (F, 4) xmin, ymin, xmax, ymax around each face, from about the brows to the chin.
+            boxes: (F, 4) xmin, ymin, xmax, ymax around each face, about from the brows to the chin.
 
         Returns:
             One face per box, in their order, however low its confidence.
@@ -184,22 +183,22 @@ class _Backend(Protocol):
 
 
 Located = tuple[np.ndarray, float]
-"""Landmarks (68, 2), and how much they look like a face, 0 to 1."""
+"""Landmarks (68, 2) and face score, 0 to 1."""
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A way to guess boxes, and the score [0..1] from which the landmark network is believed there.
+    """A way to propose boxes, and how far the landmark network is trusted there.
 
     Attributes:
-        min_score: Smallest face score of the landmark network.
+        min_score: Smallest accepted face score of the landmark network, 0 to 1.
         side: Longest side of the copy that is searched [pixels].
         cascade: Haar cascade of OpenCV, or None for `windows`.
         neighbors: Overlapping hits that make a box.
-        mirrored: Search the mirror image, too: the profile cascade knows one side only, and the other one
-            sees some faces there that it misses here.
-        windows: Sides of square boxes [shorter sides of the picture] that are laid all over it. They know
-            nothing of faces, so two of them must lead to the same one.
+        mirrored: Search the mirror image, too: the profile cascade knows one side only, and the frontal one
+            finds some faces only there.
+        windows: Sides of the square boxes of a grid over the picture [shorter sides of the picture]. They are
+            blind guesses, so two of them must lead to the same face.
     """
 
     min_score: float
@@ -217,11 +216,11 @@ PROPOSALS = (
     Proposal(0.95, side=480, windows=(0.8, 1.0, 1.25, 1.55)),  # pictures cut to a face, or into it
     Proposal(0.98, side=480, windows=(0.5,)),  # turned faces, which no cascade knows
 )
-SURE_BESIDE = 0.95  # score of a smaller face beside a sure one: what is found there is less often a face
-FEW_BESIDE = 1 / 14  # width of a face [longer sides of the picture] from which on small ones beside are rare
-SURE = 0.8  # with no face above this score, the other proposals are tried, too
-MIN_WINDOW = 12  # pixels of the copy; with less a strip of a picture would be laid with thousands of windows
-STRIDE = 0.32  # from window to window [sides]; the landmark network finds faces this far off the middle
+SURE_BESIDE = 0.95  # score required of a smaller face beside a sure one: false alarms are frequent there
+FEW_BESIDE = 1 / 14  # width of a face [longer sides of the picture] that rarely has small ones beside it
+SURE = 0.8  # score of a face that ends the search
+MIN_WINDOW = 12  # pixels of the copy; smaller ones would cover a narrow strip by the thousand
+STRIDE = 0.32  # from window to window [sides]; the landmark network tolerates boxes this far off a face
 
 
 class _Cascades:
@@ -247,7 +246,7 @@ class _Cascades:
         return unsure
 
     def _smaller(self, picture: Image.Image, searched: Proposal, known: list[Face]) -> list[Face]:
-        """Faces that the copy where the known ones were found was too small to show."""
+        """Faces too small for the copy in which the known ones were found."""
         if searched is not PROPOSALS[0] or max(picture.size) <= searched.side:
             return []
         widest = max(face.box[2] - face.box[0] for face in known)
@@ -289,7 +288,7 @@ def _propose(picture: Image.Image, proposal: Proposal) -> np.ndarray:
     scale = min(1.0, proposal.side / max(width, height))
     size = max(round(width * scale), 1), max(round(height * scale), 1)
     grey = np.asarray(picture.convert("L").resize(size, Image.Resampling.BOX))
-    margin = max(grey.shape) // 4  # faces at the rim and close-ups need surroundings
+    margin = max(grey.shape) // 4  # the cascades need surroundings, also of close-ups and faces at the rim
     grey = cv2.copyMakeBorder(grey, margin, margin, margin, margin, cv2.BORDER_REPLICATE)
     edges = _hits(grey, proposal)
     if proposal.mirrored:
@@ -308,7 +307,7 @@ def _hits(grey: np.ndarray, proposal: Proposal) -> np.ndarray:
 
 
 def _windows(size: tuple[int, int], sides: Sequence[float]) -> np.ndarray:
-    """Return square boxes (F, 4) all over a picture of `size`; what is larger than the picture is centred."""
+    """Return a grid of square boxes (F, 4) over a picture of `size`; one larger than it is centred."""
     boxes = []
     for side in (part * min(size) for part in sides):
         if side < MIN_WINDOW:
@@ -323,7 +322,7 @@ def _windows(size: tuple[int, int], sides: Sequence[float]) -> np.ndarray:
 
 
 def _agreed(located: Sequence[Located], required: float) -> list[Located]:
-    """Faces that two boxes led to, to a tenth of the distance of the outer eye corners; the surest."""
+    """The best of each face that two boxes agree on, to a tenth of the distance of the outer eye corners."""
     sure = sorted((answer for answer in located if answer[1] >= required), key=lambda answer: -answer[1])
     agreed: list[Located] = []
     for i, (landmarks, score) in enumerate(sure):
@@ -412,14 +411,14 @@ class _MediaPipe:
 
 
 def can_be_aligned(face: Face, picture_size: tuple[int, int]) -> bool:
-    """Whether the eyes lie apart and at least half of the landmarks in the picture."""
+    """Whether the eyes are apart and at least half of the landmarks in the picture."""
     eyes = reduce_landmarks(face.landmarks, face.scheme, "five")[:2]
     inside = (face.landmarks >= -0.5) & (face.landmarks <= np.subtract(picture_size, 0.5))
     return bool(np.hypot(*(eyes[1] - eyes[0])) >= 2.0 and inside.all(axis=1).mean() >= 0.5)
 
 
 def _without_doubles(faces: list[Face]) -> list[Face]:
-    """Of faces that cover each other by more than half of the smaller one keep the most confident."""
+    """Non-maximum suppression: faces overlap by half of the smaller one at most."""
     kept: list[Face] = []
     for face in sorted(faces, key=lambda face: -face.confidence):
         if all(overlap(face.box, other.box) <= 0.5 for other in kept):
@@ -428,7 +427,7 @@ def _without_doubles(faces: list[Face]) -> list[Face]:
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the area that two boxes share, in parts of the smaller one."""
+    """Return the intersection of two boxes over the area of the smaller one."""
     shared = np.concatenate([np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])])
     smaller = min(_area(a), _area(b))
     return _area(shared) / smaller if smaller > 0 else 1.0

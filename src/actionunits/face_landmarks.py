@@ -1,10 +1,10 @@
 """From a box around a face to its 68 iBUG points, and whether it is a face at all.
 
-A small residual network, our own, trained on the open synthetic corpus (`training/train_landmarks.py`). It
-looks twice: first at the box, then at a crop that its first answer has centred, scaled and turned upright,
-and at the mirror image of that, and takes the mean of both. Doubtful faces get a third look. With `fine_look`
-a second network like the first, which knows no other crops than those of faces cut so, then takes two fine
-looks at each face: what is left to tell is how brows, lids and lips lie, not where the face is.
+A small residual network of our own, trained on the open synthetic corpus (`training/train_landmarks.py`). It
+looks twice: first at the box, then at a crop that the first prediction centres, scales and levels, averaged
+with the prediction for its mirror image. Uncertain faces get a third look. With `fine_look` a second network
+of the same form, trained on such crops only, then refines each face twice: it need not find the face, only
+tell how brows, lids and lips lie.
 """
 
 import copy
@@ -27,9 +27,9 @@ from actionunits.landmarks import SCHEMES
 
 NUM_POINTS = 68
 CROP_MARGIN = 1.6  # side of the crop / longer side of the box of the inner points (17-67)
-GIVE_UP = 0.02  # face score below which there is no further look
-SURE = 0.95  # face score of the second look from which there is no third
-FINE_FROM = 0.5  # face score from which points are worth fine looks
+GIVE_UP = 0.02  # face score below which the first look is the last
+SURE = 0.95  # face score that makes a third look unnecessary
+FINE_FROM = 0.5  # face score from which the second network refines points
 FINE_LOOKS = 2
 GAPS = {
     "lip": ((61, 67), (62, 66), (63, 65)),  # inner lips
@@ -43,8 +43,8 @@ GAPS = {
     "corner": ((36, 48), (45, 54)),  # outer corners of the eyes and those of the mouth
     "mouth": ((48, 54),),  # its corners
 }
-"""Pairs of iBUG points whose distance action units change."""
-GAP_WEIGHT = 0.5  # of each kind of gap, beside all points
+"""Pairs of iBUG points whose distance changes with action units."""
+GAP_WEIGHT = 0.5  # of each kind of gap in the loss, relative to the points
 MIRROR = list(SCHEMES["ibug68"].mirror)
 
 
@@ -57,8 +57,8 @@ class FaceLandmarkerConfig(PreTrainedConfig):
         hidden_sizes: channels of the stem and the four stages; each but the last halves the resolution.
         neck_size: channels of the last feature map.
         intermediate_size: width of the hidden fully connected layer.
-        map_size: channels of the features that the 68 maps are drawn from; 0 for a network without maps.
-        fine_look: whether there is a second network of these sizes, `fine`, for the last looks.
+        map_size: channels of the features behind the 68 heat maps; 0 for a network without heat maps.
+        fine_look: whether there is a second network of these sizes, `fine`, for refinement.
     """
 
     model_type = "au-face-landmarker"
@@ -72,11 +72,11 @@ class FaceLandmarkerConfig(PreTrainedConfig):
     initializer_range: float | int = 0.02
 
     def validate_architecture(self) -> None:
-        """Sizes must fit the four halvings."""
+        """Check that the sizes fit the network's four halvings."""
         if self.image_size % 16 or len(self.hidden_sizes) != 5:
             raise ValueError(
-                f"image_size={self.image_size} must be a multiple of 16 "
-                f"and hidden_sizes={self.hidden_sizes} five numbers"
+                f"image_size={self.image_size} must be a multiple of 16, "
+                f"and hidden_sizes={self.hidden_sizes} must be five numbers."
             )
 
 
@@ -85,8 +85,8 @@ class FaceLandmarkerOutput(ModelOutput):
     """Output of `FaceLandmarker`.
 
     Args:
-        loss: with labels, see `landmark_loss`.
-        landmarks: (B, 68, 2) x and y in parts of the crop's side, 0 at its left or top edge.
+        loss: see `landmark_loss`; given labels.
+        landmarks: (B, 68, 2) x and y in parts of the crop's side, from its left and top edge.
         face_logits: (B,) above 0 for a face that fits the crop.
     """
 
@@ -102,7 +102,7 @@ class FaceLandmarker(PreTrainedModel):
     base_model_prefix = "landmarker"
     main_input_name = "pixel_values"
     accepts_loss_kwargs = False
-    _keys_to_ignore_on_load_unexpected = [r"^fine\."]  # left out on purpose, by fine_look=False
+    _keys_to_ignore_on_load_unexpected = [r"^fine\."]  # left out by fine_look=False
 
     def __init__(self, config: FaceLandmarkerConfig):
         super().__init__(config)
@@ -129,12 +129,12 @@ class FaceLandmarker(PreTrainedModel):
 
     @can_return_tuple
     def forward(self, pixel_values, labels=None, is_face=None, **kwargs):
-        """Predict, as in a first look; `fine` is a model of its own.
+        """Predict the points of each crop; `fine` is called separately.
 
         Args:
             pixel_values: (B, 3, S, S), RGB, (x / 255 - 0.5) / 0.5.
             labels: (B, 68, 2) points in parts of the crop's side.
-            is_face: (B,) 1 or 0; where 0 the points do not count.
+            is_face: (B,) 1 or 0; where it is 0, the points are ignored.
             **kwargs: `return_dict=False` for a tuple; others are ignored.
         """
         stages = [self.stem(pixel_values)]
@@ -149,14 +149,14 @@ class FaceLandmarker(PreTrainedModel):
 
     @torch.inference_mode()
     def locate(self, image: Image.Image, boxes: Sequence[Sequence[float]]) -> list[tuple[np.ndarray, float]]:
-        """Find the points in boxes of a picture.
+        """Find the points of the faces in boxes of a picture.
 
         Args:
             image: RGB picture.
             boxes: (xmin, ymin, xmax, ymax) each, in pixels, about from the brows to the chin.
 
         Returns:
-            for each box the points (68, 2) in pixels of the picture and the face score 0..1.
+            For each box the points (68, 2) in pixels of the picture and the face score 0..1.
         """
         if not len(boxes):
             return []
@@ -169,13 +169,13 @@ class FaceLandmarker(PreTrainedModel):
         third = self._look(image, [self._crop_of_points(points[i]) for i in again], also_mirrored=True)
         for i, marks, score in zip(again, *third, strict=True):
             points[i] = marks if score > scores[i] else points[i]
-            scores[i] = (scores[i] + score) / 2  # the greater of both would make more of clutter a face
+            scores[i] = (scores[i] + score) / 2  # the maximum would let more clutter pass for a face
         if self.fine is not None:
             self._look_finely(image, points, [i for i, score in enumerate(scores) if score >= FINE_FROM])
         return list(zip(points, scores, strict=True))
 
     def _look_finely(self, image: Image.Image, points: list[np.ndarray], faces: list[int]) -> None:
-        """Let the second network correct the points of these faces, in place; their scores stay."""
+        """Let the second network refine the points of these faces, in place; their scores stay."""
         assert self.fine is not None
         for _ in range(FINE_LOOKS):
             crops = [self._crop_of_points(points[i]) for i in faces]
@@ -208,14 +208,14 @@ class FaceLandmarker(PreTrainedModel):
         return self._crop(np.array([(x0 + x1) / 2, (y0 + y1) / 2]), max(x1 - x0, y1 - y0), np.zeros(2))
 
     def _crop_of_points(self, points: np.ndarray) -> Alignment:
-        """The square around the inner points, turned so that the eyes are level."""
+        """The square around the inner points, with level eyes."""
         eyes = points[42:48].mean(0) - points[36:42].mean(0)
         inner = points[17:] @ _rotation(eyes).T
         low, high = inner.min(0), inner.max(0)
         return self._crop((low + high) / 2 @ _rotation(eyes), CROP_MARGIN * float((high - low).max()), eyes)
 
     def _crop(self, center: np.ndarray, side: float, level: np.ndarray) -> Alignment:
-        """A square of `side` pixels about `center` whose horizontal is the direction `level`."""
+        """A square of `side` pixels around `center`, its horizontal in the direction `level`."""
         size = self.config.image_size
         linear = _rotation(level) * (size / max(side, 1.0))
         shift = (size - 1) / 2 - linear @ center
@@ -242,10 +242,10 @@ class FaceLandmarkerBlock(nn.Module):
 
 
 class FaceLandmarkerMaps(nn.Module):
-    """A map for each point, whose centre of mass is the point: where features lie counts, not only which.
+    """A heat map for each point, whose centre of mass is the point (soft-argmax), from a feature pyramid.
 
-    Three feature maps, from fine to coarse, are added up; what a map cannot show, such as points beyond the
-    crop, is left to the fully connected layers.
+    Three feature maps, from fine to coarse, are added up. What a heat map cannot show, such as points outside
+    of the crop, is left to the fully connected layers.
     """
 
     def __init__(self, in_channels: Sequence[int], channels: int):
@@ -269,8 +269,8 @@ class FaceLandmarkerMaps(nn.Module):
 def landmark_loss(landmarks, face_logits, labels, is_face=None) -> torch.Tensor:
     """Smooth L1 of the points of faces (contour at half weight) and of `GAPS` + 0.1 x BCE of the face logits.
 
-    Few faces open their mouths, and a gap is small beside what a box leaves open about place and size: from
-    the points alone a small network learns to draw all lips closed and all brows at rest.
+    Open mouths are rare, and a gap is small compared with the uncertainty of a box in place and size: from
+    the points alone a small network learns to close all lips and rest all brows.
     """
     is_face = torch.ones_like(face_logits) if is_face is None else is_face.to(face_logits.dtype)
     landmarks, labels = landmarks.float(), labels.float()
@@ -287,7 +287,7 @@ def landmark_loss(landmarks, face_logits, labels, is_face=None) -> torch.Tensor:
 
 
 def _of_one_network(config: FaceLandmarkerConfig) -> FaceLandmarkerConfig:
-    """The same sizes without a second network."""
+    """The same configuration without the second network."""
     config = copy.deepcopy(config)
     config.fine_look = False
     return config

@@ -1,4 +1,4 @@
-"""Files that appear when they are complete, so that what stops a program leaves no half of one."""
+"""Write files atomically, so that an interrupted program leaves no partial one."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that is moved there at the end, or removed if something fails."""
+    """Yield a temporary path beside `path`; it is moved there on success and removed on failure."""
     part = Path(path).with_name(f".{Path(path).name}.part")
     try:
         yield part

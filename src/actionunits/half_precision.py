@@ -1,10 +1,10 @@
 """Weights in half the space: parameters are stored as float16 and computed with as float32.
 
-    round_parameters(model)        # to what float16 holds; what is measured after that is what is saved
+    round_parameters(model)        # to float16 values, so that what is evaluated is what is saved
     save_in_half(model, "folder")  # config.json still says float32, so that loading gives float32 again
 
-What is no parameter keeps its type: statistics of batch normalisation and prototypes are few, and a variance
-may be smaller than float16 resolves.
+Buffers keep their type: batch statistics and prototypes are few, and a variance may be smaller than float16
+resolves.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import torch
 
 @torch.no_grad()
 def round_parameters(model: Any) -> None:
-    """Round the parameters of a model, in place, to numbers that float16 holds.
+    """Round the parameters of a model, in place, to float16 values.
 
     Raises:
-        ValueError: One is too large for float16; the message names it.
+        ValueError: A parameter is too large for float16; the message names it.
     """
     for name, parameter in model.named_parameters():
         rounded = parameter.to(torch.float16).to(parameter.dtype)
@@ -31,9 +31,9 @@ def round_parameters(model: Any) -> None:
 
 
 def save_in_half(model: Any, folder: str | os.PathLike) -> None:
-    """Save a model with its parameters as float16, rounded if they are not yet.
+    """Save a model with its parameters rounded to float16.
 
-    `from_pretrained(folder)` computes with float32, as the configuration says; `dtype=` chooses another type.
+    `from_pretrained(folder)` loads them as float32, which the configuration names, unless `dtype=` is given.
     """
     round_parameters(model)
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}

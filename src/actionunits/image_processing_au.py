@@ -1,13 +1,13 @@
 """The image processor of all models: photo and landmarks in, aligned face and AU centres out.
 
-The numbers of the alignment travel with a model in `preprocessor_config.json`. The default is that of ESCDA
-and its lineage (JAA-Net, AC2D): eyes levelled into a 200 x 200 picture, its middle 176 x 176, shrunk to the
-model's input. The papers' code interpolates at each of these steps; here they are composed into one map and
-the photo is interpolated once, which keeps it sharper.
+The parameters of the alignment are saved with a model in `preprocessor_config.json`. The default is that of
+ESCDA and its predecessors (JAA-Net, AC2D): a 200 x 200 picture with level eyes, centre-cropped to 176 x 176
+and resized to the model's input. The papers' code interpolates at each of these steps; here they are composed
+into one map and the photo is interpolated once, which keeps it sharper.
 """
 
 # mypy: disable-error-code="override"
-# (transformers' processors take their options as one open **kwargs, the annotations of its base class do not)
+# (transformers' image processors take their options as **kwargs, against their base class' annotations)
 
 import copy
 import difflib
@@ -37,7 +37,7 @@ ALIGNMENTS = {"level_eyes": level_eyes, "five_point": five_point}
 
 
 class AUImageProcessorKwargs(ImagesKwargs, total=False):
-    """What `AUImageProcessor` adds to the options of every image processor."""
+    """The options that `AUImageProcessor` adds to those of every image processor."""
 
     do_align: bool
     align: str
@@ -51,26 +51,25 @@ class AUImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class AUImageProcessor(PilBackend):
-    """Aligns the face of each picture, and moves its landmarks along.
+    """Aligns the face of each picture, with its landmarks.
 
     Args:
-        do_align: Align by landmarks. If false, pictures are taken for aligned ones: square, framed as `align`
-            would frame them, of any size.
+        do_align: Align by landmarks. If false, pictures must be aligned already: square, of any size, framed
+            as `align` would frame them.
         align: "level_eyes" (ESCDA, AC2D) or "five_point" (a similarity template, for 224 or 256 pixels).
         aligned_size: Width and height of the aligned picture.
-        crop_size: Its middle that is kept; as large as `aligned_size` to keep it all.
+        crop_size: Size of its centre crop; `aligned_size` to keep it all.
         size: Width and height of the model's input.
         antialias: Average photo pixels where the face shrinks to less than half.
-        sharpen: Unsharp masking: how often the details of the input, which a Gaussian of one pixel would take
-            away, are added to it; 0 leaves it as it is.
-        landmark_scheme: Scheme that given landmarks must have; by default their number tells.
-        aus: Action units, in the order of the model's outputs, whose centres are emitted.
-        au_definition: Where the centres lie: "shao", "lac" (see `au_regions`), or "none" for no centres.
+        sharpen: Amount of unsharp masking of the input (by a Gaussian of one pixel); 0 for none.
+        landmark_scheme: Scheme of given landmarks; by default the one with their number of points.
+        aus: Action units whose centres are emitted, in the order of the model's outputs.
+        au_definition: Their definition, "shao" or "lac" (see `au_regions`), or "none" for no centres.
         do_rescale: Multiply pixels by `rescale_factor`.
         do_normalize: Subtract `image_mean`, then divide by `image_std`.
-        alignment_version: Version of the rules behind these names, so that old models keep theirs.
+        alignment_version: Version of the alignment's rules, so that saved models keep theirs.
         face_detector: `FaceDetector` (or any callable that returns faces, largest first) for pictures without
-            landmarks and boxes; it takes the largest face. Not saved.
+            landmarks and boxes, of which the largest face is taken. Not saved.
 
     Example:
         >>> processor = AUImageProcessor()
@@ -101,14 +100,14 @@ class AUImageProcessor(PilBackend):
 
     def __init__(self, face_detector: Any = None, **kwargs):
         self._check_names(kwargs)
-        kwargs.pop("auto_map", None)  # of a self-contained folder; where this is saved no code need be
+        kwargs.pop("auto_map", None)  # of a self-contained folder; the code is not saved along
         super().__init__(**kwargs)
         self.face_detector = face_detector
         self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in self._valid_kwargs_names})
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs):
-        """Make a processor from a saved one; its detector, which is not saved, may come as a keyword."""
+        """Make a processor from a saved one; the detector, which is not saved, can be a keyword."""
         face_detector = kwargs.pop("face_detector", None)
         result = super().from_dict(image_processor_dict, **kwargs)
         processor = result[0] if isinstance(result, tuple) else result  # with return_unused_kwargs=True
@@ -118,42 +117,42 @@ class AUImageProcessor(PilBackend):
     def preprocess(
         self, images: Any, landmarks: Any = None, boxes: Any = None, face_detector: Any = None, **kwargs
     ) -> BatchFeature:
-        """Prepare one picture or several, one face each.
+        """Prepare one picture or several, with one face each.
 
         Args:
             images: Anything that `load_picture` takes, a list of these, or a batch (B, H, W, C) or
                 (B, C, H, W).
             landmarks: (N, 2) per picture, x and y in pixels of the upright picture: one array for one
-                picture, a list or a batch (B, N, 2) for several. Entries may be None where a box or a
-                detector helps.
-            boxes: (4,) xmin, ymin, xmax, ymax per picture, likewise: landmarks are found in the box.
+                picture, a list or a batch (B, N, 2) for several. Entries may be None where there is a box
+                or a detector.
+            boxes: (4,) xmin, ymin, xmax, ymax per picture, likewise; landmarks are found in the box.
             face_detector: See the class; takes precedence over the one given there.
-            **kwargs: Any option of the class for this call, and `return_tensors`.
+            **kwargs: Options of the class for this call, and `return_tensors`.
 
         Returns:
             BatchFeature with
             `pixel_values` (B, 3, S, S) float32, the model's input;
             `alignment` (B, 2, 3) float32, the map from photo pixels (x, y, 1) to pixels of the input;
             `au_centers` (B, m, 2, 2) float32, the two centres x, y of each action unit in pixels of the
-            input; left out if a picture has no landmarks, or such that do not carry them (five points).
+            input; left out if a picture has no landmarks, or too few for centres (five).
 
         Raises:
             ValueError: No landmarks, boxes or detector (unless `do_align=False`), no face found, landmarks or
-                boxes of the wrong number or shape or outside of the picture, or an unusable picture. Of
-                several pictures the message names the one: "images[3]: ..." is the fourth.
+                boxes of the wrong number or shape or outside of the picture, or an unusable picture. The
+                message says which of several pictures: "images[3]: ..." is the fourth.
         """
         return super().preprocess(images, landmarks, boxes, face_detector, **kwargs)
 
     def photo_to_input(
         self, photo_size: tuple[int, int], landmarks: Any = None, scheme: Any = None, **options
     ) -> Alignment:
-        """Return the map from a photo to the model's input: align, crop the middle, resize.
+        """Return the map from a photo to the model's input: align, centre-crop, resize.
 
         Args:
             photo_size: (width, height) of the photo in pixels.
             landmarks: (N, 2) landmarks of the face; not needed with `do_align=False`.
-            scheme: Their scheme; by default their number tells.
-            **options: Options of the class to use instead of its own.
+            scheme: Their scheme; by default the one with N points.
+            **options: Options of the class that replace its own.
 
         Raises:
             TypeError: There is no such option.
@@ -188,13 +187,13 @@ class AUImageProcessor(PilBackend):
         threshold: float | Mapping[str, float] | None = None,
         top_k: int | None = None,
     ) -> list[list[dict[str, Any]]]:
-        """Turn a model's answer into action units by name.
+        """Turn a model's output into named action units.
 
         Args:
             outputs: Output of the model, with `logits` (B, m).
-            config: The model's config, which names the outputs and has their thresholds.
+            config: The model's config, with the labels and thresholds of the outputs.
             threshold: See `decision_thresholds`.
-            top_k: Keep only so many, those of the highest scores, highest first.
+            top_k: Keep only this many, the highest scores first.
 
         Returns:
             For each face a list, in the order of the outputs, of
@@ -249,7 +248,7 @@ class AUImageProcessor(PilBackend):
         return pixels.astype(np.float32), alignment.matrix.astype(np.float32), centers
 
     def _check_names(self, kwargs: dict[str, Any]) -> None:
-        """Refuse options that do not exist or are of the wrong type; transformers lets them pass."""
+        """Refuse options that do not exist or have the wrong type, which transformers accepts."""
         known = [*self.valid_kwargs.__annotations__, *_SAVED_WITH_IT]
         for name in kwargs:
             if name not in known:
@@ -261,7 +260,7 @@ class AUImageProcessor(PilBackend):
 
     def _validate_preprocess_kwargs(self, **kwargs) -> None:
         options = SimpleNamespace(**kwargs)
-        _check_effect(options)  # first: transformers would ask for more that has none
+        _check_effect(options)  # first: transformers would ask for further options without effect
         super()._validate_preprocess_kwargs(**kwargs)
         _check_options(options)
 
@@ -269,15 +268,15 @@ class AUImageProcessor(PilBackend):
 def decision_thresholds(
     config: Any, threshold: float | Mapping[str, float] | None = None
 ) -> dict[str, float]:
-    """Return the score from which on each output counts as active, by label.
+    """Return the score from which each output counts as active, by label.
 
     Args:
         config: A model's config, with `id2label` and its calibrated `au_thresholds` (None: 0.5).
-        threshold: One number for all, or {"AU12": 0.3} for some; the others keep the config's.
+        threshold: One number for all, or {"AU12": 0.3} for some; the others keep those of the config.
 
     Raises:
-        TypeError: A threshold that is no number.
-        ValueError: A threshold outside of 0..1, or for a label that the model does not have.
+        TypeError: A threshold is no number.
+        ValueError: A threshold is outside of 0..1, or for a label that the model does not have.
     """
     labels = [config.id2label[i] for i in range(len(config.id2label))]
     calibrated = getattr(config, "au_thresholds", None) or [0.5] * len(labels)
@@ -298,23 +297,23 @@ def decision_thresholds(
     return {**thresholds, **{label: float(value) for label, value in chosen.items()}}
 
 
-# Keys that transformers keeps in a saved file beside the options.
+# Keys that transformers saves beside the options.
 _SAVED_WITH_IT = ("image_processor_type", "processor_class", "feature_extractor_type", "auto_map")
-# Options of other image processors that would silently do nothing here.
+# Options of other image processors that have no effect here.
 _WITHOUT_EFFECT = ("do_resize", "do_center_crop", "do_pad", "pad_size", "resample")
 
 
 def _check_effect(options: Any) -> None:
-    """Refuse options that would do nothing."""
+    """Refuse options without effect."""
     for name in _WITHOUT_EFFECT:
         if getattr(options, name, None) is not None:
             raise ValueError(
-                f"{name} has no effect here; aligned_size, crop_size and size say what is cut and scaled."
+                f"{name} has no effect here; use aligned_size, crop_size and size to crop and resize."
             )
 
 
 def _check_options(options: Any) -> None:
-    """Refuse values of options that make no sense."""
+    """Check the values of the options."""
     if getattr(options, "data_format", None) not in (None, "channels_first"):
         raise ValueError(
             f"data_format={options.data_format!r}: the models take (B, 3, S, S); leave it out, and move the "
@@ -347,9 +346,9 @@ def _check_options(options: Any) -> None:
 
 
 def _check_numbers(options: Any) -> None:
-    """Refuse numbers that would make the pixels no numbers, or all of them one."""
+    """Check the numbers by which pixels are added to, multiplied and divided."""
     if not 0 <= options.sharpen < np.inf:
-        raise ValueError(f"sharpen={options.sharpen} must be 0 (as it is) or a number above it, such as 1.5.")
+        raise ValueError(f"sharpen={options.sharpen} must be 0 (no sharpening) or positive, such as 1.5.")
     if options.do_rescale and not (np.isfinite(options.rescale_factor) and options.rescale_factor):
         raise ValueError(
             f"rescale_factor multiplies the pixels, so it cannot be {options.rescale_factor}; take 1 / 255."
@@ -367,7 +366,7 @@ def _check_numbers(options: Any) -> None:
 def _find_landmarks(
     picture: Image.Image, points, box, detector, options
 ) -> tuple[np.ndarray | None, str | None]:
-    """Landmarks as given, else those in the box, else those of the largest face."""
+    """The given landmarks, else those in the box, else those of the largest face."""
     if points is not None:
         points, scheme = check_landmarks(points, options.landmark_scheme)
         check_inside(points, *picture.size)
@@ -411,7 +410,7 @@ def _centers(points: np.ndarray, scheme: Any, options: Any) -> np.ndarray | None
         return None
     try:
         return au_centers(points, scheme, options.aus, options.au_definition).astype(np.float32)
-    except ValueError:  # landmarks that lack the points, such as five; models that need centres ask for them
+    except ValueError:  # too few landmarks, such as five; models that need centres will ask for them
         return None
 
 

@@ -19,7 +19,7 @@ class LandmarkScheme:
     Attributes:
         name: Name in `SCHEMES`.
         size: Number of points N.
-        mirror: In a picture flipped left to right, point i is point `mirror[i]` of the picture before.
+        mirror: Point i of a picture flipped left to right is point `mirror[i]` of the original.
         left_eye: Contour of the left eye, in ring order (`five`: its centre).
         right_eye: Contour of the right eye, in ring order (`five`: its centre).
         eye_corners: Outer and inner corner of the left eye, inner and outer of the right (`five`: none).
@@ -93,7 +93,7 @@ def check_landmarks(
 
 
 def check_inside(points: np.ndarray, width: float, height: float) -> None:
-    """Refuse landmarks that cannot belong to this picture.
+    """Check that landmarks can belong to this picture.
 
     Args:
         points: (N, 2) in pixels.
@@ -119,7 +119,7 @@ def check_inside(points: np.ndarray, width: float, height: float) -> None:
 def reduce_landmarks(
     points: Any, source: str | int | LandmarkScheme, target: str | int | LandmarkScheme
 ) -> Any:
-    """Turn landmarks of one scheme into those of a smaller one.
+    """Convert landmarks to a smaller scheme.
 
     The steps are 478 -> 68, 98 -> 68, 68 -> 66 -> 49 -> 5, and any chain of these. `five` is left eye centre
     (mean of the six contour points), right eye centre, nose tip, left and right mouth corner.
@@ -127,13 +127,13 @@ def reduce_landmarks(
     Args:
         points: (..., N, 2) array or tensor in the source scheme.
         source: Scheme of `points`.
-        target: Scheme wanted.
+        target: Scheme of the result.
 
     Returns:
         (..., M, 2) of the same kind, in the target scheme.
 
     Raises:
-        ValueError: The scheme does not have N points, or no steps lead to the target.
+        ValueError: `points` do not fit their scheme, or it does not reduce to the target.
     """
     scheme, goal = get_scheme(source), get_scheme(target)
     points = as_points(points, scheme)

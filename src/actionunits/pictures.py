@@ -1,4 +1,4 @@
-"""Pictures: whatever the user holds becomes an upright 8-bit RGB image, or an error that says why not."""
+"""Load pictures of any kind as upright 8-bit RGB images, or raise an error that says why not."""
 
 import importlib.util
 import os
@@ -19,19 +19,19 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 MIN_SIDE = 24
-"""Smallest width and height [pixels]; below this no face can be read."""
+"""Smallest width and height [pixels]; smaller pictures show no legible face."""
 
 BACKGROUND = (128, 128, 128)
-"""What shows through transparent pixels: the grey that also fills the surroundings of an aligned face."""
+"""Colour behind transparent pixels: the grey that also surrounds an aligned face."""
 
 ROUNDING = 0.001
-"""So far beyond 0..1 float pixels may lie, as arithmetic leaves them: less than half a step of 8 bits."""
+"""Tolerated rounding error of float pixels beyond 0..1: less than half a step of 8 bits."""
 
-_LONGEST_PATH, _LONGEST_NAME = 4096, 255  # [characters], of a file with its folders, and of each alone
-_HEIF = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftypmif1")  # as phones write it
+_LONGEST_PATH, _LONGEST_NAME = 4096, 255  # [characters] of a file, and of each part of its path
+_HEIF = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftypmif1")  # the format of phones
 _OF_HEIF = " It is a HEIC file: save it as JPEG, or call pillow_heif.register_heif_opener() of pillow-heif."
 _URL_TIMEOUT = 30.0  # [s]
-_USER_AGENT = "actionunits"  # some servers turn away the one that Python gives itself
+_USER_AGENT = "actionunits"  # some servers refuse Python's default
 
 
 class PictureError(ValueError):
@@ -39,15 +39,15 @@ class PictureError(ValueError):
 
 
 def load_picture(source: Any) -> Image.Image:
-    """Load one picture as it is meant to be seen.
+    """Load a picture as it is meant to be seen.
 
     The EXIF orientation is applied, so boxes and landmarks always refer to the upright picture. Grey,
-    palette, CMYK, transparent and 16-bit pictures become 8-bit RGB; of an animation the first frame is taken.
+    palette, CMYK, transparent and 16-bit pictures become 8-bit RGB; an animation gives its first frame.
 
     Args:
         source: Path, URL (http, https or data), encoded bytes, PIL image, or an array or tensor of shape
-            (H, W), (H, W, C) or (C, H, W) with C in 1, 3, 4: uint8, uint16 or floats in [0, 1]. 16 bits are
-            0..65535, as in files, but for pictures without a value above 255, which hold 8 bits.
+            (H, W), (H, W, C) or (C, H, W) with C in 1, 3, 4: uint8, uint16 or floats in [0, 1]. The range of
+            uint16 is 0..65535, as in files, or 0..255 where no value is higher.
 
     Returns:
         PIL image of mode RGB.
@@ -71,13 +71,13 @@ def load_picture(source: Any) -> Image.Image:
         return _to_rgb(_upright(image))
     except PictureError:
         raise
-    except Exception as error:  # Pillow's decoders raise whatever they stumble over
+    except Exception as error:  # Pillow's decoders raise errors of many types
         raise PictureError(f"{name} is broken or truncated: {error}") from error
 
 
 @contextmanager
 def naming(place: str) -> Iterator[None]:
-    """Let errors begin with the place of the input that they are about, such as "images[3]"."""
+    """Prefix error messages with the input that they are about, such as "images[3]"."""
     try:
         yield
     except (OSError, TypeError, ValueError) as error:
@@ -87,14 +87,14 @@ def naming(place: str) -> Iterator[None]:
 
 
 def sample_photo() -> Path:
-    """Return the file of a real, freely usable photo: scikit-image's astronaut, Eileen Collins, by NASA."""
+    """Return the path of a freely usable photo: NASA's portrait of Eileen Collins, in scikit-image."""
     package = importlib.util.find_spec("skimage")  # found, not imported: nothing is fetched
     assert package is not None and package.origin is not None, "scikit-image is a dependency"
     return Path(package.origin).parent / "data" / "astronaut.png"
 
 
 def _open(source: Any) -> tuple[str, Image.Image]:
-    """Return what to call the picture in messages, and the picture, its pixels not yet decoded."""
+    """Return the name of the picture for messages, and the picture, not yet decoded."""
     if isinstance(source, Image.Image):
         return getattr(source, "filename", "") or "The picture", source
     if isinstance(source, np.ndarray | torch.Tensor):
@@ -122,11 +122,11 @@ def _open(source: Any) -> tuple[str, Image.Image]:
 
 
 def _check_name(name: str) -> None:
-    """Refuse what is no file and does not look like one either."""
+    """Refuse a string that is no file and does not look like a path either."""
     if "://" in name:
         raise FileNotFoundError(
-            f"{_shortened(name)} is no address that pictures are fetched from; those begin with http://, "
-            "https:// or data:."
+            f"{_shortened(name)} is no address that pictures are fetched from; use one that begins with "
+            "http://, https:// or data:."
         )
     if len(name) > _LONGEST_PATH or max(map(len, name.split("/"))) > _LONGEST_NAME:
         raise FileNotFoundError(
@@ -145,7 +145,7 @@ def _fetch(name: str, url: str) -> bytes:
     try:
         with urlopen(Request(url, headers={"User-Agent": _USER_AGENT}), timeout=_URL_TIMEOUT) as answer:
             return answer.read()
-    except Exception as error:  # of the network, the server, the address or its encoding
+    except Exception as error:  # from the network, the server, the address or its encoding
         raise PictureError(f"{name} could not be fetched: {error}") from error
 
 
@@ -192,8 +192,8 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
         )
     if wrong := int((~np.isfinite(values)).sum()):
         raise PictureError(
-            f"{wrong} of {values.size} float pixels are no finite numbers; replace them, by numpy.nan_to_num "
-            "or what fits, with values in 0..1."
+            f"{wrong} of {values.size} float pixels are no finite numbers; replace them with "
+            "values in 0..1, for instance by numpy.nan_to_num."
         )
     low, high = values.min(), values.max()
     if not (low >= -ROUNDING and high <= 1.0 + ROUNDING):
@@ -205,7 +205,7 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
 
 
 def _from_16_bits(values: np.ndarray) -> np.ndarray:
-    """Return 8 bits, 65535 becoming 255; what would be black then holds 8 bits already."""
+    """Return 8 bits, 65535 becoming 255; values up to 255 are 8 bits already."""
     highest = int(values.max())
     if highest <= 255:
         return values.astype(np.uint8)
@@ -218,14 +218,14 @@ def _from_16_bits(values: np.ndarray) -> np.ndarray:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    image.load()  # a TIFF is turned by that alone
+    image.load()  # turns a TIFF
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # broken EXIF says nothing of the pixels, nor which side is up
+    except Exception:  # broken EXIF says nothing about the orientation
         return image
     if orientation not in range(2, 9):
         return image
-    # Pillow writes the other entries anew, too, and fails on those of a wrong type: they are left out.
+    # Without the other entries: Pillow would rewrite them, and fail on those of a wrong type.
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     image = image.copy()

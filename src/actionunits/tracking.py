@@ -1,12 +1,12 @@
-"""Faces across the frames of a video: who was face 0 stays face 0.
+"""Track faces across the frames of a video: face 0 stays face 0.
 
-Every `detect_every` frames, and whenever nobody is in sight or somebody is lost, the face detector looks at
-the whole frame; in between the landmarks of a frame are found in the boxes of the frame before. A detected
-face goes on with the track that expects it: by its place (constant velocity), its size, and a small grey
-picture of the aligned face, which helps to tell people apart when they cross.
+Every `detect_every` frames, and whenever no face is in sight or one is lost, the face detector searches the
+whole frame; in between the landmarks are found in the boxes of the previous frame. A detected face is
+assigned to the track that predicts it best: by its place (constant velocity), its size, and a small grey
+picture of the aligned face, which tells people apart when they cross.
 
-Numbers are by place and likeness from frame to frame. Nobody is recognised: who comes back after `patience`
-frames gets a new number, and who takes another's place at a cut inherits the number.
+Nobody is recognised: a person who returns after more than `patience` frames gets a new number, and one who
+takes another's place at a cut inherits the number.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ from actionunits.alignment import level_eyes
 from actionunits.face_detection import Face, box_around, can_be_aligned, largest_first, overlap
 
 MIN_CONFIDENCE = 0.8
-"""Landmarks found without the detector count only from this face score on."""
+"""Smallest face score of a face that is tracked without the detector."""
 
 MAX_STEP = 1.5
-"""A face may appear this far from where it is expected [widths of its box]."""
+"""Largest distance of a face from its predicted place [widths of its box]."""
 
 MAX_GROWTH = 2.0
-"""Largest ratio of its widths before and after."""
+"""Largest ratio of its widths in successive sightings."""
 
 _PORTRAIT_SIDE = 24  # [pixels]
 
@@ -36,10 +36,10 @@ class FaceTracker:
 
     Args:
         detector: `FaceDetector`, or what acts like it: picture -> faces, and `locate(picture, boxes)`.
-        detect_every: The detector looks at every so many frames. With 1 the landmarks of each detected face
-            are those that the picture alone would give; else those in between start from the frame before
-            and differ from them by a little.
-        patience: A lost face may be resumed for so many frames.
+        detect_every: Run the detector every this many frames. With 1 each detected face has the landmarks
+            that it would have in a picture; the landmarks of frames in between start from the previous frame
+            and differ a little.
+        patience: Number of frames for which a lost face can be resumed.
 
     Example:
         >>> tracker = FaceTracker(FaceDetector(), detect_every=5)
@@ -59,7 +59,7 @@ class FaceTracker:
         self._since_detection = detect_every
 
     def __call__(self, picture: Image.Image | None) -> list["TrackedFace"]:
-        """Find the faces of the next frame; None stands for a frame that could not be read."""
+        """Find the faces of the next frame, None for one that could not be read."""
         in_sight = [track for track in self._tracks if track.unseen == 0]
         found = {} if picture is None else self._find(picture, in_sight)
         faces = []
@@ -73,7 +73,7 @@ class FaceTracker:
         return largest_first(faces)  # type: ignore[return-value]
 
     def _find(self, picture: Image.Image, in_sight: list["Track"]) -> dict["Track", "SeenFace"]:
-        """The face of each track that the frame shows; new faces have new tracks."""
+        """The tracks in the frame and their faces; new faces have new tracks."""
         self._since_detection += 1
         if in_sight and self._since_detection < self.detect_every:
             followed = self._follow(picture, in_sight, [])
@@ -82,7 +82,7 @@ class FaceTracker:
         return self._detect(picture, in_sight)
 
     def _detect(self, picture: Image.Image, in_sight: list["Track"]) -> dict["Track", "SeenFace"]:
-        """Detect, give the faces to tracks, and look once more for those who were there a frame ago."""
+        """Detect faces, assign them to tracks, and follow the tracks in sight that were missed."""
         self._since_detection = 0
         faces = [SeenFace(picture, face) for face in self.detector(picture)]
         found = {track: faces[i] for track, i in _assign(self._tracks, faces)}
@@ -95,7 +95,7 @@ class FaceTracker:
     def _follow(
         self, picture: Image.Image, tracks: list["Track"], others: list["SeenFace"]
     ) -> dict["Track", "SeenFace"]:
-        """Look for faces where they are expected; what covers another face of the frame is that one."""
+        """Find faces where their tracks predict them; one that overlaps another face is dropped."""
         found: dict[Track, SeenFace] = {}
         for track in sorted(tracks, key=lambda track: track.number):
             try:
@@ -117,13 +117,13 @@ class FaceTracker:
 
 
 class SeenFace(Face):
-    """A face with its portrait, by which it is compared."""
+    """A detected face with its portrait, for comparison."""
 
     def __init__(self, picture: Image.Image, face: Face):
         super().__init__(face.box, face.confidence, face.landmarks, face.scheme)
         aligned = level_eyes(face.landmarks, face.scheme, _PORTRAIT_SIDE).warp(picture)
         grey = np.asarray(aligned.convert("L"), dtype=np.float64)
-        self.portrait = (grey - grey.mean()) / max(grey.std(), 1.0)  # light and contrast taken out
+        self.portrait = (grey - grey.mean()) / max(grey.std(), 1.0)  # normalised for light and contrast
 
     @property
     def center(self) -> np.ndarray:
@@ -132,16 +132,16 @@ class SeenFace(Face):
 
     @property
     def width(self) -> float:
-        """Width of the box [pixels]; a box that is cut by the rim is as wide as it is high."""
+        """Longer side of the box [pixels]: the picture's rim may cut off the other."""
         return float(np.max(self.box[2:] - self.box[:2]))
 
 
 class Track:
-    """What is known of one face: where it was last, how it moves, how it looks.
+    """One face over time: its last sighting and its velocity.
 
     Attributes:
         number: Its number, from 0 on in order of appearance.
-        unseen: Frames since it was seen.
+        unseen: Frames since its last sighting.
     """
 
     def __init__(self, number: int, face: SeenFace):
@@ -152,17 +152,17 @@ class Track:
 
     @property
     def expected_box(self) -> np.ndarray:
-        """(4,) where its box should be in the next frame."""
+        """(4,) predicted box in the next frame."""
         return self._face.box + np.tile(self._velocity * (self.unseen + 1), 2)
 
     def see(self, face: SeenFace) -> None:
-        """Take in where it is now."""
+        """Update with a new sighting."""
         step = (face.center - self._face.center) / (self.unseen + 1)
         self._velocity = (self._velocity + step) / 2
         self._face = face
 
     def distance(self, face: SeenFace) -> float:
-        """How unlikely it is that this is the next sight of it: 0 for the same, infinite out of reach."""
+        """Cost of assigning this face to the track: 0 for the same face, infinite out of reach."""
         expected = (self.expected_box[:2] + self.expected_box[2:]) / 2
         step = float(np.hypot(*(face.center - expected))) / self._face.width
         growth = abs(np.log(face.width / self._face.width))
@@ -174,11 +174,11 @@ class Track:
 
 @dataclass(eq=False)
 class TrackedFace(Face):
-    """A face of a frame, and whose it is.
+    """A face of a frame, and its track.
 
     Attributes:
-        track: Its track; `track.number` identifies the person.
-        continues: Whether the frame before had it too.
+        track: Its track; `track.number` is the `face_id`.
+        continues: Whether the track was seen in the previous frame, too.
     """
 
     track: Track
@@ -186,7 +186,7 @@ class TrackedFace(Face):
 
 
 def _assign(tracks: Sequence[Track], faces: Sequence[SeenFace]) -> list[tuple[Track, int]]:
-    """Pair tracks with indices of faces, the best pair first; either may be left over."""
+    """Greedily pair tracks with indices of faces, the smallest distance first; either may be left over."""
     distances = [
         (track.distance(face), track.number, i, track) for track in tracks for i, face in enumerate(faces)
     ]

@@ -1,9 +1,9 @@
-"""Video files: frames with their times in, an annotated video out (PyAV, which brings FFmpeg along).
+"""Video files: read frames with their times, write annotated videos (PyAV, which includes FFmpeg).
 
-Times are those of the file, in seconds from its start as a player shows them, so that frames may come at any
-rate. Rotation, mirroring and the shape of pixels that the file asks for are applied. A frame that cannot be
-decoded is an entry without a picture that says why; decoders build the frames up to the next key frame on it
-all the same, and call them sound. One frame is held at a time.
+Times are those of the file, in seconds from its start as a player shows them, so frame rates may vary. The
+file's rotation, mirroring and pixel aspect ratio are applied. A frame that cannot be decoded is an entry
+without a picture that says why; decoders still build the following frames up to the next key frame on it, and
+report them as sound. One frame is held at a time.
 """
 
 import heapq
@@ -24,7 +24,7 @@ from actionunits.pictures import load_picture
 SUFFIXES = frozenset(
     ".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .webm .wmv".split()  # noqa: SIM905
 )
-"""By these a path is taken for that of a video without opening it."""
+"""Suffixes of paths that are taken for videos, without opening them."""
 
 ORIENTATIONS = {
     (0, -1, 1, 0): Image.Transpose.ROTATE_90,
@@ -44,19 +44,19 @@ ROTATIONS = {
     180: Image.Transpose.ROTATE_180,
     -180: Image.Transpose.ROTATE_180,
 }
-"""The same by degrees counter-clockwise, where the matrix itself is out of reach."""
+"""The same by degrees counter-clockwise, where the matrix itself cannot be read."""
 
 NAMED_PROFILES = ("png", "apng")
-"""Decoders that name the colour profile of a frame. PyAV 18 frees such a name twice, which ends Python, once
-the frame's side data, where the display matrix lies too, was asked for."""
+"""Decoders that name the colour profile of a frame. PyAV 18 frees such a name twice, which crashes Python,
+once the frame's side data (with the display matrix) has been read."""
 
 ENCODERS = {"libx264": {"crf": "20"}, "mpeg4": {"b": "8000000"}}
-"""Of these the first that PyAV was built with writes the annotated video, with these options."""
+"""Encoders of annotated videos and their options; the first that PyAV was built with is used."""
 
 DAMAGED, UNDECODABLE = "the frame is damaged", "the frame cannot be decoded"
-"""How `Frame.error` begins where one frame is lost, the file being whole."""
+"""Beginnings of `Frame.error` where the file is whole, but one frame is lost."""
 
-_TOLD_GAP = 1  # between the last frame's time and a promised end from which on a file is cut off [s]
+_TOLD_GAP = 1  # [s] between the last frame and the promised end from which a file counts as cut off
 _TICKS = 1000  # of the clock of written videos, per second
 
 
@@ -69,10 +69,10 @@ class Frame:
     """One frame of a video.
 
     Attributes:
-        index: Its place in the video, from 0 on.
+        index: Its index in the video.
         timestamp: Its time in the video [s]; None if it has none.
         picture: The upright picture, RGB; None if it could not be read.
-        error: Why not; None if it could.
+        error: Why it could not be read, else None.
     """
 
     index: int
@@ -86,17 +86,16 @@ class VideoReader:
 
     Args:
         path: The file; its first video stream is read.
-        upright: Turn the pictures and make their pixels square as the file asks for; else they come as they
-            are stored.
+        upright: Apply the file's rotation and pixel aspect ratio; else pictures are as stored.
 
     Attributes:
-        name: What to call it in messages.
-        count: About how many frames there are, None if the file does not tell.
+        name: Its name in messages.
+        count: Approximate number of frames, None if the file does not tell.
 
     Raises:
         ImportError: PyAV is not installed.
         FileNotFoundError: There is no such file.
-        VideoError: The file is no video, has no picture stream, or is so broken that it cannot be opened.
+        VideoError: The file is no video, has no video stream, or is too broken to be opened.
 
     Example:
         >>> for frame in VideoReader("clip.mp4"):
@@ -127,7 +126,7 @@ class VideoReader:
             raise VideoError(f"{self.name} holds not a single frame; it is cut off or broken.")
 
     def _decode(self, container: Any, stream: Any) -> Iterator["Entry"]:
-        """Yield what is decoded, and what cannot be, as they come."""
+        """Yield decoded and undecodable frames in the decoder's order."""
         packets, ticks = 0, 0  # stored, and the tick of the stream's clock at which the last of them ends
         start = Fraction(container.start_time or 0, self._av.time_base)
         end: Fraction = Fraction(0)  # of pictures and sound [s]
@@ -170,7 +169,7 @@ class VideoReader:
 
     @contextmanager
     def _open(self) -> Iterator[tuple[Any, Any]]:
-        """Yield the container and its first stream of moving pictures."""
+        """Yield the container and its first video stream."""
         try:
             container = self._av.open(os.path.abspath(self.name))  # FFmpeg takes "10:30.mp4" for a protocol
         except self._av.FFmpegError as error:
@@ -190,11 +189,11 @@ def write_video(path: str | os.PathLike, encoder: str | None = None) -> Iterator
 
     Args:
         path: Where to.
-        encoder: One of FFmpeg's encoders; by default the first of `ENCODERS` that there is.
+        encoder: An encoder of FFmpeg; by default the first of `ENCODERS` that is available.
 
     Raises:
-        OSError: The disk does not take it.
-        VideoError: FFmpeg does not: pictures larger than the encoder's can be, a gap of a day between times.
+        OSError: The file cannot be written.
+        VideoError: FFmpeg refuses: pictures too large for the encoder, or a gap of a day between times.
 
     Example:
         >>> with write_video("out.mp4") as video:
@@ -213,7 +212,7 @@ def write_video(path: str | os.PathLike, encoder: str | None = None) -> Iterator
 
 @contextmanager
 def _refusal_told() -> Iterator[None]:
-    """Make a `VideoError` of what FFmpeg refuses; what the disk does is an `OSError` already."""
+    """Turn FFmpeg's errors into `VideoError`, but for those of the disk, which are `OSError`."""
     try:
         yield
     except _import_av().FFmpegError as error:
@@ -223,7 +222,7 @@ def _refusal_told() -> Iterator[None]:
 
 
 class VideoWriter:
-    """What `write_video` opens: takes pictures one by one."""
+    """The writer that `write_video` opens; it takes pictures one by one."""
 
     def __init__(self, container: Any, encoder: str):
         self._container = container
@@ -237,7 +236,7 @@ class VideoWriter:
 
         Args:
             picture: RGB.
-            timestamp: Its time [s]; one that is not after the last is moved to just after it.
+            timestamp: Its time [s]; moved to just after the last picture's if it is not later.
         """
         if self._stream is None:
             self._stream = self._new_stream(picture.size)
@@ -250,10 +249,10 @@ class VideoWriter:
 
     @_refusal_told()
     def finish(self) -> None:
-        """Write out what the encoder still holds.
+        """Flush the encoder.
 
         Raises:
-            VideoError: There was nothing to write.
+            VideoError: No picture was added.
         """
         if self._stream is None:
             raise VideoError("There is no frame to write.")
@@ -271,10 +270,10 @@ class VideoWriter:
 
 
 def frames_of(pictures: Iterable[Any], fps: float | None = None) -> Iterator[Frame]:
-    """Make frames of pictures.
+    """Yield pictures as frames.
 
     Args:
-        pictures: Anything that `load_picture` takes, each; None, as OpenCV says it, for a lost frame.
+        pictures: Each anything that `load_picture` takes, or None, as from OpenCV, for a lost frame.
         fps: Pictures per second; without it the frames have no timestamp.
     """
     for index, source in enumerate(pictures):
@@ -306,19 +305,19 @@ def _import_av() -> Any:
 
 
 TICK = Fraction(1, 1000)
-"""Seconds between frames to which a file gives the same time."""
+"""Seconds between frames that have the same time in the file."""
 
 Entry = tuple[Fraction | None, Image.Image | None, str | None]
-"""Time [s], picture, and why there is none."""
+"""Time [s], picture, and the error where there is none."""
 
 
 def _ordered(
     entries: Iterable[Entry], rate: Fraction
 ) -> Iterator[tuple[Fraction, Image.Image | None, str | None]]:
-    """Put frames that failed where they belong, for decoders tell of them before they give out earlier ones.
+    """Sort failed frames in by time: decoders report them before they return earlier frames.
 
-    Frames without a time follow the last one at the average rate (AVI stores none); those whose time does not
-    come after the last one's follow it at once, so that one wrong time does not shift the true ones after it.
+    Frames without a time (as in AVI) follow the last one at the average rate. Frames whose time is not after
+    the last one's follow it by a tick, so that one wrong time does not shift the right ones after it.
     """
     last: Fraction | None = None
     failed: list[tuple[Fraction, str]] = []  # a heap, earliest first
@@ -349,7 +348,7 @@ def _time(timed: Any, start: Fraction) -> Fraction | None:
 
 
 def _upright(frame: Any, decoder: str, aspect: Fraction | None) -> Image.Image:
-    """Return a decoded frame as it is meant to be seen; `aspect`: width / height of its pixels, if known."""
+    """Return a decoded frame as it is meant to be seen; `aspect` is that of its pixels, if known."""
     picture = frame.to_image()
     if aspect and aspect != 1:  # the pixels of DV, HDV and DVD are not square
         width = max(round(picture.width * aspect), 1)
@@ -358,7 +357,7 @@ def _upright(frame: Any, decoder: str, aspect: Fraction | None) -> Image.Image:
     if decoder not in NAMED_PROFILES:
         try:
             matrix = frame.side_data.get("DISPLAYMATRIX")
-        except ValueError:  # beside the matrix lies a kind of data that PyAV has no name for, such as EXIF
+        except ValueError:  # there is other side data that PyAV does not know, such as EXIF
             pass
         else:
             how = None if matrix is None else _orientation(bytes(matrix))
@@ -366,15 +365,15 @@ def _upright(frame: Any, decoder: str, aspect: Fraction | None) -> Image.Image:
 
 
 def _orientation(matrix: bytes) -> Image.Transpose | None:
-    """What a display matrix asks for."""
+    """The transposition that a display matrix asks for."""
     signs = np.sign(np.frombuffer(matrix[:36], dtype=np.int32)[[0, 1, 3, 4]])
     return ORIENTATIONS.get(tuple(signs.tolist()))
 
 
 def _promised(container: Any, stream: Any) -> int:
-    """Number of frames that the index at an MP4's head lists; 0 where there is no such list.
+    """Number of frames in the index of an MP4 file; 0 for other formats.
 
-    Without those that its edit list trims: FFmpeg takes them out of the index, not out of the count.
+    Without those that its edit list trims, which FFmpeg removes from the index but not from the count.
     """
     if "mp4" not in container.format.name:
         return 0
@@ -383,9 +382,9 @@ def _promised(container: Any, stream: Any) -> int:
 
 
 def _promised_end(container: Any, start: Fraction) -> Fraction:
-    """Time since its start at which the head of a Matroska, WebM, Flash or MXF file says it ends [s].
+    """End time [s] since the start, by the header of a Matroska, WebM, Flash or MXF file; 0 for others.
 
-    0 where none does. Matroska and WebM tell the time of their clock, at which they may start late.
+    Matroska and WebM give it by their clock, on which they may start late.
     """
     is_told = any(name in container.format.name for name in ("matroska", "flv", "mxf"))
     end = Fraction(container.duration or 0, 1_000_000) if is_told else Fraction(0)
@@ -393,7 +392,7 @@ def _promised_end(container: Any, start: Fraction) -> Fraction:
 
 
 def _is_short(path: str) -> bool:
-    """Whether an AVI file ends before its parts do, which say at their head how long they are."""
+    """Whether an AVI file is shorter than the sizes in the headers of its chunks."""
     with open(path, "rb") as file:
         end, position = file.seek(0, os.SEEK_END), 0
         while position < end:
@@ -403,11 +402,11 @@ def _is_short(path: str) -> bool:
                 return False
             size = int.from_bytes(head[4:], "little")
             position += len(head) + size + size % 2
-    return position > end + 1  # the last part may lack the byte that makes its length even
+    return position > end + 1  # the last chunk may lack its padding byte
 
 
 def _count(container: Any, stream: Any) -> int | None:
-    """About how many frames there are."""
+    """Approximate number of frames."""
     if promised := _promised(container, stream):
         return promised
     if container.duration is None or not stream.average_rate:

@@ -1,8 +1,8 @@
 """The pipeline "au-detection": picture or video in, faces with their action units out.
 
-Find the faces (`FaceDetector`), align each (`AUImageProcessor`), run the model, name its answers. Every
-face is one chunk of a `ChunkPipeline`, so `batch_size` counts faces, be they of one picture or of many. The
-frames of a video are pictures whose faces a tracker found (`actionunits.pipelines.video`).
+Detect the faces (`FaceDetector`), align each (`AUImageProcessor`), run the model, name its outputs. Every
+face is one chunk of a `ChunkPipeline`, so `batch_size` counts faces, of one picture or of many. The frames of
+a video are pictures whose faces were found by a tracker (`actionunits.pipelines.video`).
 """
 
 # mypy: disable-error-code="override,assignment"
@@ -42,16 +42,16 @@ from actionunits.video import is_video
 logger = logging.get_logger(__name__)
 
 FACES_PER_BATCH = 8
-"""Batch size for a picture or a list. Streams go face by face unless told otherwise: nothing waits."""
+"""Default batch size for a picture or a list. Streams default to one face, so that no answer has to wait."""
 
 
 class AUDetectionPipeline(ChunkPipeline):
     """Action units of every face in a picture or a video.
 
     Args:
-        face_detector: Another detector than `FaceDetector()`: a callable picture -> faces, largest first,
-            with a method `locate(picture, boxes)`. `FaceDetector(small_faces=True)` is for groups of people.
-        threshold, top_k, return_maps, batch_size: See `__call__`; given here they hold for every call.
+        face_detector: Detector in place of `FaceDetector()`: a callable picture -> faces, largest first, with
+            a method `locate(picture, boxes)`. `FaceDetector(small_faces=True)` is for groups of people.
+        threshold, top_k, return_maps, batch_size: See `__call__`; here they are defaults of every call.
 
     Example:
         >>> import actionunits
@@ -66,7 +66,7 @@ class AUDetectionPipeline(ChunkPipeline):
     model: Any
     image_processor: Any
 
-    _load_image_processor = None  # if it can be found; else __init__ looks where the model came from
+    _load_image_processor = None  # optional; without one __init__ loads that of the model's folder
     _load_processor = False
     _load_tokenizer = False
     _load_feature_extractor = False
@@ -80,8 +80,8 @@ class AUDetectionPipeline(ChunkPipeline):
         check_count("num_workers", self._num_workers, least=0)
         if not isinstance(image_processor, AUImageProcessor) or not image_processor.do_align:
             raise ValueError(
-                "The pipeline finds and aligns faces, so it needs an AUImageProcessor with do_align=True; "
-                f"got {image_processor}. For pictures that are aligned already call processor and model."
+                "The pipeline detects and aligns faces, so it needs an AUImageProcessor with do_align=True; "
+                f"got {image_processor}. For aligned pictures call processor and model yourself."
             )
         if not hasattr(model.config, "center_options"):
             raise ValueError(
@@ -93,13 +93,13 @@ class AUDetectionPipeline(ChunkPipeline):
 
     @property
     def face_detector(self) -> Any:
-        """What finds the faces; the default one is loaded when it is first needed."""
+        """The face detector; the default one is loaded when it is first needed."""
         if self._face_detector is None:
             self._face_detector = FaceDetector()
         return self._face_detector
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave videos that are under way behind: they cannot be pickled, as `num_workers` may ask for."""
+        """Leave out the streams of videos, which cannot be pickled, as `num_workers` needs."""
         return {**self.__dict__, "_streams": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -112,15 +112,15 @@ class AUDetectionPipeline(ChunkPipeline):
         Args:
             inputs: A picture (path, URL, bytes, PIL image, array, tensor), or, where faces are known,
                 `{"image": picture, "landmarks": (N, 2) or (F, N, 2), "boxes": (4,) or (F, 4)}` with either or
-                both (empty landmarks are none; a box with no face that could be aligned is left out, with a
-                warning); or a list of these. A generator, a torch dataset, a `datasets.Dataset` (its
-                columns image and, if there, landmarks and boxes) or one of its columns is answered by an
+                both (empty landmarks count as none; a box without an alignable face is left out, with a
+                warning); or a list of these. For a generator, a torch dataset, a `datasets.Dataset` (its
+                columns image and, if there, landmarks and boxes) or one of its columns the result is an
                 iterator.
-            video: A video instead: path of a file, or an iterable of frames, each anything that is a picture.
-                The path of a file with the suffix of a video may also be given as `inputs`.
+            video: A video instead: path of a file, or an iterable of frames, each a picture as above.
+                `inputs` also takes the path of a video file.
             **kwargs: `threshold`: score from which an action unit is active, for all or as {"AU12": 0.3} for
                 some; by default the model's calibrated thresholds.
-                `top_k`: only so many action units per face, highest score first.
+                `top_k`: only this many action units per face, highest score first.
                 `return_maps`: add `"maps"` to each face, the attention map (h, w) of each action unit by
                 label, and `"alignment"`, the `Alignment` from the photo to the grid of the maps:
                 `face["alignment"].warp_back(face["maps"]["AU12"], photo.size)` lays a map over the photo.
@@ -131,15 +131,15 @@ class AUDetectionPipeline(ChunkPipeline):
             For one picture the list of its faces, largest first, empty if there is none; for several pictures
             a list of these. A face is `{"box": {"xmin", "ymin", "xmax", "ymax"}, "confidence",
             "landmarks": [[x, y], ...], "landmark_scheme", "action_units": [{"label", "name", "score",
-            "active"}, ...]}`, in pixels of the upright picture from the centre of the upper left one. The
-            confidence of a face whose landmarks were given is 1.
+            "active"}, ...]}`, in pixels of the upright picture from the centre of the upper left one. A face
+            with given landmarks has the confidence 1.
             For a video an iterator over its frames, see `pipelines.video.answer_video`.
 
         Raises:
-            TypeError: `inputs` is None, or something else that holds no picture.
-            ValueError: A picture, landmarks, boxes or an option that cannot be used. Of several inputs the
-                message names the one: "inputs[3]: ..." is the fourth.
-            ImportError: A video file, but PyAV is not installed.
+            TypeError: `inputs` is None or of another type that holds no picture.
+            ValueError: A picture, landmarks, boxes or an option cannot be used. The message says which of
+                several inputs: "inputs[3]: ..." is the fourth.
+            ImportError: A video file needs PyAV, which is not installed.
         """
         check_count("batch_size", kwargs.get("batch_size"))
         check_count("num_workers", kwargs.get("num_workers"), least=0)
@@ -165,7 +165,7 @@ class AUDetectionPipeline(ChunkPipeline):
         return super().__call__(inputs, **kwargs)
 
     def preprocess(self, input_: Any) -> Iterator[dict[str, Any]]:
-        """Turn one picture into a chunk for each face; a faceless picture is one chunk without a face."""
+        """Turn one picture into a chunk for each face; without faces there is one chunk without a face."""
         if isinstance(input_, Numbered):
             with naming(f"inputs[{input_.number}]"):
                 yield from self.preprocess(input_.content)
@@ -177,7 +177,7 @@ class AUDetectionPipeline(ChunkPipeline):
             yield {"is_last": i == len(faces), "face": face, **self._features(picture, face)}
 
     def _forward(self, chunk: dict[str, Any], return_maps: bool = False) -> dict[str, Any]:
-        """Run the model on a batch of faces; transformers takes apart what is returned, so batch first."""
+        """Run the model on a batch of faces. All outputs are batch first, for transformers to split."""
         centers = chunk["au_centers"]
         faces = chunk["face"] if isinstance(chunk["face"], list) else [chunk["face"]]
         pixel_values = chunk["pixel_values"].to(self.dtype)
@@ -200,7 +200,7 @@ class AUDetectionPipeline(ChunkPipeline):
     def _forward_in_time(
         self, pixel_values: torch.Tensor, faces: list[TrackedFace | None], return_maps: bool
     ) -> AUDetectionOutput:
-        """Let a model that sees time go on with each face of a video where it was."""
+        """Continue the stream of each face of a video, with a temporal model."""
         merged: dict[str, torch.Tensor] = {}
         for rows in _runs(faces):
             first = faces[rows[0]]
@@ -215,7 +215,7 @@ class AUDetectionPipeline(ChunkPipeline):
         return AUDetectionOutput(logits=merged["logits"], au_attentions=merged.get("au_attentions"))
 
     def postprocess(self, chunks: list[dict[str, Any]], **options) -> list[dict[str, Any]]:
-        """Turn the chunks of one picture into its answer."""
+        """Turn the chunks of one picture into its faces."""
         answers = []
         for chunk in chunks:
             if (face := chunk["face"]) is None:
@@ -234,7 +234,7 @@ class AUDetectionPipeline(ChunkPipeline):
         return answers
 
     def _sanitize_parameters(self, threshold=None, top_k=None, return_maps=None, **unknown):
-        """Sort the options by stage, and refuse wrong ones before the work is done."""
+        """Sort the options by stage, and refuse wrong ones before any work is done."""
         if unknown:
             raise TypeError(
                 f"au-detection has no option {', '.join(sorted(unknown))}; for pictures it takes threshold, "
@@ -251,7 +251,7 @@ class AUDetectionPipeline(ChunkPipeline):
         return {}, forward, postprocess
 
     def _find_faces(self, input_: Any) -> tuple[Any, Sequence[Face]]:
-        """Load a picture and find its faces, as far as they are not given."""
+        """Load a picture and detect its faces, unless they are given."""
         if isinstance(input_, Shot):
             return input_.picture, input_.faces
         known: dict[str, Any] = {}
@@ -273,7 +273,7 @@ class AUDetectionPipeline(ChunkPipeline):
         return picture, self.face_detector(picture)
 
     def _features(self, picture: Image.Image, face: Face) -> dict[str, torch.Tensor]:
-        """Model input of one face, batch of one. Where the landmarks tell no centres, these are NaN."""
+        """Model input of one face, a batch of one. Centres that the landmarks do not give are NaN."""
         centers = self.model.config.center_options
         features = self.image_processor(
             picture,
@@ -286,8 +286,8 @@ class AUDetectionPipeline(ChunkPipeline):
             raise ValueError(
                 f"{type(self.model).__name__} needs the centres of its action units, au_centers, which "
                 + (
-                    f"landmarks of the scheme {face.scheme!r} do not tell; give more of them "
-                    "(49, 66, 68, 98 or 478 points), or none."
+                    f"landmarks of the scheme {face.scheme!r} do not tell; pass 49, 66, 68, 98 or 478 "
+                    "points, or no landmarks."
                     if "aus" in centers
                     else f"the labels {self.model.config.au_labels} do not have; use a model that needs none."
                 )
@@ -296,7 +296,7 @@ class AUDetectionPipeline(ChunkPipeline):
         return {"au_centers": unknown, **features}
 
     def _no_features(self) -> dict[str, torch.Tensor]:
-        """What stands for a picture without a face, since the chunks of a batch need the same keys."""
+        """Dummy input for a picture without a face: all chunks of a batch need the same keys."""
         size, config = self.image_processor.size, self.model.config
         return {
             "pixel_values": torch.zeros(1, 3, size["height"], size["width"]),
@@ -316,7 +316,7 @@ class AUDetectionPipeline(ChunkPipeline):
 
 
 def _processor_of(model: Any) -> AUImageProcessor:
-    """Load the image processor that lies beside the model's weights."""
+    """Load the image processor saved beside the model's weights."""
     if not model.name_or_path:
         raise ValueError(
             "The model was not loaded from a folder; pass image_processor=AUImageProcessor(...)."
@@ -325,12 +325,12 @@ def _processor_of(model: Any) -> AUImageProcessor:
 
 
 def _any_given(landmarks: Any) -> bool:
-    """Whether there are landmarks; the rows of a corpus without any have an empty list."""
+    """Whether there are landmarks; rows of a corpus without any have an empty list."""
     return landmarks is not None and (not hasattr(landmarks, "__len__") or len(landmarks) > 0)
 
 
 def _is_usable(face: Face, picture_size: tuple[int, int]) -> bool:
-    """Whether the landmarks found in a box make a face; if not, say which box is left out."""
+    """Whether the face found in a box can be aligned; if not, warn that the box is left out."""
     if usable := can_be_aligned(face, picture_size):
         return usable
     logger.warning(
@@ -342,7 +342,7 @@ def _is_usable(face: Face, picture_size: tuple[int, int]) -> bool:
 
 
 def _given_faces(picture_size: tuple[int, int], landmarks: Any, boxes: Any) -> list[Face]:
-    """Faces of which the user knows the landmarks, (N, 2), (F, N, 2) or a list of (N, 2)."""
+    """Faces with given landmarks, (N, 2), (F, N, 2) or a list of (N, 2)."""
     if not hasattr(landmarks, "__len__"):
         raise ValueError(f"landmarks must be (N, 2), (F, N, 2) or a list of (N, 2); got {landmarks!r}.")
     if len(landmarks) and np.ndim(landmarks[0]) == 1:
@@ -361,7 +361,7 @@ def _given_faces(picture_size: tuple[int, int], landmarks: Any, boxes: Any) -> l
 
 
 def _runs(faces: list[TrackedFace | None]) -> list[list[int]]:
-    """Rows of a batch that show one face in frame after frame."""
+    """Rows of a batch that show the same face in consecutive frames."""
     runs: list[list[int]] = []
     last: dict[Track, list[int]] = {}
     for row, face in enumerate(faces):
@@ -376,7 +376,7 @@ def _runs(faces: list[TrackedFace | None]) -> list[list[int]]:
 
 @dataclass(frozen=True, eq=False)
 class Numbered:
-    """One of several inputs, and its number from 0 on."""
+    """One of several inputs, and its index."""
 
     number: int
     content: Any
@@ -387,14 +387,14 @@ def _numbered(inputs: Iterable[Any]) -> Iterator[Numbered]:
 
 
 def _stream(dataset: Any) -> Iterator[Numbered]:
-    """Go through a dataset by index where it has a length, for not every such dataset also iterates."""
+    """Iterate over a dataset, by index where it has a length: not every such dataset has an iterator."""
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         return _numbered(dataset)
     return _numbered(dataset[i] for i in range(len(dataset)))
 
 
 def _is_column(inputs: Any) -> bool:
-    """Whether it is a sequence of pictures that comes one by one, as a column of a `datasets.Dataset`."""
+    """Whether it is a lazy sequence, such as a column of a `datasets.Dataset`."""
     return isinstance(inputs, Sequence) and not isinstance(
         inputs, list | tuple | str | bytes | bytearray | memoryview
     )

@@ -1,8 +1,8 @@
 """Videos in the pipeline "au-detection": frame by frame, with memory for one batch of faces.
 
-A frame is a picture whose faces a `FaceTracker` found; from there on the pipeline does with it what it does
-with any picture. A model that sees time (it has a method `stream`, as LAC has) goes on with each face where
-it was in the frame before, clip by clip, and starts anew where the face was not to be seen.
+A frame is a picture whose faces were found by a `FaceTracker`; the pipeline treats it like any other picture.
+A temporal model (one with a method `stream`, such as LAC) continues each face's sequence clip by clip, and
+starts a new one where the face was missing in the frame before.
 """
 
 import os
@@ -22,12 +22,12 @@ from actionunits.video import Frame, VideoReader, frames_of
 logger = logging.get_logger(__name__)
 
 FACES_ON_GPU = 8
-"""Faces per forward pass on a GPU. On a CPU a frame is a forward pass, as a picture is."""
+"""Default faces per forward pass on a GPU. On a CPU every frame has its own, as a picture has."""
 
 
 @dataclass(frozen=True, eq=False)
 class Shot:
-    """What the pipeline is given for a frame: the picture, None if it is broken, and its faces."""
+    """A frame as input of the pipeline: the picture, None if it is broken, and its faces."""
 
     picture: Image.Image | None
     faces: list[TrackedFace]
@@ -48,34 +48,34 @@ def answer_video(
         detect: The pipeline.
         video: Path of a file, or an iterable of frames, each anything that `load_picture` takes.
         fps: Frames per second of an iterable, for the timestamps. A file has its own times.
-        detect_every: The face detector looks at every so many frames, and whenever no face is in sight; in
-            between faces are followed. With 1, each face found has the very numbers of its picture. With
-            more it is faster; a new face beside others may be seen so many frames late, and landmarks of
-            followed faces start from the frame before, so that they and the scores differ a little.
-        return_frames: Add the picture to each answer.
+        detect_every: Run the face detector every this many frames, and whenever no face is in sight; in
+            between faces are tracked. With 1, each face has exactly the numbers of its picture. Larger values
+            are faster, but may find a new face beside others this many frames late, and the landmarks of
+            tracked faces start from the previous frame, so that they and the scores differ a little.
+        return_frames: Add the picture to each frame's result.
         batch_size: Faces per forward pass. By default one frame at a time, on a GPU several; then the numbers
-            are those of the pictures up to the rounding of floats.
+            equal those of the pictures up to floating-point rounding.
         **options: `threshold`, `top_k`, `return_maps`, as for pictures.
 
     Returns:
-        Iterator over the frames, each when it is done: `{"frame": 0, "timestamp": 0.0, "faces": [...]}`,
-        frames counted from 0, time in seconds from the start of the file (None without `fps`). Faces are
-        those of a picture with `"face_id"`, the number of the person, from 0 on in order of appearance. A
-        frame without a face has no faces. A frame that cannot be read has none either, and `"error"` says
-        why. With `return_frames` `"image"` is the upright picture (None if broken).
+        Iterator over the frames, each once it is done: `{"frame": 0, "timestamp": 0.0, "faces": [...]}`,
+        frames counted from 0, time in seconds from the start of the file (None without `fps`). Faces are as
+        for a picture, with `"face_id"`, the number of the track, from 0 on in order of appearance. A frame
+        that cannot be read has no faces, and `"error"` says why. With `return_frames` `"image"` is the
+        upright picture (None if broken).
 
     Raises:
         FileNotFoundError: There is no such file.
         VideoError: The file cannot be opened, or holds no pictures.
-        TypeError: `video` is neither a path nor iterable, an option does not exist or is no number.
-        ValueError: An option that cannot be used.
-        ImportError: A file, but PyAV is not installed.
+        TypeError: `video` is neither a path nor iterable, or an option does not exist or is no number.
+        ValueError: An option cannot be used.
+        ImportError: A file needs PyAV, which is not installed.
     """
     tracker = FaceTracker(detect.face_detector, detect_every)
-    detect._sanitize_parameters(**options)  # refuses wrong ones now, not at the first frame
+    detect._sanitize_parameters(**options)  # refuses wrong options now, not at the first frame
     if getattr(detect.model.config, "clip_length", 1) > 1 and not hasattr(detect.model, "stream"):
         logger.warning(
-            "This model sees time, but in this form (ONNX) each frame alone; use PyTorch for clips."
+            "This temporal model sees each frame alone in this form (ONNX); use PyTorch for clips."
         )
     check_count("batch_size", batch_size)
     if batch_size is None:
@@ -89,13 +89,13 @@ def answer_video(
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raise `ValueError` for an option that is neither left out (None) nor a whole number from `least` on."""
+    """Raise `ValueError` unless an option is left out (None) or a whole number from `least` on."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
         raise ValueError(f"{name} must be a whole number from {least} on, got {value!r}.")
 
 
 def _frames(video: Any, fps: float | None) -> Iterable[Frame]:
-    """Open the video, and show how far it has been read."""
+    """Open the video, with a progress bar."""
     if fps is not None:
         fps = _checked_rate(fps)
     if isinstance(video, str | os.PathLike):
@@ -111,7 +111,7 @@ def _frames(video: Any, fps: float | None) -> Iterable[Frame]:
 
 
 def _checked_rate(fps: Any) -> float:
-    """Return frames per second as a number."""
+    """Return frames per second as a float."""
     if isinstance(fps, str | bytes | bool) or np.ndim(fps) or not hasattr(fps, "__float__"):
         raise TypeError(f"fps must be a number of frames per second, such as 25, got {fps!r}.")
     if not 0 < float(fps) < np.inf:  # nor NaN
@@ -126,7 +126,7 @@ def _with_bar(frames: Iterable[Frame], name: str, count: int | None) -> Iterator
 def _one_by_one(
     detect: Any, frames: Iterable[Frame], tracker: FaceTracker, options: dict[str, Any]
 ) -> Iterator[tuple[Frame, list[dict[str, Any]]]]:
-    """Answer each frame as the picture that it is."""
+    """Run each frame as a picture of its own."""
     for frame in frames:
         faces = tracker(frame.picture)
         yield frame, detect(Shot(frame.picture, faces), **options) if faces else []
@@ -135,7 +135,7 @@ def _one_by_one(
 def _together(
     detect: Any, frames: Iterable[Frame], tracker: FaceTracker, options: dict[str, Any]
 ) -> Iterator[tuple[Frame, list[dict[str, Any]]]]:
-    """Let frames share forward passes; those of a batch wait for each other."""
+    """Let frames share forward passes; the frames of a batch wait for each other."""
     waiting: deque[Frame] = deque()
     failure: Exception | None = None
 
@@ -145,10 +145,10 @@ def _together(
             for frame in frames:
                 waiting.append(frame)
                 yield Shot(frame.picture, tracker(frame.picture))
-        except Exception as error:  # raised when the frames before it, which wait for more, are answered
+        except Exception as error:  # raised below, after the results of the frames that are still waiting
             failure = error
 
-    # A worker process would have a queue and a tracker of its own, whatever the pipeline was made with.
+    # num_workers=0: a worker process would have its own copy of queue and tracker.
     for faces in detect(shots(), num_workers=0, **options):
         yield waiting.popleft(), faces
     if failure is not None:
