@@ -1,15 +1,15 @@
-"""Let the batch statistics of trained networks follow photographs, as AdaBN does (arXiv:1603.04779).
+"""Adapt the batch statistics of trained networks to photographs, like AdaBN (arXiv:1603.04779).
 
     python training/adapt_statistics.py MODEL [MODEL ...] --photos FACES --share 0.5
     python training/calibrate.py MODEL [MODEL ...] --data CORPUS --photos FACES
 
-Batch normalisation takes out what pictures have in common, and in a trained network that is what renderings
-have in common: light, skin, lens. Here means and variances move a share of the way to those of photographs,
-seen through the whole path of a picture: detector, alignment, network. No label is used and no weight moves.
-AdaBN goes all the way; but these photographs are neutral, and faces in use are not.
+Batch normalisation removes what pictures have in common, which in a trained network is what renderings have
+in common: light, skin, lens. Here means and variances move a share of the way to those of photographs, taken
+through the whole pipeline: detector, alignment, network. No label is used and no weight is changed. AdaBN
+moves them all the way, but these photographs are neutral, and faces in use are not.
 
-The photographs are those that the renderings are made of, of the training people. `model.safetensors` and
-`run.json` are written anew; thresholds, figures and card are of the network before, until calibrate.py runs.
+The photographs are those of the training people from which the renderings are made. `model.safetensors` and
+`run.json` are rewritten; thresholds, metrics and card are those of the old network until calibrate.py runs.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("models", nargs="+", type=Path, help="folders that train.py wrote")
     parser.add_argument("--photos", type=Path, required=True, help="folder of the photographs and people.csv")
-    parser.add_argument("--share", type=float, default=0.5, help="of the way, 0 to 1 (default: 0.5)")
+    parser.add_argument("--share", type=float, default=0.5, help="share of the way, 0 to 1 (default: 0.5)")
     args = parser.parse_args(arguments)
     try:
         for folder in args.models:
@@ -55,9 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def adapt(folder: Path, photographs: Sequence[Path], share: float) -> None:
-    """Move the batch statistics of the model in a folder, in place, and say so in its `run.json`.
+    """Adapt the batch statistics of the model in a folder, in place, and record it in its `run.json`.
 
-    A folder that was adapted so before stays as it is.
+    A folder that was adapted with the same share before is not changed.
 
     Raises:
         FileNotFoundError: The folder has no `run.json`.
@@ -91,17 +91,17 @@ def adapt(folder: Path, photographs: Sequence[Path], share: float) -> None:
 
 
 def training_photographs(folder: Path) -> list[Path]:
-    """The photographs of the people whom training saw."""
+    """The photographs of the training people."""
     people = read_people(folder)
     names = split_people(sorted(row["name"] for row in people))["train"]
     return [row["picture"] for row in people if row["name"] in names]
 
 
 def batches_of_faces(detect, photographs: Sequence[Path]) -> Iterator[dict[str, torch.Tensor]]:
-    """The largest face of each photograph as the network gets it, in batches of about `BATCH`.
+    """The network's inputs for the largest face of each photograph, in batches of about `BATCH`.
 
     Raises:
-        ValueError: There are fewer than two, of which no variance can be told.
+        ValueError: There are fewer than two, too few for a variance.
     """
     faces = []
     for photograph in tqdm(photographs, "photographs", disable=None):
@@ -113,12 +113,12 @@ def batches_of_faces(detect, photographs: Sequence[Path]) -> Iterator[dict[str, 
     if len(faces) < 2:
         raise ValueError(f"{len(faces)} of {len(photographs)} photographs show a face; look at --photos.")
     count = math.ceil(len(faces) / BATCH)
-    for rows in (faces[i::count] for i in range(count)):  # alike in size: each counts the same in the mean
+    for rows in (faces[i::count] for i in range(count)):  # of about one size, as each has the same weight
         yield {name: torch.cat([face[name] for face in rows]) for name in rows[0]}
 
 
 def save(model, run: dict, folder: Path) -> None:
-    """The weights in their own precision and `run.json`, in a copy of the folder that takes its place."""
+    """Save weights, in their own precision, and `run.json` in a copy of the folder that replaces it."""
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(folder, partial)

@@ -1,13 +1,13 @@
-"""Put trained networks together: a model whose answer is the mean of their logits. Nothing is trained.
+"""Combine trained networks in an ensemble, the mean of their logits. Nothing is trained.
 
     python training/average.py escda/members/lsc escda/members/gda gtlenet/model ac2d/model geometry/model \
         --weight geometry=2 --output ensemble
     python training/calibrate.py ensemble/model --data CORPUS --photos FACES
 
-The networks are of different kinds (`EnsembleConfig` has a field for each), trained on one corpus, on faces
-aligned, cropped and normalised alike. The first command writes `ensemble/model` without figures, the second
-chooses its thresholds, measures, and writes the card. Pictures are as large and as sharp as the first of the
-networks with the largest input has them.
+The networks are of different methods (`EnsembleConfig` has a field for each), trained on the same corpus with
+the same alignment, crop and normalisation. The first command writes `ensemble/model` without metrics, the
+second calibrates its thresholds, evaluates it, and writes the card. The size and sharpening of pictures are
+those of the network with the largest input.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SHARED = (
     *("aus", "target", "full_intensity", "balance_aus", "image_mean", "image_std"),
     *("epoch_selection", "max_false_alarms", "save_dtype"),
 )
-"""Entries of a recipe that say who was trained on, what the pictures are and what the scores mean."""
+"""Entries of a recipe that must be equal: the people, the pictures and the meaning of the scores."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -50,9 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default=[],
         type=_weight,
         metavar="NETWORK=NUMBER",
-        help="how much a network counts, where it is not 1",
+        help="weight of a network in the mean, where it is not 1",
     )
-    parser.add_argument("--name", default=NAME, help="what the card calls it")
+    parser.add_argument("--name", default=NAME, help="its name in the card")
     args = parser.parse_args(arguments)
     try:
         average(args.networks, args.output / "model", args.name, dict(args.weight))
@@ -72,11 +72,11 @@ def average(
     name: str = NAME,
     weights: Mapping[str, float] | None = None,
 ) -> None:
-    """Write the ensemble of the networks of some folders, `weights` being `EnsembleConfig.network_weights`.
+    """Write the ensemble of the networks in some folders, with weights as in `EnsembleConfig`.
 
     Raises:
         FileNotFoundError: A folder has no `run.json`.
-        ValueError: The networks do not go together, or one would be overwritten; the message says why.
+        ValueError: The networks do not fit together, or one would be overwritten; the message says why.
     """
     if output.resolve() in [folder.resolve() for folder in folders]:
         raise ValueError(f"{output} is one of the networks and would be lost; name another --output.")
@@ -124,10 +124,10 @@ def run_of(config: Any, runs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def shared_recipe(folders: Sequence[Path], runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the recipes of all networks have in common, with the largest input.
+    """The common entries of the networks' recipes, with the largest input.
 
     Raises:
-        ValueError: The corpora or their splits differ, or an entry of `SHARED`.
+        ValueError: The corpora, their splits or an entry of `SHARED` differ.
     """
     recipes = [run["recipe"] for run in runs]
     for folder, run in zip(folders, runs, strict=True):
@@ -145,12 +145,12 @@ def shared_recipe(folders: Sequence[Path], runs: Sequence[Mapping[str, Any]]) ->
 
 
 def check_pictures(folders: Sequence[Path], processors: Sequence[AUImageProcessor]) -> None:
-    """Refuse networks whose pictures differ in more than their size and how they are sharpened.
+    """Refuse networks whose pictures differ in more than size and sharpening.
 
     Raises:
         ValueError: They do; the message names the option.
     """
-    # All see the largest picture, reduced. Networks may read the centres of other places.
+    # All networks get the largest picture, resized. They may read centres of other places.
     own = {"size": None, "sharpen": None, "aus": None}
     first, *others = ({**processor.to_dict(), **own} for processor in processors)
     for folder, options in zip(folders[1:], others, strict=True):

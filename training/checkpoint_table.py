@@ -1,12 +1,12 @@
-"""The checkpoints of the package side by side: size, speed, scores. The table of the README.
+"""The README's table of the package's checkpoints: size, speed, scores.
 
-    python training/checkpoint_table.py            # prints it, speed measured here and now
+    python training/checkpoint_table.py            # prints it, with newly measured times
     python training/checkpoint_table.py --write    # puts it into README.md
 
-Sizes and scores come from the files of each checkpoint: the scores are those of its `metrics.json` on test
-people, at calibrated thresholds; a test compares them with the README. The time is that of the network for
-one aligned face, in float32 on one thread of a CPU, over the default's: all run in turns in one process, so
-that what else the machine does meets all alike, and the median of the ratios counts.
+Sizes and scores come from the files of each checkpoint; the scores are those on test people at calibrated
+thresholds, in `metrics.json`. A test compares them with the README. The time is that of the network for one
+aligned face, in float32 on one CPU thread, relative to the default's: the median of the ratios over runs in
+turns, so that other load on the machine affects all alike.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ OTHERWISE = {
     "au-auformer": "a small ViT, trained here, for ImageNet's",
     "au-lac": "clips of one frame",
 }
-"""What beside the size is not the paper's; GTLE-Net's encoder says for itself."""
+"""Deviations from the paper other than the size; that of GTLE-Net's encoder is in its run."""
 NO_PAPER = {"au-ensemble": "no paper averages these", "au-geometry": "no paper's network"}
 COLUMNS = (
     "`checkpoints/`",
@@ -63,7 +63,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Row:
-    """A checkpoint's line of the table."""
+    """A row of the table."""
 
     name: str
     model: Any
@@ -72,7 +72,7 @@ class Row:
     megabytes: float
 
     def cells(self, time: float) -> list[str]:
-        """The cells of the line, in the order of `COLUMNS`; the time is relative to the first one's."""
+        """The cells, in the order of `COLUMNS`; the time is relative to the first checkpoint's."""
         mean = self.report["calibrated"]["mean"]
         gaps = group_gaps(self.report)
         return [
@@ -112,7 +112,7 @@ def make_table(rows: Sequence[Row], times: dict[str, float]) -> str:
 
 
 def read_row(name: str) -> Row:
-    """What the files of a checkpoint say."""
+    """Read the files of a checkpoint."""
     folder = checkpoints.path(name)
     run, metrics = (json.loads((folder / f"{file}.json").read_text()) for file in ("run", "metrics"))
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
@@ -124,13 +124,13 @@ def _millions(parameters: int) -> str:
 
 
 def method_name(run: dict[str, Any]) -> str:
-    """The method of a run, or of what it is the mean of."""
+    """The method of a run, or those of an ensemble."""
     names = [METHODS[member["model_type"]] for member in members_of(run)]
     return f"mean of {', '.join(names[:-1])} and {names[-1]}" if names else METHODS[run["model_type"]]
 
 
 def paper_size(model: Any) -> str:
-    """Parameters and input of the paper's network for the same action units."""
+    """Parameters and input size of the paper's network for the same action units."""
     make: Any = CONFIG_MAPPING[model.config.model_type]
     config = getattr(make, "paper", make)(aus=list(model.config.aus))
     with torch.device("meta"):
@@ -140,7 +140,7 @@ def paper_size(model: Any) -> str:
 
 
 def deviations(run: dict[str, Any]) -> list[str]:
-    """What else a checkpoint does otherwise than its paper."""
+    """Other deviations of a checkpoint from its paper."""
     found = [OTHERWISE[run["model_type"]]] if run["model_type"] in OTHERWISE else []
     if run["model_type"] == "au-gtlenet":
         triplets = run.get("encoder", {}).get("triplets")
@@ -149,7 +149,7 @@ def deviations(run: dict[str, Any]) -> list[str]:
 
 
 def measure_times(names: Sequence[str], rounds: int) -> dict[str, float]:
-    """Time for one face over that of the first checkpoint."""
+    """Time for one face, relative to the first checkpoint."""
     torch.set_num_threads(1)
     forwards = {name: forward(name) for name in names}
     for run in forwards.values():

@@ -1,13 +1,12 @@
-"""What MediaPipe's blendshapes tell of the coded faces of check_real_photos.py, beside a model's scores.
+"""Compare MediaPipe's blendshapes with a model's scores on the coded faces of check_real_photos.py.
 
     pip install "actionunits[mediapipe,synthesize]"
     python training/compare_blendshapes.py --archives ARCHIVES --task face_landmarker.task [--model MODEL]
 
-MediaPipe's network was trained on real faces, so its figures tell how hard these faces are. For every action
-unit that a blendshape draws, the table has the AUC of both against the codes, where two faces or more show
-it, and the rank correlation of one with the other over all faces, which needs no codes. `cheekSquint` and
-`noseSneer` are 0 on almost any face, so AU 6 and 9 have no row. MediaPipe's model page offers
-`face_landmarker.task`.
+MediaPipe's network was trained on real faces, so its figures show how hard these faces are. For every action
+unit with a blendshape, the table has the AUC of both against the codes, where two faces or more show it, and
+their rank correlation over all faces, which needs no codes. `cheekSquint` and `noseSneer` are 0 on almost any
+face, so AU 6 and 9 have no row. `face_landmarker.task` is on MediaPipe's model page.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from actionunits.action_units import au_label
 from check_real_photos import CODES, au_figures, face_at, pictures
 
 MARGIN = 0.5  # of the box's width and height, on each side
-BLENDSHAPES = {  # an action unit is as strong as the mean of these
+BLENDSHAPES = {  # the score of an action unit is the mean of these
     1: ("browInnerUp",),
     2: ("browOuterUpLeft", "browOuterUpRight"),
     4: ("browDownLeft", "browDownRight"),
@@ -99,7 +98,7 @@ def compare(rows: list[dict], answers: list[tuple[list[float], dict[str, float]]
 
 
 def print_table(figures: dict) -> None:
-    """Markdown."""
+    """Print the figures as Markdown."""
     print("| AU | present | AUC, blendshapes | AUC, model | rank correlation |\n|---|---|---|---|---|")
     for label, row in figures.items():
         auc = " | ".join("-" if row[k] is None else f"{row[k]:.2f}" for k in ("blendshapes", "model"))
@@ -125,7 +124,7 @@ class Blendshapes:
         self._to_image = lambda pixels: mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=pixels)
 
     def __call__(self, picture: Image.Image, box: dict[str, float]) -> dict[str, float] | None:
-        """Blendshapes in [0, 1] by name of the face in a box [pixels]; None where MediaPipe sees none."""
+        """Blendshapes in [0, 1] by name, of the face in a box [pixels]; None where none is found."""
         left, top, right, bottom = (box[side] for side in ("xmin", "ymin", "xmax", "ymax"))
         across, down = MARGIN * (right - left), MARGIN * (bottom - top)
         around = (left - across, top - down, right + across, bottom + down)

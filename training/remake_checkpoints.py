@@ -1,18 +1,17 @@
-"""Remake everything that comes with the package: corpus, landmark network, all weights, figures and cards.
+"""Remake everything included in the package: corpus, landmark network, all weights, metrics and cards.
 
     python training/remake_checkpoints.py --head ICT-FaceKit/FaceXModel --photos FACES --output runs/package
     python training/remake_checkpoints.py ... --only lac gtlenet      # these, and what they need
-    python training/remake_checkpoints.py ... --install               # then puts the results into the package
+    python training/remake_checkpoints.py ... --install               # and puts the results into the package
 
-Runs the scripts of this folder one after the other and stops at the first that fails. The same command goes
-on there: finished steps, and what only they need, are skipped; rendering and training resume. A step is
-finished where OUTPUT/STEP.done lies, or its result from another machine. `--dry-run` only prints. The recipes
-are for a GPU; on a CPU say `--set precision=fp32 --set preload=false --set batch_size=64`, and have patience.
+Runs the scripts of this folder one after the other and stops at the first that fails. The same command
+resumes there: finished steps, and those that only they need, are skipped. A step is finished if
+OUTPUT/STEP.done exists, or its result, copied from another machine. `--dry-run` only prints. The recipes are
+for a GPU; on a CPU use `--set precision=fp32 --set preload=false --set batch_size=64`, and expect long runs.
 
-`--install` copies each result to `src/actionunits/checkpoints/NAME` and its card to `model_cards/`: what is
-there already gives way. Results above 16 MB are refused: this command makes them, the package does not carry
-them. Thresholds are chosen with the package's face detector: put a new one there first, by
-`--only face_landmarks --install`.
+`--install` copies each result to `src/actionunits/checkpoints/NAME` and its card to `model_cards/`, replacing
+existing ones. Results above 16 MB are refused. Thresholds are calibrated with the package's face detector:
+install a new one first, by `--only face_landmarks --install`.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ CARDS = HERE.parent / "model_cards"
 LARGEST = 16_000_000  # bytes of a folder in the package
 FILES = ("config.json", "preprocessor_config.json", "model.safetensors", "metrics.json", "run.json")
 BEST = "ensemble"
-"""The result that the pipeline loads: its folder in the package is `default`."""
+"""The pipeline's default model; its folder in the package is `default`."""
 ENCODER = shlex.split(
     "--preset compact --image-size 64 --batch 11 --steps 3000 --validate-every 500 --precision bf16"
 )
-"""How GTLE-Net's encoder is pretrained: five minutes of one core."""
+"""Pretraining of GTLE-Net's encoder: five minutes on one core."""
 RESULTS = {
     "default" if name == BEST else name: folder
     for name, folder in {
@@ -58,9 +57,9 @@ RESULTS = {
 }
 """Folder in the package -> folder of the result in OUTPUT."""
 MEMBERS = {"lsc": 1, "gda": 1, "gtlenet": 1, "ac2d": 1, "geometry": 2}
-"""The networks whose mean the pipeline loads, and their weights."""
+"""Networks of the default model, and their weights in the mean."""
 ADAPTED = ("escda", "lac")
-"""Trainings whose networks' batch statistics follow photographs (training/SYNTHETIC.md, section 13)."""
+"""Trainings whose batch statistics are adapted to photographs (training/SYNTHETIC.md, section 13)."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +68,10 @@ class Step:
 
     Attributes:
         script: Its name.
-        options: Of its command line.
+        options: Its command line.
         needs: Steps whose results it reads.
-        result: JSON file that it writes last and whole, relative to OUTPUT, and ...
-        key: ... what stands in it then, if the file is there before.
+        result: JSON file that it writes atomically at its end, relative to OUTPUT.
+        key: A key that the file has then, if it exists before.
     """
 
     script: str
@@ -83,11 +82,11 @@ class Step:
 
     @property
     def command(self) -> list[str]:
-        """What is run."""
+        """The command line."""
         return [sys.executable, str(HERE / f"{self.script}.py"), *map(str, self.options)]
 
     def has_result(self, output: Path) -> bool:
-        """Whether its result is there."""
+        """Whether its result exists."""
         file = output / self.result
         return file.is_file() and (not self.key or self.key in json.loads(file.read_text(encoding="utf-8")))
 
@@ -162,7 +161,7 @@ def make_steps(head: Path, photos: Path, output: Path, changes: Sequence[str] = 
     }
 
     def finish(name: str) -> dict[str, Step]:
-        """Batch statistics and thresholds, of the whole and of its members."""
+        """Adapt and calibrate a training's result and its members."""
         models = sorted(place for place in RESULTS.values() if place.startswith(f"{name}/"))  # members first
         folders, run = [output / model for model in models], f"{models[-1]}/run.json"
         adapt = Step("adapt_statistics", [*folders, "--photos", photos], [name], run, "statistics")
@@ -190,14 +189,14 @@ def thresholds_of(name: str) -> str:
 
 
 def step_of(name: str) -> str:
-    """The last step for a folder of the package; the default is looked at on real photographs, too."""
+    """The last step for a folder of the package; the default is also evaluated on real photographs."""
     if name == "default":
         return "real_photos"
     return "landmarks" if name == checkpoints.LANDMARKS else thresholds_of(RESULTS[name].partition("/")[0])
 
 
 def missing(steps: Mapping[str, Step], wanted: Sequence[str], output: Path) -> list[str]:
-    """The steps to run, in order: those wanted that have no result, and those they need that have none."""
+    """The steps to run, in order: those wanted and those they need, if they have no result."""
     waiting, found = list(wanted), set()
     while waiting:
         name = waiting.pop()
@@ -210,10 +209,10 @@ def missing(steps: Mapping[str, Step], wanted: Sequence[str], output: Path) -> l
 def install(
     output: Path, names: Sequence[str], package: Path = checkpoints.FOLDER, cards: Path = CARDS
 ) -> None:
-    """Copy results into the package, with cards by the present template, and the cards into `model_cards`.
+    """Copy results into the package, with cards by the current template, and the cards into `model_cards`.
 
     Raises:
-        ValueError: A result is too large for the package; nothing was copied then.
+        ValueError: A result is too large for the package; nothing is copied then.
     """
     files = {name: model_files(output / RESULTS[name]) for name in names}
     sizes = {name: sum(path.stat().st_size for path in files[name]) for name in names}
@@ -233,7 +232,7 @@ def install(
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The files of a result that belong into the package; its card is written anew.
+    """The files of a result for the package; its card is made anew.
 
     Raises:
         FileNotFoundError: There is no such result.

@@ -3,7 +3,7 @@
 python training/synthesize.py --head ICT-FaceKit/FaceXModel --photos FACES --output corpora/synthetic
 
 `FACES` holds `people.csv` and the photographs with templates as `london_neutral/` and `canada_neutral/`;
-see training/README.md for where to get them. A run that was stopped goes on where it was.
+see training/README.md for where to get them. An interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=CorpusPlan.seed)
     parser.add_argument(
-        "--size", type=int, default=CorpusPlan.size, help="of the pictures in pixels (default 160)"
+        "--size", type=int, default=CorpusPlan.size, help="side of the pictures in pixels (default 160)"
     )
     parser.add_argument(
-        "--shard-size", type=int, default=CorpusPlan.shard_size, help="pictures a file (default 2000)"
+        "--shard-size", type=int, default=CorpusPlan.shard_size, help="pictures per file (default 2000)"
     )
-    parser.add_argument("--processes", type=int, default=0, help="worker processes (default: one a core)")
+    parser.add_argument("--processes", type=int, default=0, help="worker processes (default: one per core)")
     args = parser.parse_args(arguments)
     try:
         plan = CorpusPlan(tuple(args.pictures), args.seed, args.size, args.shard_size)
