@@ -1,11 +1,11 @@
 """Publish a model folder on the Hub.
 
     python hub_upload.py FOLDER --repo org/name --dry-run     # all checks, and what would be sent; no network
-    python hub_upload.py FOLDER --repo org/name --with-code   # also for those who do not have this package
+    python hub_upload.py FOLDER --repo org/name --with-code   # also loads where this package is not installed
 
-The folder is checked whole: files, card, weights, image processor, an answer for a photograph. Then what is
-missing in the repository is sent in one commit, read back, compared, and tagged. The same command again after
-an interruption sends only the rest. Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
+The folder is checked: files, card, weights, image processor, a run on a photograph. Then the files missing in
+the repository are sent in one commit, read back, compared, and tagged. After an interruption the same command
+sends the rest. Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         staged = Path(scratch) / "model"
 
         def named(text: object) -> str:
-            """Speak of the folder that the user knows."""
+            """Name the user's folder instead of the staged copy."""
             return str(text).replace(str(staged), str(args.folder))
 
         try:
@@ -85,17 +85,17 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def print_check(name: str, problems: list[str], named: Callable[[str], str]) -> None:
-    """Print what a check found; `named` names the folder in it."""
+    """Print the problems that a check found, in the words of `named`."""
     print(f"{name}: {'ok' if not problems else ''}")
     for problem in problems:
         print(f"  - {named(problem)}")
 
 
 def check_rights(terms: Sequence[DataTerms], args: argparse.Namespace) -> None:
-    """Refuse weights of licensed data until the publisher answers for it, and has decided on gating.
+    """Refuse weights of licensed data until the publisher confirms their rights and decides on gating.
 
     Raises:
-        PublishError: Which terms, and which options answer them.
+        PublishError: An option is missing; the terms are printed before.
     """
     bound = [corpus for corpus in terms if not corpus.is_free]
     for corpus in bound:
@@ -109,7 +109,7 @@ def check_rights(terms: Sequence[DataTerms], args: argparse.Namespace) -> None:
 
 
 def publish(upload: HubUpload, files: Sequence[PublishedFile], args: argparse.Namespace) -> None:
-    """Show what goes, ask, send, read back, tag."""
+    """Print the plan, ask, send, read back, tag."""
     missing = list(files) if args.dry_run else upload.missing(files)
     print_plan(files, missing, args)
     if args.dry_run:

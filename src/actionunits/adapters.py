@@ -1,8 +1,8 @@
-"""Predictions that other tools wrote, scored like a model's: OpenFace, py-feat, LibreFace, and our own.
+"""Evaluate predictions in the CSV files of OpenFace, py-feat, LibreFace and this package like a model's.
 
-A tool's CSV files are read into one form and joined to a table of labels by picture (or video) and frame. A
-face that the tool did not find counts as a face without action units, for that is what its user gets; reports
-say how many there were. What the files look like stands in `FORMATS`, as the tools of 2026 write them.
+The files are read into one form and joined with a table of labels by picture (or video) and frame. A face
+that the tool did not find counts as a face without action units, as for the tool's users; reports say how
+many there were. `FORMATS` describes the files, as the tools' versions of 2026 write them.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from actionunits.metrics import calibrate_thresholds
 
 Values = Literal["occurrence", "intensity"]
 Key = tuple[tuple[str, ...], int]
-"""The parts of a path without its suffix, and the number of the frame from 0."""
+"""The parts of a path without its suffix, and the frame's index."""
 UNKNOWN_CODES = ("", "-1", "9", "999", "nan")
-"""What the corpora write for a label that was not coded."""
+"""The corpora's codes for a label that was not coded."""
 
 
 def score_predictions(
     predictions: ToolPredictions, labels: LabelTable, split: str = "test", missing: str = "nothing"
 ) -> dict[str, Any]:
-    """Measure a tool's predictions on the labels of a split, over the action units that both have.
+    """Evaluate a tool's predictions on the labels of a split, for the action units that both have.
 
     Args:
-        predictions: What the tool wrote.
-        labels: The truth. If it has rows of the split "train", thresholds are calibrated on them.
-        split: Rows to measure; where the table names no splits, all are of "test".
-        missing: What a face that the tool did not find counts as: "nothing", a face without action units, or
+        predictions: The tool's predictions.
+        labels: The ground truth. If it has rows of the split "train", thresholds are calibrated on them.
+        split: The rows to evaluate; where the table names no splits, all are of "test".
+        missing: A face that the tool did not find counts as "nothing", a face without action units, or as
             "unknown", which leaves it out.
 
     Returns:
-        A report as `actionunits.evaluation.evaluation_report` makes it, without groups; `notes` tell which
-        action units were compared and for how many pictures the tool found a face.
+        A report like that of `actionunits.evaluation.evaluation_report`, without groups; `notes` say which
+        action units were not compared and in how many pictures the tool found a face.
 
     Raises:
-        ValueError: No such split, or no action unit or picture in common.
+        ValueError: There is no such split, or no action unit or picture in common.
     """
     aus = [au for au in labels.aus if au in predictions.aus]
     if not aus or not len(labels.rows_of(split)):
@@ -83,17 +83,17 @@ def score_predictions(
 
 @dataclass(frozen=True)
 class ToolFormat:
-    """How a tool's CSV files look.
+    """The format of a tool's CSV files.
 
     Attributes:
-        occurrence: Pattern of the columns that say how likely an action unit is, its number in the group.
-        intensity: The same for columns with its intensity from 0 to `full_intensity`; "" if there are none.
+        occurrence: Pattern of the columns with occurrences or probabilities; the group is the FACS number.
+        intensity: The same for columns with intensities from 0 to `full_intensity`; "" if there are none.
         full_intensity: The highest intensity.
-        picture: Columns that may name the picture or video; the file's own name where there is none of them.
-        frame: Columns that may number the frame; rows are pictures where there is none of them.
+        picture: Possible columns of the picture's or video's name; without one it is the file's own name.
+        frame: Possible columns of the frame's number; without one rows are pictures.
         first_frame: Number of a video's first frame.
-        confidence: Columns that may say how sure the face is; of several faces the surest counts.
-        success: Column that is 0 where there was no face; "" if there is none.
+        confidence: Possible columns of the face's confidence; of several faces the most confident counts.
+        success: Column that is 0 where no face was found; "" if there is none.
     """
 
     occurrence: str
@@ -118,18 +118,18 @@ FORMATS: dict[str, ToolFormat] = {
     # actionunits detect --csv
     "actionunits": ToolFormat(r"AU(\d+)", picture=("photo",)),
 }
-"""The formats that are known, by the tool's name."""
+"""The known formats, by the tool's name."""
 
 
 @dataclass(frozen=True)
 class ToolPredictions:
-    """What a tool says of pictures.
+    """Predictions of a tool.
 
     Attributes:
         tool: Name of its format.
-        values: Whether the scores are of occurrence, or intensities divided by the highest one.
+        values: Whether the scores are of occurrence, or intensities divided by the highest possible one.
         aus: FACS numbers of the m columns.
-        rows: Scores (m,) in [0, 1] by picture and frame; faces that were not found have none.
+        rows: Scores (m,) in [0, 1] by picture and frame, where a face was found.
     """
 
     tool: str
@@ -138,10 +138,10 @@ class ToolPredictions:
     rows: dict[Key, np.ndarray]
 
     def scores_of(self, labels: LabelTable) -> tuple[np.ndarray, np.ndarray]:
-        """Scores (N, m) of the pictures of a table, 0 where there was no face, and where there was one (N,).
+        """Scores (N, m) of the rows of a table, 0 where no face was found, and where one was (N,).
 
         Raises:
-            ValueError: A row of the table fits several predictions.
+            ValueError: A row of the table matches several predictions.
         """
         scores, found = np.zeros((len(labels.keys), len(self.aus))), np.zeros(len(labels.keys), bool)
         by_end: dict[int, dict[Key, list[Key]]] = {}
@@ -160,7 +160,7 @@ class ToolPredictions:
         return scores, found
 
     def _by_end(self, length: int, has_frames: bool) -> dict[Key, list[Key]]:
-        """Keys by the last parts of their path (and by frame 0 where frames do not count)."""
+        """Keys by the last parts of their path and the frame (0 where the table has no frames)."""
         index: dict[Key, list[Key]] = {}
         for parts, frame in self.rows:
             index.setdefault((parts[-length:], frame if has_frames else 0), []).append((parts, frame))
@@ -170,15 +170,15 @@ class ToolPredictions:
 def read_predictions(
     files: Iterable[str | Path], tool: str, values: Values = "occurrence"
 ) -> ToolPredictions:
-    """Read what a tool wrote.
+    """Read the predictions of a tool.
 
     Args:
-        files: Its CSV files. Where a file names no pictures, its own name is that of the video or picture.
+        files: Its CSV files. If a file does not name pictures, its own name is that of the video or picture.
         tool: A key of `FORMATS`.
-        values: Whether to score what it says of occurrence or of intensity.
+        values: Whether to read occurrences or intensities.
 
     Raises:
-        ValueError: Unknown tool, no columns of these values, or files with different columns.
+        ValueError: The tool is unknown, has no such values, or its files have different columns.
     """
     if tool not in FORMATS:
         raise ValueError(f"unknown tool {tool!r}; known are {sorted(FORMATS)}.")
@@ -198,7 +198,7 @@ def read_predictions(
 
 @dataclass(frozen=True)
 class LabelTable:
-    """The truth about N pictures.
+    """Ground truth of N pictures.
 
     Attributes:
         aus: FACS numbers of the m columns.
@@ -226,15 +226,15 @@ class LabelTable:
 
 
 def read_labels(path: str | Path, first_frame: int = 0, from_intensity: float | None = None) -> LabelTable:
-    """Read a CSV of labels: a row a picture (`picture` or `image`) or a row a frame (`video` and `frame`).
+    """Read a CSV of labels: a row per picture (`picture` or `image`) or per frame (`video` and `frame`).
 
-    Further columns are AU1, AU2, ..., and if known `subject` and `split`.
+    The other columns are AU1, AU2, ..., and optionally `subject` and `split`.
 
     Args:
         path: The file. Labels are 1 and 0; empty, -1, 9 and 999 are unknown.
         first_frame: Number of a video's first frame in this file.
-        from_intensity: Labels are intensities from 0 to 5, of which this and more mean that it occurs (2 by
-            the papers' rule for DISFA).
+        from_intensity: Labels are intensities from 0 to 5, and an action unit occurs from this one on (2 in
+            papers on DISFA).
 
     Raises:
         ValueError: A column is missing, a label is none of these values, or a picture is labelled twice.
@@ -269,13 +269,10 @@ def read_labels(path: str | Path, first_frame: int = 0, from_intensity: float | 
     )
 
 
-# Parts
-
-
 def _read_file(
     file: Path, form: ToolFormat, columns: Mapping[int, str], full: float | None
 ) -> dict[Key, np.ndarray]:
-    """Scores of the surest face of each picture of a file."""
+    """Scores of the most confident face of each picture of a file."""
     rows: dict[Key, np.ndarray] = {}
     surest: dict[Key, float] = {}
     for row in _rows(file):
@@ -303,14 +300,14 @@ def _header(file: Path) -> list[str]:
 
 
 def _au_columns(header: Sequence[str], pattern: str) -> dict[int, str]:
-    """Columns by FACS number; numbers that are no action units of FACS are passed over."""
+    """Columns by FACS number, without numbers that are no action units."""
     matches = {name: re.fullmatch(pattern, name) for name in header}
     numbered = {int(match[1]): name for name, match in matches.items() if match}
     return {number: name for number, name in numbered.items() if number in ACTION_UNITS}
 
 
 def _stranger(predictions: ToolPredictions, labels: LabelTable) -> str:
-    """What to say where no label has a prediction."""
+    """The error where no label has a prediction."""
     path, frame = labels.keys[0]
     other, number = next(iter(predictions.rows), (("nothing",), 0))
     return (
@@ -345,7 +342,7 @@ def _number(text: str) -> float:
 
 
 def _frame(text: str, path: str | Path) -> int:
-    if not (value := _number(text)).is_integer():  # nor are nan and inf
+    if not (value := _number(text)).is_integer():  # nan and inf are none
         raise ValueError(f"{path} has the frame {text!r}; number the frames of a video, each row's.")
     return int(value)
 

@@ -1,4 +1,4 @@
-"""What the converters of others' weights share: reading a file, and telling names that do not fit."""
+"""Shared by the converters of weights: reading a file, and naming keys that do not match."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,18 +8,18 @@ import torch
 
 
 def read_weights(path: str | Path) -> Mapping[str, Any]:
-    """Read a state dict, or a table of them: `weights_only=True` runs no code of the file.
+    """Read a state dict, or a dict of them, without running code of the file (`weights_only=True`).
 
     Raises:
         OSError: There is no such file.
-        ValueError: The file is none, or holds something else.
+        ValueError: The file cannot be read, or holds something else.
     """
     remedy = "save the network's weights with torch.save(model.state_dict(), FILE), for weights_only=True"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # PyTorch's reader fails on strange bytes in as many ways as there are bytes
+    except Exception as error:  # of any type, by the bytes of the file
         raise ValueError(f"{path} holds no state dict; {remedy}.") from error
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} holds a {type(state).__name__} and no state dict; {remedy}.")

@@ -1,10 +1,8 @@
-"""What a model reaches on a corpus: per action unit, on neutral faces, and per group of people.
+"""Evaluate a model on a corpus: per action unit, on neutral faces, and per group of people.
 
-Decisions are measured three times, side by side and named: at 0.5, as papers do; at thresholds that were
-calibrated on other people; and at the oracle's thresholds, the best for the very pictures that are measured,
-which is what some papers report and nobody has in use.
-
-Here reports are made; how they are written down is told in `actionunits.reports`.
+Decisions are evaluated at three thresholds, side by side: at 0.5, as in most papers; at thresholds calibrated
+on other people; and at oracle thresholds, the best for the evaluated pictures themselves, which some papers
+report and nobody has in use. `actionunits.reports` writes the reports.
 """
 
 from __future__ import annotations
@@ -34,14 +32,14 @@ def evaluate_model(
     batch_size: int = 64,
     about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Run a model on faces, through its image processor as in use, and measure it.
+    """Evaluate a model on faces, through its image processor, as in use.
 
     Args:
         model: Any AU model, in evaluation mode.
         processor: Its `AUImageProcessor`.
         faces: Pictures and landmarks, with the model's action units.
         split: Name of the split, for the report.
-        batch_size: Pictures of one forward pass.
+        batch_size: Pictures per forward pass.
         about: See `evaluation_report`.
 
     Returns:
@@ -55,8 +53,8 @@ def evaluate_model(
 def predict_scores(model: Any, processor: Any, faces: AlignedFaces, batch_size: int = 64) -> np.ndarray:
     """Probabilities (N, m) of all faces, from their pictures and landmarks.
 
-    A network of videos sees the frames of recordings clip by clip, as in training. Under torchrun each
-    process does its share, and all get the whole; no face is done twice.
+    A temporal network sees recordings clip by clip, as in training. Under torchrun each process predicts its
+    share of the faces, and all get the whole.
     """
     rank, processes = _process()
     clip_length = getattr(model.config, "clip_length", 1) if faces.sequences is not None else 1
@@ -79,20 +77,20 @@ def evaluation_report(
     split: str,
     about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """All figures as a JSON-ready dictionary.
+    """All metrics as a JSON-ready dictionary.
 
     Args:
         scores: Probabilities, (N, m).
-        faces: The N faces with the truth.
+        faces: The N faces with the ground truth.
         thresholds: One decision threshold, or one per AU, calibrated on other people.
         split: Name of the split.
-        about: What readers must know, all optional: `thresholds_from`, the pictures that `thresholds` were
-            calibrated on; `epoch_selection`, a key of `reports.SELECTIONS`; `paper`, the figures to be
-            reached, as `{"table": str, "f1": {AU: percent}, "mean": percent}`.
+        about: Optional context: `thresholds_from`, the pictures that `thresholds` were calibrated on;
+            `epoch_selection`, a key of `reports.SELECTIONS`; `paper`, the published figures, as
+            `{"table": str, "f1": {AU: percent}, "mean": percent}`.
 
     Returns:
-        `at_half`, `calibrated` and `oracle` are reports of `actionunits.metrics.au_report`, `neutral` tells
-        of false alarms, `groups` has mean figures at the calibrated thresholds by group and value.
+        `at_half`, `calibrated` and `oracle` are reports of `actionunits.metrics.au_report`, `neutral` is
+        `neutral_report`, `groups` has mean figures at the calibrated thresholds by kind and group.
     """
     groups = {name: _age_bands(values) if name == "age" else values for name, values in faces.groups.items()}
     return {
@@ -120,7 +118,7 @@ def threshold_reports(
     people: np.ndarray | None = None,
     calibrated: Any = None,
 ) -> dict[str, Any]:
-    """Reports of the same scores (N, m) by every rule of `RULES`; without calibrated thresholds by two."""
+    """Reports of scores (N, m) by every rule of `RULES`, but for `calibrated` without such thresholds."""
     thresholds = {"at_half": 0.5, "calibrated": calibrated, "oracle": calibrate_thresholds(scores, labels)}
     return {
         rule: au_report(aus, scores, labels, intensities, chosen, people)
@@ -134,11 +132,11 @@ def mean_over_folds(
 ) -> dict[str, Any]:
     """Average the reports of a cross-validation's folds, figure by figure, as the papers' tables do.
 
-    Intervals are left out: they belong to the people of one fold. Undefined figures have no part in a mean.
+    Intervals are left out: they belong to the people of one fold. Means are over the defined figures.
 
     Args:
-        reports: One a fold, or one for each of several models.
-        apart: Those of them that have pictures and people of their own, to be counted; by default all.
+        reports: One per fold, or one for each of several models.
+        apart: Those of them with different pictures and people, which are counted; by default all.
 
     Raises:
         ValueError: The folds have different action units.
@@ -161,7 +159,7 @@ def mean_over_folds(
 
 
 def neutral_report(scores: np.ndarray, occurrence: np.ndarray, thresholds: Any) -> dict[str, Any]:
-    """False alarms on the faces that show none of the action units; scores and occurrence are (N, m)."""
+    """False alarms on faces without any of the action units; scores and occurrence are (N, m)."""
     neutral = (occurrence == 0).all(axis=1)
     if not neutral.any():
         return {"pictures": 0, "false_alarms_per_picture": None, "share_with_any": None}
@@ -174,14 +172,14 @@ def neutral_report(scores: np.ndarray, occurrence: np.ndarray, thresholds: Any) 
 
 
 def cross_corpus(reports: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """Mean F1 at 0.5 of networks trained on some corpora on others, over shared action units.
+    """Mean F1 at 0.5 between corpora of training and of test, over shared action units.
 
     Args:
         reports: `evaluation_report`s by the corpus of training, then by the corpus of the test.
 
     Returns:
-        `aus`, the labels that all reports have; `f1`, the mean over these, {trained: {tested: mean}}, whose
-        entries can be compared; `pairs`, for each pair all its labels (`aus`) and their mean (`f1`).
+        `aus`, the labels that all reports share; `f1`, the comparable means over these, {trained: {tested:
+        mean}}; `pairs`, for each pair its own labels (`aus`) and their mean (`f1`).
 
     Raises:
         ValueError: No action unit is in all reports.
@@ -208,7 +206,7 @@ def _group_report(
 
 
 def _age_bands(ages: np.ndarray) -> np.ndarray:
-    """Names of `AGE_BANDS` for ages as text; "unknown" for what is no number in them."""
+    """Names of `AGE_BANDS` for ages as text; "unknown" for others."""
     names = {f"{low}-{high}": (low, high) for low, high in AGE_BANDS}
 
     def band(age: str) -> str:
@@ -219,7 +217,7 @@ def _age_bands(ages: np.ndarray) -> np.ndarray:
 
 
 def _process() -> tuple[int, int]:
-    """Number of this process and count of all."""
+    """Rank of this process, and number of processes."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
@@ -234,7 +232,7 @@ def _batches(faces: AlignedFaces, batch_size: int, clip_length: int) -> list[np.
 
 
 def _from_all(share: np.ndarray, processes: int) -> np.ndarray:
-    """Put the shares of all processes (N, m), 0 where they have none, together."""
+    """Sum the shares (N, m) of all processes, which are 0 elsewhere."""
     if processes == 1:
         return share
     shares: list[Any] = [None] * processes
@@ -243,7 +241,7 @@ def _from_all(share: np.ndarray, processes: int) -> np.ndarray:
 
 
 def _json_about(about: Mapping[str, Any]) -> dict[str, Any]:
-    """With the paper's figures under the labels of reports; without them where there are none."""
+    """The context with the paper's figures by label, if there are any."""
     paper = about.get("paper") or {}
     if not paper.get("mean"):
         return {key: value for key, value in about.items() if key != "paper"}

@@ -1,7 +1,7 @@
-"""What `checkpoints` is in a self-contained folder: it finds weights beside those of the model.
+"""The module `checkpoints` of a self-contained folder, which finds weights beside those of the model.
 
-The loader of transformers copies Python files away from their folder, so they must be told where it is:
-whoever loads something from it calls `look_in`.
+Transformers' loader copies Python files away from their folder, so whoever loads something from it calls
+`look_in` to tell where it is.
 """
 
 from pathlib import Path
@@ -13,12 +13,12 @@ _source: dict[str, Any] = {"name": "", "revision": None}
 
 
 def look_in(name_or_path: Any, revision: str | None = None) -> None:
-    """Remember the folder, or the repository on the Hub, that weights are to be found in."""
+    """Remember the folder, or the repository on the Hub, with the weights."""
     _source.update(name=str(name_or_path or ""), revision=revision)
 
 
 def path(name: str) -> Path:
-    """Return a folder of weights, such as `path("face_landmarks")`, fetched if need be.
+    """Return a folder of weights, such as `path("face_landmarks")`, downloaded if necessary.
 
     Raises:
         FileNotFoundError: There is no such folder beside the model.

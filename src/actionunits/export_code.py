@@ -1,14 +1,14 @@
-"""Make a model folder self-contained: put the code that its model, image processor and pipeline need into it.
+"""Make a model folder self-contained: add the code of its model, image processor and pipeline.
 
     export_code(folder)
 
-adds the Python files, flattened into one folder as the loader of transformers wants them, the face landmark
-network, and `auto_map` and `custom_pipelines` in the JSON files. Then, where this package is not installed,
+adds the Python files, flattened into one folder as transformers' loader requires, the face landmark network,
+and `auto_map` and `custom_pipelines` in the JSON files. Then, where this package is not installed,
 
     pipeline("au-detection", model=folder, trust_remote_code=True)
 
-and `AutoModel`, `AutoImageProcessor` do what they do here. Where it is installed the package's own code is
-used, and nobody is asked for trust.
+and `AutoModel`, `AutoImageProcessor` work as they do here. Where it is installed, its own code is used, and
+`trust_remote_code` is not needed.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ LANDMARKS = "face_landmarks"
 TASK = "au-detection"
 ROOTS = (f"{PACKAGE}.image_processing_au", f"{PACKAGE}.pipelines.au_detection")
 REPLACED = {f"{PACKAGE}.checkpoints": f"{PACKAGE}.export_checkpoints"}
-"""Modules that give way to another one, under the name of the first."""
+"""Modules that are replaced by another one, under the name of the first."""
 
 REQUIREMENTS = ("transformers", "torch", "opencv-python-headless", "scikit-image", "pillow", "numpy")
-"""What the exported code imports, by the names under which pip knows it."""
+"""Packages that the exported code imports, by their names for pip."""
 
 _HEADER = "# Copied from {package} {version} by its export; SPDX-License-Identifier: Apache-2.0\n"
 _ENTRY = '''"""The way into the code of this folder: the classes that `auto_map` and `custom_pipelines` name.
@@ -82,11 +82,11 @@ def export_code(folder: str | os.PathLike) -> list[str]:
         folder: Folder with `config.json` of a registered model and `preprocessor_config.json`.
 
     Returns:
-        Names of the files that were written, relative to the folder.
+        Names of the written files, relative to the folder.
 
     Raises:
         FileNotFoundError: One of the two is missing.
-        ValueError: One of the two is broken, the model is of no type of this package, or an import cannot be
+        ValueError: One of the two is broken, the model is not of this package, or an import cannot be
             flattened.
     """
     folder = Path(folder)
@@ -123,7 +123,7 @@ def model_classes(model_type: str | None) -> tuple[type, Any]:
     """Return configuration and model class of a registered type of this package.
 
     Raises:
-        ValueError: There is none; the message lists those that there are.
+        ValueError: There is no such type; the message lists those that there are.
     """
     known = sorted(name for name in CONFIG_MAPPING if name.startswith("au-"))  # type: ignore[attr-defined]
     if model_type not in known:
@@ -133,16 +133,16 @@ def model_classes(model_type: str | None) -> tuple[type, Any]:
 
 
 def flatten(modules: list[str]) -> dict[str, str]:
-    """Return the text of modules, and of all of this package that they import, as files of one flat folder.
+    """Return the source of modules, and of all modules of this package that they import, as one flat folder.
 
     Args:
         modules: Full names, such as "actionunits.models.escda.modeling_escda".
 
     Returns:
-        Text by file name; imports of this package have become `from .name import`.
+        Source by file name, with imports of this package as `from .name import`.
 
     Raises:
-        ValueError: Two modules of the same base name, or an import of a form that has no flat counterpart.
+        ValueError: Two modules have the same flat name, or the form of an import has no flat counterpart.
     """
     files: dict[str, str] = {}
     homes: dict[str, str] = {}
@@ -161,7 +161,7 @@ def flatten(modules: list[str]) -> dict[str, str]:
 
 
 def _flatten_imports(module: str) -> tuple[str, set[str]]:
-    """Return a module's text with flat imports, and the modules of this package that it imports."""
+    """Return a module's source with flat imports, and the modules of this package that it imports."""
     spec = importlib.util.find_spec(module)
     assert spec is not None and spec.origin is not None, module
     text = Path(spec.origin).read_text(encoding="utf-8")
@@ -188,7 +188,7 @@ def _flatten_imports(module: str) -> tuple[str, set[str]]:
 
 
 def _copy_landmarks(folder: Path) -> list[str]:
-    """Copy the landmark network that the face detector needs."""
+    """Copy the landmark network of the face detector."""
     source = checkpoints.path(LANDMARKS)
     names = [f"{LANDMARKS}/{name}" for name in ("README.md", "config.json", "model.safetensors")]
     (folder / LANDMARKS).mkdir(exist_ok=True)
@@ -203,7 +203,7 @@ def _header() -> str:
 
 
 def _base(module: str) -> str:
-    """Return the name of a module in the flat folder; that of its folder comes before if need be."""
+    """Return the name of a module in the flat folder, prefixed with its package's if it is ambiguous."""
     *parents, name = module.split(".")[1:]
     is_taken = parents and importlib.util.find_spec(f"{PACKAGE}.{name}") is not None
     return "_".join([*parents, name]) if is_taken else name

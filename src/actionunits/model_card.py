@@ -1,10 +1,10 @@
-"""The model card, written from the files of the run that made the weights: nothing in it is typed by hand.
+"""Write a model card from the files of the training run: nothing in it is typed by hand.
 
     python -m actionunits.model_card MODEL --template model_cards/template.md [--output model_cards/NAME.md]
 
-reads `config.json`, `run.json` and `metrics.json` of the folder MODEL, as `training/train.py` writes them,
-and hashes its weights. The card of the face landmark network comes the same way, from its `config.json` and
-`metrics.json` and `model_cards/template_landmarks.md`.
+reads `config.json`, `run.json` and `metrics.json` of the folder MODEL, as written by `training/train.py`, and
+hashes its weights. The card of the face landmark network is made from its `config.json`, its `metrics.json`
+and `model_cards/template_landmarks.md`.
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ PAPERS_SIZES = {
 }
 """Parameters of the papers' networks for 17 action units [millions]."""
 COMPACT = 1 / 8
-"""Of the paper's size; a local network of ESCDA for a single action unit has more."""
+"""Share of the paper's size below which a network is compact; an LSC for a single action unit has more."""
 SOURCES = {
     "head model": "ICT-FaceKit, copyright (c) 2020 USC Institute for Creative Technologies, MIT licence",
     "photographs": "Face Research Lab London Set and Young Adult White Faces, Lisa DeBruine and Benedict "
     "Jones, 2017, figshare 5047666 and 4220517, CC BY 4.0",
 }
 PLACEHOLDER = "FOLDER_OF_THIS_MODEL"
-"""What stands in a card for the model's name until it is published."""
+"""Placeholder in a card for the model's name on the Hub, until it is published."""
 SECTIONS = (
     "Intended use",
     "What it must not be used for",
@@ -143,17 +143,17 @@ def make_card(model: Path, template: Path) -> ModelCard:
 
 
 def card_name(run: Mapping[str, Any]) -> str:
-    """What the card of a run's result is called: as its recipe, but for one network of an ensemble."""
+    """The title of a run's card: the name of its recipe, or the run's own."""
     return run.get("name") or run["recipe"]["name"]
 
 
 def members_of(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The runs of the networks whose mean a model is; none where it is a network itself."""
+    """The runs of an ensemble's networks; none for a single network."""
     return list((run.get("members") or {}).values())
 
 
 def method_of(run: Mapping[str, Any]) -> str:
-    """What a card says of the method."""
+    """The description of the method in a card."""
     members = [METHODS[member["model_type"]] for member in members_of(run)]
     if not members:
         return METHODS[run["model_type"]]
@@ -161,7 +161,7 @@ def method_of(run: Mapping[str, Any]) -> str:
 
 
 def is_compact(run: Mapping[str, Any]) -> bool:
-    """Whether a network is far smaller than the one of its paper."""
+    """Whether a network is far smaller than its paper's."""
     return run["parameters"] < COMPACT * 1e6 * PAPERS_SIZES.get(run["model_type"], 0)
 
 
@@ -172,7 +172,7 @@ def papers_of(run: Mapping[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class GroupGap:
-    """How far the mean F1 of the groups of one kind lies apart, such as of the sexes.
+    """The gap in mean F1 between groups of one kind, such as sexes.
 
     Attributes:
         kind: "sex", "ethnicity", "age", ...
@@ -195,7 +195,7 @@ class GroupGap:
 
 
 def group_gaps(report: Mapping[str, Any]) -> list[GroupGap]:
-    """Return the gap of every kind of group, largest first; people of unknown group count for none."""
+    """Return the gap of every kind of group, largest first, without people of unknown group."""
     gaps = []
     for kind, groups in report["groups"].items():
         known = {name: g for name, g in groups.items() if name != "unknown" and g.get("f1") is not None}
@@ -213,7 +213,7 @@ def weights_hashes(model: Path) -> dict[str, str]:
 
 
 def weak_aus(report: dict[str, Any]) -> list[str]:
-    """Labels whose AUC is below `WEAK_AUC`, worst first."""
+    """Labels with an AUC below `WEAK_AUC`, worst first."""
     auc = {
         label: figures["auc"]
         for label, figures in report["calibrated"]["per_au"].items()
@@ -273,7 +273,7 @@ def _card_data(name: str, run: dict[str, Any], report: dict[str, Any]) -> ModelC
 
 
 def _landmark_card(model: Path, template: Path) -> ModelCard:
-    """Make the card of the face landmark network, whose figures are few."""
+    """Make the card of the face landmark network."""
     return ModelCard.from_template(
         ModelCardData(
             license="apache-2.0", library_name="transformers", tags=["facial-landmarks", "face-detection"]
@@ -287,7 +287,7 @@ def _landmark_card(model: Path, template: Path) -> ModelCard:
 
 
 def _count_parameters(file: Path) -> int:
-    """Count the numbers in a safetensors file, without the statistics of batch normalisation."""
+    """Count the parameters in a safetensors file, without batch statistics."""
     with safe_open(file, "pt") as tensors:
         names = [name for name in tensors.keys() if "running_" not in name and "num_batches" not in name]  # noqa: SIM118
         return sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)

@@ -1,11 +1,11 @@
-"""ONNX: export a model into one file, and run that file in the model's place.
+"""ONNX: export a model to a file, and run the file in place of the model.
 
     export_onnx("folder")                             # writes folder/model.onnx, checked against PyTorch
     model = OnnxAUModel.from_pretrained("folder")     # pip install "actionunits[onnx]"
     detect = pipeline("au-detection", model=model)
 
-The graph takes `pixel_values` (B, 3, S, S) and, for models that look at them, `au_centers` (B, p, 2, 2); it
-gives `logits` (B, m), for any B. Maps and hidden states stay with PyTorch.
+The graph takes `pixel_values` (B, 3, S, S) and, for models that need them, `au_centers` (B, p, 2, 2); it
+returns `logits` (B, m), for any B, but no attention maps or hidden states.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from actionunits.modeling_outputs import AUDetectionOutput
 
 FILE = "model.onnx"
 TOLERANCE = 1e-4
-"""Largest difference of a logit from PyTorch's; where logits exceed 1, in parts of the largest."""
+"""Largest difference of a logit from PyTorch's, relative to the largest logit where that exceeds 1."""
 _INSTALL = 'ONNX needs `pip install "actionunits[onnx]"`.'
 
 
 def export_onnx(folder: str | os.PathLike, output: str | os.PathLike | None = None) -> Path:
-    """Export a saved model, in single precision, and compare what the file answers with PyTorch.
+    """Export a saved model, in single precision, and compare the file's logits with PyTorch's.
 
     Args:
         folder: Folder of the model (or its name on the Hub, with `output`).
@@ -45,8 +45,8 @@ def export_onnx(folder: str | os.PathLike, output: str | os.PathLike | None = No
 
     Raises:
         ImportError: ONNX is not installed.
-        ValueError: The weights are broken or not whole, or the model detects no action units.
-        RuntimeError: The file's answers differ by more than `TOLERANCE`; nothing is left behind.
+        ValueError: The weights are broken or incomplete, or the model detects no action units.
+        RuntimeError: The logits differ by more than `TOLERANCE`; no file is written.
     """
     _import_onnx("onnx", "onnxscript")
     target = Path(output) if output is not None else Path(folder) / FILE
@@ -77,7 +77,7 @@ def export_onnx(folder: str | os.PathLike, output: str | os.PathLike | None = No
 
 
 def largest_difference(onnx_model: Any, model: Any) -> float:
-    """Return the largest difference of a logit, as `TOLERANCE` counts, over batches of 1 and 3 pictures."""
+    """Return the largest difference of a logit, as for `TOLERANCE`, over batches of 1 and 3 pictures."""
     differences = []
     for batch_size in (1, 3):
         inputs = example_inputs(model, batch_size)
@@ -89,7 +89,7 @@ def largest_difference(onnx_model: Any, model: Any) -> float:
 
 
 def example_inputs(model: Any, batch_size: int) -> dict[str, Tensor]:
-    """Return random inputs of a model: pictures, and centres if it cannot do without."""
+    """Return random inputs of a model: pictures, and centres if it needs them."""
     generator = torch.Generator().manual_seed(batch_size)
     side = model.config.processor_options["size"]["height"]
     pictures = torch.rand(batch_size, 3, side, side, generator=generator) * 2 - 1
@@ -104,13 +104,13 @@ def example_inputs(model: Any, batch_size: int) -> dict[str, Tensor]:
 
 
 class OnnxAUModel:
-    """An exported model, run by ONNX Runtime on the CPU; it answers as a model does, with logits alone.
+    """An exported model, run by ONNX Runtime on the CPU; called like a model, it returns logits only.
 
     Args:
-        file: What `export_onnx` wrote.
+        file: File of `export_onnx`.
         config: Configuration of the model.
-        threads: Threads of one run; 0 for one a core.
-        name_or_path: Where it came from; the pipeline looks there for the image processor.
+        threads: Threads of a run; 0 for one per core.
+        name_or_path: Folder or name on the Hub, where the pipeline finds the image processor.
 
     Example:
         >>> model = OnnxAUModel.from_pretrained(folder)
@@ -134,7 +134,7 @@ class OnnxAUModel:
         self._made_of = (os.path.abspath(file), config, threads, name_or_path)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies and other processes open the file anew, for a session cannot be pickled."""
+        """Copies and other processes reopen the file, since a session cannot be pickled."""
         return type(self), self._made_of
 
     @classmethod
@@ -167,12 +167,12 @@ class OnnxAUModel:
         output_au_attentions: bool = False,
         **kwargs: Any,
     ) -> AUDetectionOutput:
-        """Answer for a batch.
+        """Run a batch.
 
         Args:
             pixel_values: (B, 3, S, S).
             au_centers: (B, p, 2, 2) of `config.places`, for models that need them.
-            output_au_attentions: Accepted, but there are none.
+            output_au_attentions: Ignored; there are none.
             **kwargs: Ignored, as by every model.
 
         Raises:
@@ -181,21 +181,21 @@ class OnnxAUModel:
         inputs = {"pixel_values": pixel_values, "au_centers": au_centers}
         if "au_centers" in self.input_names and au_centers is None:
             raise ValueError("This model reads the centres of action units; pass the processor's au_centers.")
-        if not len(pixel_values):  # ONNX Runtime's LSTM ends Python on an empty batch
+        if not len(pixel_values):  # ONNX Runtime's LSTM crashes Python on an empty batch
             return AUDetectionOutput(logits=torch.zeros(0, len(self.config.id2label)))
         feed = {name: inputs[name].detach().cpu().float().numpy() for name in self.input_names}  # type: ignore[union-attr]
         return AUDetectionOutput(logits=torch.from_numpy(self.session.run(["logits"], feed)[0]))
 
     def eval(self) -> OnnxAUModel:
-        """Return itself, as a model would; it does not train."""
+        """Return itself, for callers that expect a PyTorch model."""
         return self
 
     def to(self, *args: Any, **kwargs: Any) -> OnnxAUModel:
-        """Return itself: it stays where it is."""
+        """Return itself: it stays on the CPU."""
         return self
 
     def can_generate(self) -> bool:
-        """Return False; the pipelines of transformers ask."""
+        """Return False, for transformers' pipelines."""
         return False
 
     def __repr__(self) -> str:
@@ -204,7 +204,7 @@ class OnnxAUModel:
 
 
 def _load_whole(folder: str | os.PathLike) -> Any:
-    """Load a model of this package; transformers itself would fill up what the weights lack at random."""
+    """Load a model of this package, with all its weights: transformers would initialise missing ones."""
     try:
         model, info = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     except SafetensorError as error:
@@ -217,7 +217,7 @@ def _load_whole(folder: str | os.PathLike) -> Any:
 
 
 class _Logits(nn.Module):
-    """A model with nothing but tensors at its borders."""
+    """A model with tensors as its only inputs and outputs."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -228,7 +228,7 @@ class _Logits(nn.Module):
 
 
 def _import_onnx(*others: str) -> Any:
-    """Import ONNX Runtime, and what an export needs besides."""
+    """Import ONNX Runtime, and check that `others` can be imported."""
     try:
         for name in others:
             importlib.import_module(name)

@@ -1,13 +1,13 @@
-"""Send a model folder to the Hub: only what is missing there, then read it back.
+"""Upload a model folder to the Hub: only the files missing there, then read them back.
 
     upload = HubUpload("org/name")
-    upload.check_access()                     # refuses a wrong token, a name of others, a missing network
+    upload.check_access()                     # fails for a wrong token, another's namespace, no network
     upload.create(private=True, gated=None)
     commit = upload.send(upload.missing(list_files(folder)), "Add the model")
     upload.read_back(list_files(folder), commit)
     upload.tag("v1", commit)
 
-What is looked at before is in `publishing_checks`; the command is `hub_upload.py`.
+The checks before an upload are in `publishing_checks`; the command is `hub_upload.py`.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from huggingface_hub.utils import validate_repo_id
 
 
 class PublishError(RuntimeError):
-    """Something that the publisher must put right; the message says what."""
+    """A problem that the publisher must solve; the message says how."""
 
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """One file to publish: where it lies, its name in the repository, its size [bytes] and its hashes."""
+    """One file to publish: its path, its name in the repository, its size [bytes] and its hashes."""
 
     path: Path
     name: str
@@ -47,7 +47,7 @@ class PublishedFile:
 
     @classmethod
     def read(cls, path: Path, name: str) -> PublishedFile:
-        """Hash a file, as the Hub's large file storage and as git do."""
+        """Hash a file, as the Hub's large file storage and git do."""
         data = path.read_bytes()
         git_sha1 = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
         return cls(path, name, len(data), hashlib.sha256(data).hexdigest(), git_sha1)
@@ -60,14 +60,14 @@ def list_files(folder: Path) -> list[PublishedFile]:
 
 
 class HubUpload:
-    """A repository on the Hub that a folder goes to.
+    """A repository on the Hub to upload a folder to.
 
     Args:
         repo: "org/name".
-        token: Access token; by default the one that `hf auth login` stored, or HF_TOKEN.
+        token: Access token; by default that of `hf auth login` or HF_TOKEN.
 
     Raises:
-        PublishError: By every method, with what to do: no network, a refused token, a server in trouble.
+        PublishError: By every method, with a remedy: no network, a refused token, a server error.
     """
 
     def __init__(self, repo: str, token: str | None = None):
@@ -82,7 +82,7 @@ class HubUpload:
         self.api = HfApi(token=token)
 
     def check_access(self) -> str:
-        """Return the name of the token's owner, who may write to the repository's namespace."""
+        """Check that the token's owner may write to the repository's namespace, and return their name."""
         with self._explained():
             user = self.api.whoami()
         owner = self.repo.partition("/")[0]
@@ -97,7 +97,7 @@ class HubUpload:
         return user["name"]
 
     def missing(self, files: Sequence[PublishedFile]) -> list[PublishedFile]:
-        """Return the files that the repository does not have yet, or has with other content."""
+        """Return the files that the repository lacks or has with other content."""
         with self._explained():
             try:
                 remote = {entry.path: entry for entry in self.api.list_repo_tree(self.repo, recursive=True)}
@@ -120,11 +120,11 @@ class HubUpload:
             )
 
     def create(self, private: bool, gated: str | None) -> None:
-        """Make the repository if there is none, and set who may have its files.
+        """Create the repository if there is none, and set who may access its files.
 
         Args:
-            private: Whether only its members see it; for one that exists this must be so already.
-            gated: "auto" or "manual" to have takers agree and be named first; None to leave it as it is.
+            private: Whether only its members see it; an existing one must have this visibility already.
+            gated: "auto" or "manual" to require users to agree to the terms; None to change nothing.
         """
         with self._explained():
             self.api.create_repo(self.repo, private=private, exist_ok=True)
@@ -138,7 +138,7 @@ class HubUpload:
                 self.api.update_repo_settings(self.repo, gated=gated)  # type: ignore[arg-type]
 
     def send(self, files: Sequence[PublishedFile], message: str) -> str:
-        """Send files in one commit, and return the commit at the head of the repository."""
+        """Upload files in one commit, and return the head commit of the repository."""
         with self._explained():
             head = self.api.model_info(self.repo).sha or "main"
             if not files:
@@ -149,7 +149,7 @@ class HubUpload:
             ).oid
 
     def read_back(self, files: Sequence[PublishedFile], commit: str) -> None:
-        """Fetch the files of a commit anew and compare their hashes."""
+        """Download the files of a commit and compare their hashes."""
         with tempfile.TemporaryDirectory() as fresh, self._explained():
             snapshot_download(self.repo, revision=commit, local_dir=fresh, token=self.token)
             got = {
@@ -161,13 +161,13 @@ class HubUpload:
             raise PublishError(f"{self.repo} gives back other content for {wrong}; run the command again.")
 
     def tag(self, tag: str, commit: str) -> None:
-        """Name the version."""
+        """Tag a commit."""
         with self._explained():
             self.api.create_tag(self.repo, tag=tag, revision=commit, exist_ok=True)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turn what the Hub's client raises into what the publisher can do."""
+        """Turn errors of the Hub's client into remedies for the publisher."""
         try:
             yield
         except PublishError:
@@ -198,7 +198,7 @@ def _explanation(error: BaseException, repo: str, endpoint: str) -> str:
 
 
 def _is_same(file: PublishedFile, entry: Any) -> bool:
-    """Whether an entry of the repository's tree holds what the file holds."""
+    """Whether an entry of the repository's tree has the content of the file."""
     if entry is None:
         return False
     if getattr(entry, "lfs", None) is not None:

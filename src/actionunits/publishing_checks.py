@@ -1,9 +1,9 @@
-"""What is looked at before a model folder is published, and the copy of it that is published.
+"""Checks of a model folder before it is published, and the copy of it that is published.
 
-    stage_folder(folder, staged, "org/name")  # the card names the repository, the code may come along
-    check_folder(staged)                      # every problem at once; without a network
+    stage_folder(folder, staged, "org/name")  # the card names the repository; optionally adds the code
+    check_folder(staged)                      # all problems at once; needs no network
 
-The checks are named in `CHECKS`; each returns its problems, sentences for whoever publishes.
+The checks are named in `CHECKS`; each returns its problems as sentences for the publisher.
 """
 
 from __future__ import annotations
@@ -41,33 +41,33 @@ ALLOWED = (
     *("config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json"),
     *(ONNX_FILE, f"{LANDMARKS}/README.md", f"{LANDMARKS}/config.json", f"{LANDMARKS}/model.safetensors"),
 )
-"""What a published folder may hold, beside the Python files of its export."""
+"""Files allowed in a published folder, beside the Python files of its export."""
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
-"""Files that run code when they are read, or may."""
+"""Suffixes of files that may run code when they are loaded."""
 REQUIRED = ("README.md", "config.json", "preprocessor_config.json")
 EXPORTED = "# Copied from actionunits "
-"""How Python files of an export begin."""
+"""Beginning of an export's Python files."""
 MEASURED_SECTIONS = ("Evaluation", "Groups of people")
 _MEASURE = re.compile(r"\b(F1|AUC|accuracy|correlations?|false alarms?)\b", re.IGNORECASE)
-_NUMBER = re.compile(r"(?<!\w)\d")  # and not that of AU12
+_NUMBER = re.compile(r"(?<!\w)\d")  # but not that of AU12
 CARD_FIELDS = ("license", "library_name", "model_name", "tags")
 
 
 def stage_folder(
     folder: Path, staged: Path, repo: str, with_code: bool = False, template: Path | None = None
 ) -> None:
-    """Copy a model folder as it will be published: its card names the repository, its code comes along.
+    """Copy a model folder as it will be published: its card names the repository, code can be added.
 
     Args:
-        folder: What was saved; it stays as it is.
-        staged: Where the copy goes.
+        folder: The saved model; it is not changed.
+        staged: Folder of the copy.
         repo: Name on the Hub, "org/name".
         with_code: Make the copy self-contained, see `export_code`.
-        template: Template of the card, for a folder that has a run but no card.
+        template: Template of the card, for a folder with a run but no card.
 
     Raises:
         OSError: A file cannot be copied.
-        ValueError: The run does not give a card, or the model is none of this package.
+        ValueError: No card can be made from the run, or the model is not of this package.
     """
     try:
         shutil.copytree(folder, staged, symlinks=True, dirs_exist_ok=True)
@@ -75,14 +75,14 @@ def stage_folder(
         raise OSError("; ".join(reason for *_, reason in error.args[0])) from error
     for path in (staged, *staged.rglob("*")):
         if not path.is_symlink():
-            path.chmod(0o755 if path.is_dir() else 0o644)  # what is copied from a read-only folder is, too
+            path.chmod(0o755 if path.is_dir() else 0o644)  # the original may be read-only
     card = staged / "README.md"
     if template is not None and not os.path.lexists(card) and (staged / "run.json").is_file():
         try:
             write_card(staged, template)
         except Exception as error:  # whatever the run lacks
             raise ValueError(f"No card can be written from the run: {_reason(error)}") from error
-    if with_code and not check_files(staged):  # what is refused anyway may have links that lead elsewhere
+    if with_code and not check_files(staged):  # a folder that is refused anyway may have links to elsewhere
         export_code(staged)
     if card.is_file() and not card.is_symlink() and (text := _text(card)) is not None:
         text = text.replace(PLACEHOLDER, repo)
@@ -96,12 +96,12 @@ def check_folder(
     report: Callable[[str, list[str]], None] = lambda name, problems: None,
     template: Path | None = None,
 ) -> list[str]:
-    """Return all that stands against publishing a folder; nothing else is looked at than the folder.
+    """Return all problems that prevent publishing a folder, from its own files alone.
 
     Args:
         folder: A staged folder.
         report: Called after each check with its name and its problems.
-        template: Template of the card, to compare the card with the one that the run gives.
+        template: Template of the card, to compare the card with one made from the run.
     """
     found = []
     for name, check in CHECKS.items():
@@ -114,7 +114,7 @@ def check_folder(
 
 
 def check_files(folder: Path) -> list[str]:
-    """No pickles, no links, nothing that does not belong to a model, and all that does."""
+    """All files of a model are there, and no pickles, links or others."""
     required = [folder / name for name in REQUIRED]
     problems = [f"{path.name} is missing." for path in required if not (path.is_file() or path.is_symlink())]
     if not any(folder.glob("*.safetensors")):
@@ -133,13 +133,13 @@ def check_files(folder: Path) -> list[str]:
 
 
 def check_card(folder: Path) -> list[str]:
-    """The card is complete, and its figures, hashes and terms are those of the files beside it."""
+    """The card is complete, and its figures, hashes and terms are those of the other files."""
     file = folder / "README.md"
     if not file.is_file():
         return ["There is no card; write README.md with `python -m actionunits.model_card`."]
     try:
         card = ModelCard.load(file)
-    except Exception as error:  # YAML has many ways to be wrong
+    except Exception as error:  # broken YAML raises errors of many types
         return [f"The head of README.md cannot be read: {error}"]
     text = file.read_text(encoding="utf-8")
     data = card.data.to_dict()
@@ -165,10 +165,10 @@ def check_card(folder: Path) -> list[str]:
 
 
 def check_card_against_run(folder: Path, template: Path) -> list[str]:
-    """Every line of the card that gives a figure, and what it is a figure of, stands in the card of the run.
+    """Every line of the card with a figure is in the card made from the run, and the other way round.
 
     Args:
-        folder: A staged folder; one without a run has nothing to compare.
+        folder: A staged folder; without a run there is nothing to compare.
         template: Template of the card.
     """
     if not (folder / "run.json").is_file():
@@ -194,7 +194,7 @@ def check_card_against_run(folder: Path, template: Path) -> list[str]:
 
 
 def check_model(folder: Path) -> list[str]:
-    """The model loads with no key missing or left over, and answers for a photograph."""
+    """The model loads without missing or unexpected keys, and runs on a photograph."""
     paths = [
         f"{name} names a place on this machine: {value}."
         for name in ("config.json", "preprocessor_config.json", "run.json")
@@ -215,9 +215,9 @@ def check_model(folder: Path) -> list[str]:
 
 
 def check_code(folder: Path) -> list[str]:
-    """A self-contained folder works where this package is not installed: tried out in a fresh interpreter."""
+    """A self-contained folder works without this package, in a fresh interpreter."""
     if "auto_map" not in _read(folder / "config.json"):
-        is_left = any(folder.glob("*.py"))  # a model that is saved again names no code
+        is_left = any(folder.glob("*.py"))  # a model that is saved again loses its auto_map
         return ["There is code that config.json does not name; export it anew, or take it out."] * is_left
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "HF_MODULES_CACHE": cache, "HF_HUB_OFFLINE": "1"}
@@ -252,11 +252,11 @@ AutoModel.from_pretrained(folder, trust_remote_code=True)
 AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
 assert pipeline("au-detection", model=folder, trust_remote_code=True)(photo), "no face found"
 """
-"""What somebody without this package does with a folder; arguments are the folder and a photograph."""
+"""A script that uses a folder without this package; arguments are the folder and a photograph."""
 
 
 def folder_terms(folder: Path) -> list[DataTerms]:
-    """Return the terms of the data that the model of a folder was trained on."""
+    """Return the terms of the training data of a folder's model."""
     run = folder / "run.json"
     return training_terms(_read(run) if run.is_file() else None)
 
@@ -268,7 +268,7 @@ def _belongs(name: str, path: Path) -> bool:
 
 
 def _check_figures(folder: Path, card: ModelCard, text: str) -> list[str]:
-    """Every figure of the card's head and of its tables comes from `metrics.json`."""
+    """The figures of the card's head and tables are those of `metrics.json`."""
     results = getattr(card.data, "eval_results", None) or []
     if not (folder / "metrics.json").is_file():
         return ["README.md has figures, but there is no metrics.json that they come from."] if results else []
@@ -299,7 +299,7 @@ def _check_figures(folder: Path, card: ModelCard, text: str) -> list[str]:
 
 
 def _check_thresholds(config: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
-    """The model decides where it was measured."""
+    """The model's thresholds are those of its evaluation."""
     labels = config.get("id2label", {}).values()
     decides = dict(zip(labels, config.get("au_thresholds") or [0.5] * len(labels), strict=False))
     measured = {label: row["threshold"] for label, row in report["calibrated"]["per_au"].items()}
@@ -311,7 +311,7 @@ def _check_thresholds(config: Mapping[str, Any], report: Mapping[str, Any]) -> l
 
 
 def _figure_lines(text: str) -> list[str]:
-    """Lines of a card with a number that the run measured: all of two sections, others by what they name."""
+    """Lines of a card with measured numbers: all of two sections, elsewhere those that name a metric."""
     lines, section = [], ""
     for line in text.splitlines():
         if line.startswith("## "):
@@ -322,7 +322,7 @@ def _figure_lines(text: str) -> list[str]:
 
 
 def _check_terms(folder: Path, card: ModelCard, text: str) -> list[str]:
-    """What the training data asks for stands in the card."""
+    """The card states the terms of the training data."""
     if not (folder / "run.json").is_file():
         return []
     bound = [terms for terms in folder_terms(folder) if not terms.is_free]
@@ -348,7 +348,7 @@ def _check_answer(model: Any, processor: Any) -> list[str]:
         inputs = processor(sample_photo(), face_detector=FaceDetector(), return_tensors="pt")
         with torch.inference_mode():
             logits = model(**inputs).logits
-    except Exception as error:  # whatever the model stumbles over
+    except Exception as error:  # of any type, from the model
         return [f"The model fails on a photograph: {error}"]
     if logits.shape != (1, model.config.num_labels) or not logits.isfinite().all():
         return [f"The model answers {logits.tolist()} for one face and {model.config.num_labels} labels."]
@@ -360,7 +360,7 @@ def _check_onnx(folder: Path, model: Any) -> list[str]:
         return []
     try:
         difference = largest_difference(OnnxAUModel(folder / ONNX_FILE, model.config), model)
-    except Exception as error:  # not installed, or of another model
+    except Exception as error:  # ONNX Runtime is missing, or the file is of another model
         return [f"{ONNX_FILE} cannot be checked: {error}"]
     same = difference <= TOLERANCE
     return (
@@ -369,7 +369,7 @@ def _check_onnx(folder: Path, model: Any) -> list[str]:
 
 
 def _with_code_note(text: str, repo: str) -> str:
-    """Say below the first example how to do without the package."""
+    """Explain below the first example how to run without the package."""
     note = (
         "\nThe code is in this repository, too; without the package, but with "
         f"{', '.join(REQUIREMENTS)} installed, this does the same:\n\n"
@@ -382,7 +382,7 @@ def _with_code_note(text: str, repo: str) -> str:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Yield all texts in a JSON value."""
+    """Yield all strings in a JSON value."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
@@ -400,7 +400,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _text(path: Path) -> str | None:
-    """Read a text; None if it is none."""
+    """Read a text; None if it is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -408,5 +408,5 @@ def _text(path: Path) -> str | None:
 
 
 def _reason(error: Exception) -> str:
-    """What an error says; a key alone would say little."""
+    """The message of an error; that of a KeyError is the key alone."""
     return f"there is no {error}" if isinstance(error, KeyError) else str(error)

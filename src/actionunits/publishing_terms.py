@@ -1,7 +1,7 @@
-"""On whose terms a model may be published: the corpora that it was trained on, and what they ask.
+"""The terms on which a model may be published: those of the corpora that it was trained on.
 
-The corpora of coded video are given out on a signed agreement. This table says what is commonly known of each
-agreement; what binds is the one that was signed.
+The corpora of coded video are distributed on a signed agreement. This table says what is commonly known about
+each; the signed one is binding.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DataTerms:
-    """What a corpus asks of those who publish weights trained on it.
+    """The terms of a corpus for those who publish weights trained on it.
 
     Attributes:
         name: Name of the corpus.
-        holder: Who gives it out.
-        terms: What to say of the terms, one sentence.
-        is_free: Whether weights may be published without anybody's leave.
+        holder: Who distributes it.
+        terms: The terms in a sentence.
+        is_free: Whether weights may be published without permission.
     """
 
     name: str
@@ -45,16 +45,16 @@ TERMS = {
 }
 """By the names of `actionunits.action_units.CORPUS_AUS`."""
 ALIASES = {"bp4d_plus": "bp4d+", "aff_wild2": "aff-wild2"}
-"""Names of `actionunits.data.corpora.CORPORA`, as manifests have them, that differ from these."""
+"""Names of `actionunits.data.corpora.CORPORA`, as in manifests, that differ from these."""
 OPEN_TRIPLETS = "synthetic corpus"
-"""What the figures of an expression encoder call triplets of the synthetic corpus."""
+"""Name of the synthetic corpus' triplets in the metrics of an expression encoder."""
 
 
 def training_terms(run: Mapping[str, Any] | None) -> list[DataTerms]:
     """Return the terms of all corpora of a run; an unknown one counts as licensed.
 
     Args:
-        run: What `run.json` holds, or None where nobody recorded what the model was trained on.
+        run: The content of `run.json`, or None if the training data are unknown.
     """
     if run is None:
         return [DataTerms("unrecorded pictures", "unknown", "Nobody recorded what the model was trained on.")]
@@ -87,7 +87,7 @@ def training_corpora(run: Mapping[str, Any]) -> list[str]:
 
 
 def started_from(run: Mapping[str, Any]) -> list[str]:
-    """Return the models whose weights or answers went into a run: pretrained ones, backbones and teachers."""
+    """Return the models that went into a run: pretrained weights, backbones and teachers."""
     recipe = run.get("recipe") or {}
     networks = (recipe.get("networks") or {}).values()
     names = [network.get("pretrained") for network in networks]

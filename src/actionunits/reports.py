@@ -1,7 +1,4 @@
-"""Reports of an evaluation as text, Markdown tables and bars.
-
-What is in them, and how it is measured, is told in `actionunits.evaluation`.
-"""
+"""Write evaluation reports as text, Markdown tables and bar charts; `actionunits.evaluation` makes them."""
 
 from __future__ import annotations
 
@@ -16,13 +13,13 @@ from PIL import Image, ImageDraw
 from actionunits.action_units import au_name
 
 RULES = {"at_half": "at 0.5", "calibrated": "calibrated", "oracle": "oracle"}
-"""The three ways to choose thresholds, as reports and as tables name them."""
+"""The three ways to choose thresholds: keys of reports and titles of tables."""
 SELECTIONS = {
     "last": "the last; nothing was selected",
     "best-validation": "the best on the validation people",
     "best-test": "the best on the very pictures that are measured here, as the papers choose; it flatters",
 }
-"""Rules of epoch selection, as recipes name them and as reports explain them."""
+"""Rules of epoch selection: values in recipes and explanations in reports."""
 OTHER_FIGURES = {
     "threshold": "threshold",
     "accuracy": "accuracy",
@@ -38,7 +35,7 @@ OTHER_FIGURES = {
 
 
 def cross_corpus_table(matrix: Mapping[str, Any]) -> str:
-    """The matrix as a Markdown table: percent over the action units that all share; of a pair in brackets."""
+    """The result of `evaluation.cross_corpus` as a Markdown table, in percent."""
     tested = list(dict.fromkeys(name for row in matrix["f1"].values() for name in row))
     lines = [
         f"F1 at 0.5 in percent over {', '.join(matrix['aus'])}; in brackets over all that the pair shares.",
@@ -58,7 +55,7 @@ def cross_corpus_table(matrix: Mapping[str, Any]) -> str:
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:
-    """Write a report as JSON, as Markdown and as bars: `metrics-SPLIT.json`, `.md` and `.png`."""
+    """Write a report as JSON, Markdown and bar chart: `metrics-SPLIT.json`, `.md` and `.png`."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f"metrics-{report['split']}"
     stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -67,7 +64,7 @@ def write_report(folder: Path, report: dict[str, Any]) -> None:
 
 
 def report_text(report: Mapping[str, Any]) -> str:
-    """The whole report as Markdown: where the figures come from, then tables."""
+    """The whole report as Markdown: provenance, then tables."""
     selection = report.get("epoch_selection")
     lines = [
         f"# {report['split']}: {report['pictures']:,} pictures of {report.get('people') or 'unnamed'} people",
@@ -88,7 +85,7 @@ def report_text(report: Mapping[str, Any]) -> str:
 
 
 def f1_table(report: Mapping[str, Any]) -> str:
-    """F1-frame of every action unit at all thresholds side by side, with the paper's, as a Markdown table."""
+    """F1-frame of every action unit by all rules of thresholds, and the paper's, as a Markdown table."""
     rules = [rule for rule in RULES if rule in report]
     paper = report.get("paper") or {}
     titles = ["base rate", *(RULES[rule] for rule in rules), *([paper["table"]] if paper else [])]
@@ -104,7 +101,7 @@ def f1_table(report: Mapping[str, Any]) -> str:
 
 
 def figures_table(report: Mapping[str, Any]) -> str:
-    """What else `au_report` found at one choice of thresholds, as a Markdown table."""
+    """The other figures of an `au_report`, as a Markdown table."""
     figures = {name: title for name, title in OTHER_FIGURES.items() if name in report["mean"]}
     lines = [f"| AU | {' | '.join(figures.values())} |", "|---|" + "---:|" * len(figures)]
     for label in [*report["per_au"], "mean"]:

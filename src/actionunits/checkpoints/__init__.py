@@ -1,6 +1,6 @@
-"""The small weights that lie in the package; each folder is a transformers checkpoint.
+"""The small weights included in the package; each folder is a transformers checkpoint.
 
-path("default")  # the folder of one, for AutoModel.from_pretrained and its like
+path("default")  # the folder of one, for from_pretrained
 names()          # of all action unit models, ["default", ...]
 """
 
@@ -12,7 +12,7 @@ LANDMARKS = "face_landmarks"
 
 
 def names() -> list[str]:
-    """Return the names of the action unit models in this installation, the pipeline's first."""
+    """Return the names of the included action unit models, the pipeline's default first."""
     found = {config.parent.name for config in FOLDER.glob("*/config.json")} - {LANDMARKS}
     return sorted(found, key=lambda name: (name != "default", name))
 
@@ -21,7 +21,7 @@ def path(name: str) -> Path:
     """Return a folder of weights, such as `path("default")` for the pipeline's model.
 
     Raises:
-        FileNotFoundError: No weights of that name lie in this installation; the message lists those that do.
+        FileNotFoundError: There are no weights of that name; the message lists those that there are.
     """
     folder = FOLDER / name
     if not (folder / "config.json").is_file():
