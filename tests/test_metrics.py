@@ -1,6 +1,8 @@
 """Metrics against scikit-learn and NumPy as independent oracles, and against hand-counted tables."""
 
+import doctest
 import json
+import pickle
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -258,9 +260,11 @@ def test_trainer_metrics_read_logits_and_tuples():
     assert compute(clip) == expected
 
 
-@pytest.mark.parametrize("concatenated", [True, False])
-def test_trainer_metrics_of_videos_of_different_lengths(tmp_path, concatenated):
-    """Each video is a batch; the Trainer fills up the shorter ones, or hands over a list of batches."""
+@pytest.mark.parametrize(
+    "options", [{}, {"eval_do_concat_batches": False}, {"batch_eval_metrics": True}], ids=str
+)
+def test_trainer_metrics_of_videos_of_different_lengths(tmp_path, options):
+    """Each video is a batch; the Trainer fills up the shorter ones, or hands over batches, or each alone."""
     torch.manual_seed(0)
     model = TINY_MODELS["lac"]()
     faces = [
@@ -270,10 +274,12 @@ def test_trainer_metrics_of_videos_of_different_lengths(tmp_path, concatenated):
     for video in faces:
         video["labels"] = torch.randint(UNKNOWN, 2, (len(video["pixel_values"]), 12))
     arguments = TrainingArguments(
-        str(tmp_path), per_device_eval_batch_size=1, eval_do_concat_batches=concatenated, use_cpu=True
+        str(tmp_path), per_device_eval_batch_size=1, bf16_full_eval=True, use_cpu=True, **options
     )
     compute = metrics.trainer_metrics(model.config.aus)
-    figures = Trainer(model, arguments, eval_dataset=faces, compute_metrics=compute).evaluate()
+    trainer = Trainer(model, arguments, eval_dataset=faces, compute_metrics=compute)
+    figures = trainer.evaluate()
+    assert trainer.evaluate()["eval_f1"] == figures["eval_f1"]  # nothing is left of the first time
     with torch.no_grad():
         logits = torch.cat([model.eval()(video["pixel_values"][None]).logits[0] for video in faces])
     labels = torch.cat([video["labels"] for video in faces])
@@ -311,6 +317,40 @@ def test_evaluate_metric_finds_what_just_reaches_its_threshold():
     scores, labels = [[0.7], [0.7], [0.2]], [[1], [0], [1]]
     result = metrics.AUF1(keep_in_memory=True).compute(predictions=scores, references=labels, thresholds=0.7)
     assert result["f1_per_au"] == [0.5]  # one hit, one false alarm, one miss
+
+
+def test_evaluate_metric_runs_its_example_and_travels_to_other_processes(tmp_path):
+    pytest.importorskip("evaluate")
+    tests = doctest.DocTestFinder().find(metrics.AUF1, "AUF1", globs={"AUF1": metrics.AUF1})
+    results = [doctest.DocTestRunner().run(test) for test in tests if test.examples]
+    assert sum(r.attempted for r in results) > 1 and not any(r.failed for r in results)
+    (tmp_path / "metric").write_bytes(pickle.dumps(metrics.AUF1(keep_in_memory=True)))
+    code = (
+        "import pickle; metric = pickle.load(open('metric', 'rb'))\n"
+        "print(metric.compute(predictions=[[0.9], [0.6]], references=[[1], [0]])['f1'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+    assert float(done.stdout) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    "as_given",
+    [
+        np.ndarray.tolist,
+        np.asarray,
+        torch.tensor,
+        lambda a: pytest.importorskip("pandas").Series(a.tolist()),
+        lambda a: [torch.tensor(row) for row in a],
+    ],
+    ids=["lists", "arrays", "tensors", "series", "list of tensors"],
+)
+def test_evaluate_metric_takes_whatever_holds_rows(predictions, as_given):
+    pytest.importorskip("evaluate")
+    scores, labels = predictions
+    metric = metrics.AUF1(keep_in_memory=True)
+    metric.add(prediction=as_given(scores)[0], reference=labels[0])
+    metric.add_batch(predictions=as_given(scores[1:]), references=as_given(labels[1:]))
+    np.testing.assert_allclose(metric.compute()["f1_per_au"], metrics.f1_frame(scores, labels))
 
 
 def test_evaluate_metric_does_not_round_soft_labels():

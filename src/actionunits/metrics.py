@@ -243,30 +243,23 @@ def f1_interval(
     return np.array([np.quantile(c, bounds) if c.size else [math.nan] * 2 for c in columns]).T
 
 
-def trainer_metrics(aus: Sequence[int], thresholds: ArrayLike = 0.5) -> Callable[[Any], dict[str, float]]:
+def trainer_metrics(aus: Sequence[int], thresholds: ArrayLike = 0.5) -> Callable[..., dict[str, float]]:
     """A `compute_metrics` for `transformers.Trainer`: logits and labels to mean F1, AUC and F1 per AU.
 
     An AU without a known label in the evaluation set has no figure and no part in the mean; without any
     the mean is nan. Frames of clips count like pictures, and what the Trainer fills up shorter ones with
-    does not.
+    does not. With `batch_eval_metrics=True` it gathers the batches, and the last one brings the figures; make
+    a new one after an evaluation that was broken off, whose batches it still holds.
     """
+    gathered: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def compute_metrics(prediction: Any) -> dict[str, float]:
-        logits, labels = _rows(prediction.predictions), _rows(prediction.label_ids)
-        is_filling = (labels == FILLING).all(axis=1)
-        logits, labels = logits[~is_filling], labels[~is_filling]
-        scores = 1 / (1 + np.exp(-logits))
-        f1 = f1_frame(scores, labels, thresholds)
-        if len(f1) != len(aus):
-            raise ValueError(
-                f"trainer_metrics names {len(aus)} AUs, but the model has {len(f1)} outputs; "
-                "pass model.config.aus."
-            )
-        return {
-            "f1": _mean_or_nan(f1),
-            "auc": _mean_or_nan(roc_auc(scores, labels)),
-            **{f"f1_{au_label(au)}": float(x) for au, x in zip(aus, f1, strict=True) if not np.isnan(x)},
-        }
+    def compute_metrics(prediction: Any, compute_result: bool = True) -> dict[str, float]:
+        gathered.append((_rows(prediction.predictions), _rows(prediction.label_ids)))
+        if not compute_result:
+            return {}
+        logits, labels = (np.concatenate(batches) for batches in zip(*gathered, strict=True))
+        gathered.clear()
+        return _trainer_figures(aus, logits, labels, thresholds)
 
     return compute_metrics
 
@@ -274,13 +267,34 @@ def trainer_metrics(aus: Sequence[int], thresholds: ArrayLike = 0.5) -> Callable
 # Parts
 
 
+def _trainer_figures(
+    aus: Sequence[int], logits: np.ndarray, labels: np.ndarray, thresholds: ArrayLike
+) -> dict[str, float]:
+    is_filling = (labels == FILLING).all(axis=1)
+    logits, labels = logits[~is_filling], labels[~is_filling]
+    scores = 1 / (1 + np.exp(-logits))
+    f1 = f1_frame(scores, labels, thresholds)
+    if len(f1) != len(aus):
+        raise ValueError(
+            f"trainer_metrics names {len(aus)} AUs, but the model has {len(f1)} outputs; "
+            "pass model.config.aus."
+        )
+    return {
+        "f1": _mean_or_nan(f1),
+        "auc": _mean_or_nan(roc_auc(scores, labels)),
+        **{f"f1_{au_label(au)}": float(x) for au, x in zip(aus, f1, strict=True) if not np.isnan(x)},
+    }
+
+
 def _rows(batches: Any) -> np.ndarray:
     """Logits or labels (..., m) as the Trainer hands them over -> (N, m).
 
-    It hands over a list of batches with `eval_do_concat_batches=False`, and tuples that begin with logits.
+    It hands over a list of batches with `eval_do_concat_batches=False`, tuples that begin with logits, and
+    tensors of any device and type with `batch_eval_metrics=True`.
     """
     batches = batches if isinstance(batches, list) else [batches]
-    arrays = [np.asarray(batch[0] if isinstance(batch, tuple) else batch, float) for batch in batches]
+    firsts = [batch[0] if isinstance(batch, tuple) else batch for batch in batches]
+    arrays = [np.asarray(first.cpu().double() if hasattr(first, "cpu") else first, float) for first in firsts]
     return np.concatenate([array.reshape(-1, array.shape[-1]) for array in arrays])
 
 
@@ -448,7 +462,17 @@ def _make_auf1() -> type[evaluate.Metric]:
 
         `compute(thresholds=0.5)` returns the figures of `au_report`: "f1" is the mean over action units (None
         where undefined), "f1_per_au" the list in column order, and so on.
+
+        Example:
+            >>> metric = AUF1()
+            >>> metric.add_batch(predictions=[[0.9, 0.2], [0.6, 0.4]], references=[[1, 0], [0, -1]])
+            >>> metric.add(prediction=[0.1, 0.8], reference=[0, 1])
+            >>> figures = metric.compute()
+            >>> [round(f1, 2) for f1 in figures["f1_per_au"]]
+            [0.67, 1.0]
         """
+
+        __qualname__ = "AUF1"  # where pickle finds it, not in the function that makes it
 
         def _info(self) -> evaluate.MetricInfo:
             features = {
