@@ -633,8 +633,12 @@ class Faces(torch.utils.data.Dataset):
         return {name: value[index] for name, value in self.items.items()}
 
 
+ARGUMENTS = {"learning_rate": 1e-2, "max_steps": -1, "auto_find_batch_size": False}
+
+
 def train_with_trainer(folder, resume=None, epochs=2, **values):
-    model = make_fresh(drop_path_rate=0.3, **values)
+    arguments = {name: values.pop(name, default) for name, default in ARGUMENTS.items()}
+    model = make_fresh(**{"drop_path_rate": 0.3} | values)
     arguments = TrainingArguments(
         str(folder),
         num_train_epochs=epochs,
@@ -645,7 +649,7 @@ def train_with_trainer(folder, resume=None, epochs=2, **values):
         report_to="none",
         use_cpu=True,
         disable_tqdm=True,
-        learning_rate=1e-2,
+        **arguments,
     )
     trainer = Trainer(model, arguments, train_dataset=Faces(model.config), callbacks=[EndOfEpochCallback()])
     trainer.train(resume_from_checkpoint=resume)
@@ -663,6 +667,36 @@ def test_trainer_updates_prototypes_and_resumes_exactly(tmp_path, deconfounding,
         again = train_with_trainer(tmp_path / "again", resume=checkpoint, deconfounding=deconfounding)
         for (name, value), other in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
             torch.testing.assert_close(other, value, rtol=0, atol=0, msg=f"{name} after step {step}")
+
+
+def test_training_that_stops_amid_an_epoch_keeps_the_prototypes_of_the_last_whole_one(tmp_path):
+    """Steps at which nothing is learnt: what an epoch gathers depends on its pictures alone."""
+    values = {"learning_rate": 0.0, "drop_path_rate": 0.0}
+    whole = train_with_trainer(tmp_path / "whole", max_steps=2, **values).prototypes
+    for steps, expected in ((1, None), (2, 8), (3, 8)):  # two steps of four pictures are an epoch
+        model = train_with_trainer(tmp_path / str(steps), max_steps=steps, **values)
+        intervention = model.branches["AU1"].intervention
+        assert intervention.prototype_count == (expected or 4)
+        assert not intervention.feature_count and not intervention.feature_sum.any()
+        if expected:
+            torch.testing.assert_close(model.prototypes, whole)
+
+
+def test_a_new_try_with_smaller_batches_forgets_the_first(tmp_path, monkeypatch):
+    """As `auto_find_batch_size` makes one where the memory is not enough."""
+    seen = []
+
+    def scarce_memory(self, features):
+        observe(self, features)
+        seen.append(features.shape[1])
+        if len(seen) == 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate a lot.")
+
+    observe = Ac2dForAUDetection._observe
+    monkeypatch.setattr(Ac2dForAUDetection, "_observe", scarce_memory)
+    model = train_with_trainer(tmp_path, epochs=1, auto_find_batch_size=True)
+    assert seen == [2, 2] + [1] * 8
+    assert model.branches["AU1"].intervention.prototype_count == 8
 
 
 def _worker(rank, folder):

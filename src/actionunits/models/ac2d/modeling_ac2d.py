@@ -166,6 +166,11 @@ class Ac2dForAUDetection(AUPreTrainedModel):
         for intervention in interventions:
             intervention.end_of_epoch()
 
+    def forget_epoch(self) -> None:
+        """Forget the features of an epoch that was broken off; the prototypes stay."""
+        for intervention in self._interventions:
+            intervention.forget_epoch()
+
     @property
     def prototypes(self) -> Tensor | None:
         """The prototypes in use, mean features (m, c) of the last epoch; (n, C) for "shared"."""
@@ -447,6 +452,10 @@ class CausalIntervention(nn.Module):
         """Make the mean of the features seen the prototype (Eq. 12a), and start over."""
         self.prototype.copy_(self.feature_sum / self.feature_count)
         self.prototype_count.copy_(self.feature_count)
+        self.forget_epoch()
+
+    def forget_epoch(self) -> None:
+        """Start the sums over."""
         self.feature_sum.zero_()
         self.feature_count.zero_()
 

@@ -168,6 +168,12 @@ class EnsembleForAUDetection(AUPreTrainedModel):
                 inputs = None if batches is None else (self._inputs_of(network, batch) for batch in batches)
                 network.end_of_epoch(inputs)  # type: ignore[operator]
 
+    def forget_epoch(self) -> None:
+        """Let the networks that keep state by the epoch forget one that was broken off."""
+        for network in self.networks.values():
+            if hasattr(network, "forget_epoch"):
+                network.forget_epoch()  # type: ignore[operator]
+
     def _inputs_of(self, network: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The ensemble's inputs as one of its networks reads them."""
         side, size = self.config.image_size, input_size(network.config)
