@@ -69,6 +69,11 @@ def test_it_is_read_from_an_object_store_as_from_a_folder(prepare, tmp_path, mon
         store.rm("/bucket", recursive=True)
 
 
+@pytest.mark.parametrize("name", ["out [1]", "o*t"])
+def test_the_name_of_the_folder_is_no_pattern(prepare, name):
+    assert len(prepare().faces) == len(prepare(output=name).faces) == 48
+
+
 def test_the_collator_takes_prepared_faces(prepare):
     from actionunits.data import AUCollator, InputGeometry
 

@@ -3,6 +3,7 @@
 import json
 import os
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,6 +14,7 @@ from toy_corpus import huge_header, toy_row, write_corpus
 from actionunits.action_units import CORPUS_AUS
 from actionunits.alignment import level_eyes
 from actionunits.data import aligned_faces, check_people_apart, load_synthetic, prepare_synthetic
+from actionunits.data.corpora import load_corpus
 from actionunits.data.synthetic import available_splits, read_manifest
 
 
@@ -130,6 +132,17 @@ def test_what_is_missing_is_named(corpus, tmp_path):
     pq.write_table(table, bare / "test-00000-of-00001.parquet")
     with pytest.raises(ValueError, match=r"lacks the columns \['age', 'landmarks'\]"):
         load_synthetic(bare, "test")
+
+
+@pytest.mark.parametrize("name", ["faces [1]", "a*b", "what?", "**"])
+def test_the_name_of_the_folder_is_no_pattern(tmp_path, name):
+    write_corpus(tmp_path / "axb", (5, 2, 2)), write_corpus(tmp_path / "what1", (5, 2, 2))
+    corpus = write_corpus(tmp_path / name, (4, 2, 2), shards=2)
+    assert available_splits(corpus) == ["train", "validation", "test"]
+    assert len(prepare_synthetic(corpus, "train", tmp_path / "prepared" / name)) == 4
+    rows = load_corpus("synthetic", corpus, split="train", cache_dir=tmp_path / "cache")
+    assert rows.num_rows == 4
+    assert all(tmp_path / "cache" in Path(file["filename"]).parents for file in rows.cache_files)
 
 
 @pytest.mark.parametrize("content", ["", '{"name": "op', "[1]"])

@@ -33,7 +33,7 @@ from actionunits.data.aligned_faces import AlignedFaces, check_people_apart
 from actionunits.data.corpora import get_corpus, load_corpus
 from actionunits.data.corpora.base import AUCorpus
 from actionunits.data.protocols import refine, split_rows
-from actionunits.data.synthetic import read_manifest
+from actionunits.data.synthetic import as_patterns, files_like, read_manifest
 from actionunits.files import whole_file
 from actionunits.landmarks import check_inside, check_landmarks, get_scheme, reduce_landmarks
 from actionunits.pictures import load_picture
@@ -229,9 +229,9 @@ def open_prepared(folder: str | Path) -> PreparedCorpus:
             f"{folder} holds no face: all {manifest['rows']} frames were left out; the first: {first}"
         )
     system, path = url_to_fs(str(folder))
-    files = [system.unstrip_protocol(file) for file in sorted(system.glob(f"{path}/faces-*-of-*.parquet"))]
+    files = [system.unstrip_protocol(file) for file in files_like(system, path, "faces-*-of-*.parquet")]
     cache = {"cache_dir": str(Path(path) / "cache")} if isinstance(system, LocalFileSystem) else {}
-    rows = datasets.Dataset.from_parquet(files, **cache)
+    rows = datasets.Dataset.from_parquet(as_patterns(files), **cache)
     if len(rows) != manifest["faces"]:
         raise FileNotFoundError(
             f"{folder} holds {len(rows)} of {manifest['faces']} faces: files are missing; copy them again, "

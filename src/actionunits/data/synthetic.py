@@ -11,8 +11,10 @@ to 1, not scores of FACS coders.
 
 from __future__ import annotations
 
+import glob
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +78,7 @@ def load_synthetic(corpus: str | Path, split: str) -> datasets.IterableDataset:
         if missing := sorted(set(COLUMNS) - _column_names(file)):
             raise ValueError(f"{file} lacks the columns {missing}; was it written by training/synthesize.py?")
     return datasets.load_dataset(
-        "parquet", data_files={split: [str(file) for file in files]}, split=split, streaming=True
+        "parquet", data_files={split: as_patterns(files)}, split=split, streaming=True
     )
 
 
@@ -91,7 +93,7 @@ def split_files(corpus: str | Path, split: str) -> list[Any]:
         raise FileNotFoundError(
             f"{corpus} is no folder; render the corpus with training/synthesize.py first."
         )
-    files = sorted(system.glob(f"{folder}/{split}-*-of-*.parquet"))
+    files = files_like(system, folder, f"{split}-*-of-*.parquet")
     if not files:
         found = sorted(path.rpartition("/")[2] for path in system.ls(folder, detail=False))[:8] or "nothing"
         raise FileNotFoundError(
@@ -106,7 +108,20 @@ def split_files(corpus: str | Path, split: str) -> list[Any]:
 def available_splits(corpus: str | Path) -> list[str]:
     """Which of `SPLITS` the folder has files of."""
     system, folder = url_to_fs(str(corpus))
-    return [split for split in SPLITS if system.glob(f"{folder}/{split}-*-of-*.parquet")]
+    return [split for split in SPLITS if files_like(system, folder, f"{split}-*-of-*.parquet")]
+
+
+def files_like(system: Any, folder: str, pattern: str) -> list[str]:
+    """The files of a folder by a pattern of their names, in order; the folder's own name is no pattern."""
+    if not system.isdir(folder):
+        return []
+    files = system.ls(folder, detail=False)
+    return sorted(file for file in files if fnmatchcase(file.rpartition("/")[2], pattern))
+
+
+def as_patterns(files: Sequence[str | Path]) -> list[str]:
+    """Files as `datasets` takes them, which reads "[1]" as a pattern even in the name of a folder."""
+    return [glob.escape(str(file)) for file in files]
 
 
 def read_manifest(corpus: str | Path) -> dict[str, Any]:

@@ -129,9 +129,11 @@ def load_corpus(
     if isinstance(corpus, Synthetic):
         if fold is not None:
             raise ValueError(f"the synthetic corpus has splits and no folds; leave fold={fold!r} out.")
-        if aus is not None or sample != 1 or validation:
-            raise ValueError("the synthetic corpus comes whole: leave aus, sample and validation out.")
-        return corpus.load(root, split)
+        if aus is not None or frames != "all" or sample != 1 or validation:
+            raise ValueError(
+                "the synthetic corpus comes whole: leave aus, frames, sample and validation out."
+            )
+        return corpus.load(root, split, cache_dir)
     from actionunits.data.corpora.builder import FULL, read_rows
 
     selection = corpus.select(root, aus, frames=frames, min_intensity=min_intensity)

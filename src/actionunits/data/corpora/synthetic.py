@@ -8,7 +8,14 @@ from typing import Any
 
 from actionunits.action_units import CORPUS_AUS
 from actionunits.data.corpora.base import CheckReport, Corpus, Selection
-from actionunits.data.synthetic import SPLITS, available_splits, load_synthetic, read_manifest, split_files
+from actionunits.data.synthetic import (
+    SPLITS,
+    as_patterns,
+    available_splits,
+    load_synthetic,
+    read_manifest,
+    split_files,
+)
 
 
 class Synthetic(Corpus):
@@ -44,14 +51,15 @@ DIR/
         for split in available_splits(root):
             yield from load_synthetic(root, split)
 
-    def load(self, root: Path, split: str | None) -> Any:
+    def load(self, root: Path, split: str | None, cache_dir: str | Path | None = None) -> Any:
         """The Parquet files through `datasets`: one split, or all."""
         import datasets
 
-        files = {name: [str(path) for path in split_files(root, name)] for name in available_splits(root)}
+        files = {name: as_patterns(split_files(root, name)) for name in available_splits(root)}
         if split is not None and split not in files:
             raise ValueError(f"{root} has no split {split!r}; it has {sorted(files)}.")
-        return datasets.load_dataset("parquet", data_files=files, split=split)
+        cache = None if cache_dir is None else str(cache_dir)
+        return datasets.load_dataset("parquet", data_files=files, split=split, cache_dir=cache)
 
     def check(self, root: Path, folds_file: str | Path | None = None) -> CheckReport:
         """Count pictures and people of each split."""
