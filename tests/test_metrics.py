@@ -179,6 +179,15 @@ def test_calibration_of_a_constant_score_reports_nothing_when_alarms_are_bounded
     assert 0.4 < threshold < 1
 
 
+def test_calibration_reports_nothing_rather_than_false_alarms_alone():
+    scores = np.array([[0.9], [0.85], [0.8], [0.5], *[[0.1]] * 17])
+    labels = np.array([[0], [0], [0], [1], *[[0]] * 17])
+    (threshold,) = metrics.calibrate_thresholds(scores, labels, max_false_alarms=0.1)  # two of 20
+    assert 0.9 < threshold <= 1
+    (threshold,) = metrics.calibrate_thresholds(scores, labels, max_false_alarms=0.15)
+    assert 0.1 < threshold < 0.5
+
+
 def test_interval_over_people():
     rng = np.random.default_rng(2)
     labels = rng.integers(0, 2, (600, 2))

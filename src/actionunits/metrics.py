@@ -196,7 +196,8 @@ def calibrate_thresholds(scores: ArrayLike, labels: ArrayLike, max_false_alarms:
         max_false_alarms: Largest share of the pictures without the AU that may be reported.
 
     Returns:
-        m thresholds in the middle of the gap between two scores; 0.5 for an AU without a known occurrence.
+        m thresholds in the middle of the gap between two scores; 0.5 for an AU without a known occurrence;
+        one above all scores where the bound is passed before the first hit.
         On the pictures that are measured themselves these are the oracle's thresholds, which no user has.
     """
     if not 0 <= max_false_alarms <= 1:
@@ -417,8 +418,8 @@ def _best_threshold(scores: np.ndarray, there: np.ndarray, max_false_alarms: flo
         return 0.5
     level, tp, fp = _operating_points(scores, there)
     f1 = 2 * tp / (tp + fp + there.sum())
-    allowed = fp <= max_false_alarms * (~there).sum()
-    if not allowed.any():
+    allowed = (fp <= max_false_alarms * (~there).sum()) & (tp > 0)
+    if not allowed.any():  # better no answer than false alarms alone
         return float((level[0] + max(1.0, level[0])) / 2)
     best = int(np.argmax(np.where(allowed, f1, -1)))
     below = level[best + 1] if best + 1 < len(level) else min(0.0, level[best])
