@@ -273,7 +273,8 @@ def landmark_loss(landmarks, face_logits, labels, is_face=None) -> torch.Tensor:
     the points alone a small network learns to close all lips and rest all brows.
     """
     is_face = torch.ones_like(face_logits) if is_face is None else is_face.to(face_logits.dtype)
-    landmarks, labels = landmarks.float(), labels.float()
+    landmarks = landmarks.float()
+    labels = torch.where(is_face[:, None, None] > 0, labels.float(), 0.0)  # else nan would stay nan
     weight = torch.ones(NUM_POINTS, 1, device=landmarks.device)
     weight[:17] = 0.5
     distance = F.smooth_l1_loss(landmarks, labels, beta=0.01, reduction="none") * weight
