@@ -167,9 +167,12 @@ def neutral_shift(photographs: np.ndarray, renderings: np.ndarray, faces: Aligne
 def lowest_thresholds(scores: np.ndarray, max_false_alarms: float) -> np.ndarray:
     """The lowest thresholds (m,) at which at most that share of the scores (F, m) of neutral faces fires.
 
-    Scores equal to a threshold fire, so each lies half way to the next score above, or to 1.
+    Scores equal to a threshold fire, so each lies half way to the next score above, or to 1; it is 0 where
+    all may fire.
     """
     allowed = int(max_false_alarms * len(scores))
+    if allowed >= len(scores):
+        return np.zeros(scores.shape[1])
     ordered = np.sort(scores, axis=0)[::-1]  # highest first
     firing = ordered[allowed - 1] if allowed else np.ones(scores.shape[1])
     return (ordered[allowed] + firing) / 2

@@ -26,6 +26,12 @@ def test_no_lower_threshold_keeps_the_false_alarms_within_the_limit(calibrate, l
         assert (column >= next_below).mean() > limit
 
 
+@pytest.mark.parametrize("limit", [1.0, 1.5])
+def test_a_limit_that_all_may_reach_raises_nothing(calibrate, limit):
+    """Among smiles the limit is three times the recipe's `max_false_alarms`, which may be 1."""
+    assert calibrate.lowest_thresholds(np.full((4, 2), 0.7), limit).tolist() == [0, 0]
+
+
 def test_thresholds_are_raised_and_the_weights_stay(calibrate, run, corpus, monkeypatch):
     folder = run(networks={"gda": RECIPE["networks"]["gda"]}, epochs=1) / "model"
     weights = (folder / "model.safetensors").read_bytes()
