@@ -98,6 +98,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.model and not args.data:
         parser.error("--model needs --data, the corpus to measure it on")
+    if args.calibrate_on and args.split in (args.calibrate_on, "full"):
+        parser.error(
+            f"--calibrate-on {args.calibrate_on} with --split {args.split} would choose thresholds on the "
+            "pictures that are measured; measure another split, or see the oracle's, which every report has"
+        )
     if args.batch_size < 1:
         parser.error(f"--batch-size {args.batch_size} is no number of pictures from 1 on")
     if args.predictions and not (args.format and args.labels):
@@ -114,6 +119,11 @@ def measure_model(args: argparse.Namespace, state: PartialState) -> dict[str, An
         with state.main_process_first():
             if is_prepared(args.data):
                 return open_prepared(args.data).part(split, args.fold)
+            if args.fold:
+                raise ValueError(
+                    f"--fold {args.fold} is of a prepared corpus; the synthetic one in {args.data} has "
+                    "splits and no folds, so leave it out."
+                )
             return prepare_synthetic(
                 args.data, split, args.cache or args.output / "prepared", processor.aligned_size
             )

@@ -125,6 +125,8 @@ def test_models_of_the_package_go_by_name_and_folders_that_are_none_are_named(me
     assert measure("--model", "geometry", "--data", corpus)["pictures"] == 8
     with pytest.raises(ValueError, match="typo is no folder, and no name on the Hub"):
         measure("--model", tmp_path / "typo", "--data", corpus)
+    with pytest.raises(ValueError, match="--fold 1 is of a prepared corpus.*has splits and no folds"):
+        measure("--model", "geometry", "--data", corpus, "--fold", 1)
 
 
 def test_what_is_missing_is_asked_for(measure, capsys):
@@ -132,6 +134,9 @@ def test_what_is_missing_is_asked_for(measure, capsys):
         (["--model", "m"], "needs --data"),
         (["--model", "m", "--data", "d", "--batch-size", -1], "--batch-size -1"),
         (["--predictions", "v.csv"], "need --format"),
+        (["--model", "m", "--data", "d", "--calibrate-on", "test"], "invalid choice"),
+        (["--model", "m", "--data", "d", "--calibrate-on", "train", "--split", "train"], "another split"),
+        (["--model", "m", "--data", "d", "--calibrate-on", "train", "--split", "full"], "another split"),
         ([], "required"),
     ]:
         with pytest.raises(SystemExit):
