@@ -26,8 +26,10 @@ from PIL import Image
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from actionunits.data.synthetic import read_manifest
 from actionunits.face_landmarks import GAPS, FaceLandmarker, FaceLandmarkerConfig
 from actionunits.files import whole_file
+from actionunits.model_card import weights_hashes
 from actionunits.synthesis.person import read_people, read_template
 from landmark_batches import MIRROR, LandmarkBatches, Pictures
 from network_training import read_state
@@ -62,7 +64,7 @@ def main() -> None:
     train, test = (read_split(args.data, split) for split in splits)
     photos: dict[str, Pictures | None] = dict.fromkeys((*splits, "validation"))
     if args.photos:
-        people = json.loads((args.data / "manifest.json").read_text())["people"]
+        people = people_of(args.data, tuple(photos))
         photos = {split: read_photos(args.photos, people[split]) for split in photos}
     if args.points == "mediapipe":
         train, test = with_mediapipe_points(train), with_mediapipe_points(test)
@@ -189,9 +191,10 @@ class Training:
 
     def _resume(self) -> None:
         state = read_state(self.file, self.device)
-        if state["plan"] != self._plan():
+        plan = self._plan()
+        if plan != plan | state["plan"]:  # one that was kept earlier may say less
             raise ValueError(
-                f"{self.file} belongs to another training, {state['plan']}, not to {self._plan()}; "
+                f"{self.file} belongs to another training, {state['plan']}, not to {plan}; "
                 "choose an empty folder"
             )
         for name, part in self._parts().items():
@@ -201,9 +204,28 @@ class Training:
         print(f"going on after epoch {self.epoch - 1}", flush=True)
 
     def _plan(self) -> dict:
+        """What makes a training this one; `begin` tells the weights of `--init`, wherever they lie."""
         return {k: getattr(self.args, k) for k in ("epochs", "batch", "lr", "seed", "points", "fine")} | {
-            "steps": self.steps
+            "steps": self.steps,
+            "photos": bool(self.args.photos),
+            "map_size": self.whole.config.map_size,
+            "begin": weights_hashes(self.args.init) if self.args.init else None,
         }
+
+
+def people_of(corpus: Path, splits: tuple[str, ...]) -> dict[str, list[str]]:
+    """The names of the people in each split, as the corpus' manifest has them.
+
+    Raises:
+        ValueError: It does not say.
+    """
+    people = read_manifest(corpus).get("people")
+    if not isinstance(people, dict) or not all(isinstance(people.get(split), list) for split in splits):
+        raise ValueError(
+            f"{corpus / 'manifest.json'} does not name the people of {', '.join(splits)}, of whom --photos "
+            f"are wanted, but has {people!r:.60}; take a corpus of synthesize.py, or leave --photos out."
+        )
+    return people
 
 
 def first_weights(args: argparse.Namespace) -> FaceLandmarker:
@@ -278,7 +300,11 @@ def _read_shard(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_photos(folder: Path, names: list[str]) -> Pictures:
-    """The neutral photographs of some people, the face in half of a square, and their points."""
+    """The neutral photographs of some people, the face in half of a square, and their points.
+
+    Raises:
+        ValueError: There are none of these people.
+    """
     pictures, points = [], []
     for row in read_people(folder):
         if row["name"] not in names:
@@ -294,6 +320,11 @@ def read_photos(folder: Path, names: list[str]) -> Pictures:
         )
         pictures.append(np.array(image.reduce(4)))
         points.append((marks + 0.5 - [left, top]) * (PICTURE_SIZE / side) - 0.5)
+    if not pictures:
+        raise ValueError(
+            f"{folder} has no photograph of {len(names)} people of the corpus, such as {names[:2]}; give "
+            "--photos the folder that the corpus was rendered from."
+        )
     return torch.from_numpy(np.stack(pictures)), torch.from_numpy(np.stack(points).astype(np.float32))
 
 

@@ -1,6 +1,7 @@
 """The training of the landmark network: crops, disturbances, a tiny run that is stopped and goes on."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -226,9 +227,41 @@ def test_a_stopped_training_goes_on(script, corpus, tmp_path, monkeypatch, capsy
     assert model.config.map_size == 4
     ((points, score),) = model.locate(Image.new("RGB", (64, 64)), [(10, 10, 50, 50)])
     assert np.isfinite(points).all() and 0 <= score <= 1
-    monkeypatch.setattr("sys.argv", ["train_landmarks.py", *words, "--lr", "1"])
-    with pytest.raises(ValueError, match="another training"):
+    other = FaceLandmarkerConfig(**SHAPE)
+    FaceLandmarker(other).save_pretrained(tmp_path / "other")
+    for changed in (["--lr", "1"], ["--map-size", "8"], ["--init", str(tmp_path / "other")]):
+        monkeypatch.setattr("sys.argv", ["train_landmarks.py", *words, *changed])
+        with pytest.raises(ValueError, match="another training"):
+            script.main()
+
+
+def test_fine_looks_go_on_beside_the_network_that_they_began_with(script, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "read_clutter", lambda: torch.full((2, 64, 64, 3), 90, dtype=torch.uint8))
+    for name in ("first", "other"):
+        FaceLandmarker(FaceLandmarkerConfig(**SHAPE)).save_pretrained(tmp_path / name)
+    shutil.copytree(tmp_path / "first", tmp_path / "moved")
+    words = ["x", "--data", str(corpus), "--epochs", "1", "--batch", "8", "--fine"]
+    words += ["--output", str(tmp_path / "run"), "--init"]
+    monkeypatch.setattr(script, "check", lambda *_: {})
+    for name in ("first", "moved"):
+        monkeypatch.setattr("sys.argv", [*words, str(tmp_path / name)])
         script.main()
+    monkeypatch.setattr("sys.argv", [*words, str(tmp_path / "other")])
+    with pytest.raises(ValueError, match="belongs to another training, .*model.safetensors"):
+        script.main()
+
+
+def test_photographs_of_people_whom_the_corpus_does_not_name_are_told(script, corpus, tmp_path, monkeypatch):
+    words = ["x", "--data", str(corpus), "--output", str(tmp_path / "run"), "--photos", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(ValueError, match="does not name the people of train, test, validation.*None"):
+        script.main()
+    (tmp_path / "people.csv").write_text("set,person,age,gender,ethnicity\n")
+    for name in ("london_neutral", "canada_neutral"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "001.jpg").touch(), (tmp_path / name / "001.tem").touch()
+    with pytest.raises(ValueError, match=r"no photograph of 1 people of the corpus, such as \['nobody'\]"):
+        script.read_photos(tmp_path, ["nobody"])
 
 
 def test_fine_looks_are_trained_beside_a_network_that_stays(script, corpus, tmp_path, monkeypatch):
