@@ -18,8 +18,10 @@ import argparse
 import json
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -30,7 +32,7 @@ from transformers import pipeline
 import actionunits  # noqa: F401  (registers the models and the task)
 from actionunits.half_precision import save_in_half
 from actionunits.pictures import load_picture
-from actionunits.synthesis.corpus import split_people
+from actionunits.synthesis.corpus import people_by_split
 from actionunits.synthesis.person import read_people
 from average import read_run
 from network_training import TakesKeywords, replace_folder
@@ -49,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     try:
         for folder in args.models:
-            adapt(folder, training_photographs(args.photos), args.share)
+            manifest = read_run(folder).get("corpus", {}).get("manifest", {})
+            adapt(folder, training_photographs(args.photos, manifest), args.share)
     except (OSError, ValueError) as error:
         parser.error(str(error))
 
@@ -90,10 +93,10 @@ def adapt(folder: Path, photographs: Sequence[Path], share: float) -> None:
     print(f"{folder}: {len(norms)} layers moved {share:.0%} of the way to {found} photographs")
 
 
-def training_photographs(folder: Path) -> list[Path]:
-    """The photographs of the training people."""
+def training_photographs(folder: Path, manifest: Mapping[str, Any] = MappingProxyType({})) -> list[Path]:
+    """The photographs of the training people of a corpus with this manifest."""
     people = read_people(folder)
-    names = split_people(sorted(row["name"] for row in people))["train"]
+    names = people_by_split(manifest, [row["name"] for row in people])["train"]
     return [row["picture"] for row in people if row["name"] in names]
 
 

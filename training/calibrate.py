@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -32,11 +34,12 @@ from transformers import AutoImageProcessor, AutoModel, pipeline
 import actionunits  # noqa: F401  (registers the models and the task)
 from actionunits.action_units import au_label
 from actionunits.data import AlignedFaces, prepare_synthetic
+from actionunits.data.synthetic import read_manifest
 from actionunits.evaluation import evaluation_report, predict_scores
 from actionunits.files import whole_file
 from actionunits.metrics import calibrate_thresholds
 from actionunits.model_card import write_card
-from actionunits.synthesis.corpus import split_people
+from actionunits.synthesis.corpus import people_by_split
 from actionunits.synthesis.person import read_people
 
 SMILE = 12  # lip corner puller
@@ -60,7 +63,7 @@ def main() -> None:
     for folder in args.models:
         cache = args.cache or folder.parent / "prepared"
         faces = {split: prepare_synthetic(args.data, split, cache) for split in ("validation", "test")}
-        calibrate(folder, faces, neutral_photographs(args.photos))
+        calibrate(folder, faces, neutral_photographs(args.photos, read_manifest(args.data)))
 
 
 def calibrate(folder: Path, faces: dict[str, AlignedFaces], photographs: list[Path]) -> None:
@@ -116,10 +119,10 @@ def choose_thresholds(
     }
 
 
-def neutral_photographs(folder: Path) -> list[Path]:
-    """The photographs of the people of training and validation."""
+def neutral_photographs(folder: Path, manifest: Mapping[str, Any] = MappingProxyType({})) -> list[Path]:
+    """The photographs of the training and validation people of a corpus with this manifest."""
     people = read_people(folder)
-    splits = split_people(sorted(row["name"] for row in people))
+    splits = people_by_split(manifest, [row["name"] for row in people])
     return [row["picture"] for row in people if row["name"] not in splits["test"]]
 
 

@@ -34,7 +34,7 @@ from transformers import pipeline
 
 import actionunits  # noqa: F401  (registers the pipeline)
 from actionunits.action_units import au_label
-from actionunits.synthesis.corpus import split_people
+from actionunits.synthesis.corpus import people_by_split
 from actionunits.synthesis.person import read_people
 
 CODES = Path(__file__).with_name("real_photos.csv")
@@ -159,8 +159,11 @@ def au_figures(present: np.ndarray, score: np.ndarray, active: np.ndarray) -> di
 def check_neutral_portraits(detect, photos: Path) -> dict:
     """Share of neutral portraits on which each AU fires, by split."""
     people = read_people(photos)
+    run = Path(detect.model.name_or_path) / "run.json"
+    made = json.loads(run.read_text(encoding="utf-8")) if run.is_file() else {}
+    manifest = made.get("corpus", {}).get("manifest", {})
     figures = {}
-    for split, names in split_people(sorted(row["name"] for row in people)).items():
+    for split, names in people_by_split(manifest, [row["name"] for row in people]).items():
         files = [str(row["picture"]) for row in people if row["name"] in names]
         faces = [detect(file) for file in tqdm(files, split)]
         active = np.array([[a["active"] for a in found[0]["action_units"]] for found in faces if found])

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AutoImageProcessor, AutoModel, pipeline
 
 from actionunits.pictures import sample_photo
+from actionunits.synthesis.corpus import split_people
 
 
 @pytest.fixture(scope="module")
@@ -97,5 +98,7 @@ def test_what_cannot_be_adapted_is_named(script, run, folder, photographs):
 def test_photographs_of_other_people_are_not_looked_at(script, monkeypatch):
     people = [{"name": f"london/{i:03d}", "picture": i} for i in range(20)]
     monkeypatch.setattr(script, "read_people", lambda folder: people)
-    splits = script.split_people([row["name"] for row in people])
-    assert {people[i]["name"] for i in script.training_photographs("anywhere")} == set(splits["train"])
+    names = [row["name"] for row in people]
+    for seed, manifest in ((0, {}), (3, {"people": split_people(names, seed=3)})):
+        seen = script.training_photographs("anywhere", manifest)
+        assert {names[i] for i in seen} == set(split_people(names, seed)["train"])

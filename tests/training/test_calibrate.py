@@ -9,6 +9,7 @@ from scipy.special import expit, logit
 from tiny_run import RECIPE, load_script
 
 from actionunits.data import prepare_synthetic
+from actionunits.synthesis.corpus import split_people
 
 
 @pytest.fixture(scope="session")
@@ -122,7 +123,11 @@ def replace_rows(faces, count):
 def test_photographs_of_test_people_are_not_looked_at(calibrate, monkeypatch):
     people = [{"name": f"london/{i:03d}", "picture": i} for i in range(20)]
     monkeypatch.setattr(calibrate, "read_people", lambda folder: people)
-    test = calibrate.split_people([row["name"] for row in people])["test"]
-    seen = calibrate.neutral_photographs("anywhere")
-    assert len(test) == 3 and len(seen) == 17
-    assert not {people[i]["name"] for i in seen} & set(test)
+    names = [row["name"] for row in people]
+    for seed, manifest in ((0, {}), (3, {"people": split_people(names, seed=3)})):
+        test = split_people(names, seed)["test"]
+        seen = calibrate.neutral_photographs("anywhere", manifest)
+        assert len(test) == 3 and len(seen) == 17
+        assert not {names[i] for i in seen} & set(test)
+    with pytest.raises(ValueError, match="people of the split 'train', such as .*'a'.* is among the photo"):
+        calibrate.neutral_photographs("anywhere", {"people": split_people(["a", "b", "c", "d", "e", "f"])})

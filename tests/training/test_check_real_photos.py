@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import tarfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -90,6 +91,21 @@ def test_a_new_folder_for_the_figures_is_made_first(check, monkeypatch, tmp_path
     monkeypatch.setattr(check, "check_neutral_portraits", lambda *args: {"made": output.parent.is_dir()})
     check.main()
     assert json.loads(output.read_text()) == {"neutral portraits": {"made": True}}
+
+
+def test_portraits_are_told_by_the_splits_of_the_model_s_own_corpus(check, monkeypatch, tmp_path):
+    people = [{"name": str(i), "picture": i} for i in range(6)]
+    splits = {"train": ["0"], "validation": ["1", "2"], "test": ["3", "4", "5"]}
+    (tmp_path / "run.json").write_text(json.dumps({"corpus": {"manifest": {"people": splits}}}))
+    monkeypatch.setattr(check, "read_people", lambda folder: people)
+
+    def detect(file):  # the action unit fires on the test people
+        return [{"action_units": [{"active": int(file) > 2}]}]
+
+    detect.model = SimpleNamespace(name_or_path=str(tmp_path), config=SimpleNamespace(aus=[12]))
+    figures = check.check_neutral_portraits(detect, tmp_path)
+    assert {split: f["people"] for split, f in figures.items()} == {"train": 1, "validation": 2, "test": 3}
+    assert [figures[split]["false alarms, mean"] for split in splits] == [0, 0, 1]
 
 
 def test_a_face_is_taken_by_its_place(check):

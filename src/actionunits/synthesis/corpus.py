@@ -13,6 +13,7 @@ import os
 import pickle
 import tempfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from multiprocessing.pool import Pool, ThreadPool
 from pathlib import Path
@@ -89,6 +90,23 @@ def split_people(names: list[str], seed: int = 0) -> dict[str, list[str]]:
     if any(not part for part in parts.values()):
         raise ValueError(f"{len(names)} people are too few for three disjoint splits; give at least 3.")
     return {split: sorted(parts[split]) for split in SPLITS}
+
+
+def people_by_split(manifest: Mapping[str, Any], names: list[str]) -> dict[str, list[str]]:
+    """Which of these people are in which split of a corpus, by its manifest, else by `split_people`.
+
+    Raises:
+        ValueError: The manifest names others.
+    """
+    people = manifest.get("people") or split_people(sorted(names))
+    splits = {split: sorted(set(people[split]) & set(names)) for split in SPLITS}
+    if alone := [split for split in SPLITS if not splits[split]]:
+        raise ValueError(
+            f"none of the {len(people[alone[0]])} people of the split {alone[0]!r}, such as "
+            f"{people[alone[0]][:1]}, is among the photographed, such as {names[:1]}; give the photographs "
+            "that the corpus was rendered from."
+        )
+    return splits
 
 
 def write_corpus(
