@@ -20,11 +20,9 @@ class EndOfEpochCallback(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """End the epoch, or forget it where it is broken off."""
-        if control.should_training_stop and _is_broken_off(state, **kwargs):
-            _forget_epoch(**kwargs)
-        else:
-            _end_epoch(**kwargs)
+        """End the epoch, or break it off."""
+        is_part = control.should_training_stop and _is_broken_off(state, **kwargs)
+        _tell("break_off_epoch" if is_part else "end_of_epoch", **kwargs)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -35,9 +33,9 @@ class EndOfEpochCallback(TrainerCallback):
         a second time with smaller batches (`auto_find_batch_size`), forgets what an earlier try has gathered.
         """
         if not state.epoch:
-            _forget_epoch(**kwargs)
+            _tell("break_off_epoch", kwargs.get("model"))
         elif float(state.epoch).is_integer():
-            _end_epoch(**kwargs)
+            _tell("end_of_epoch", **kwargs)
 
 
 def _is_broken_off(state: TrainerState, train_dataloader: Any = None, **kwargs: Any) -> bool:
@@ -46,14 +44,9 @@ def _is_broken_off(state: TrainerState, train_dataloader: Any = None, **kwargs: 
     return epoch > 1 and not epoch.is_integer() and has_length(train_dataloader)
 
 
-def _end_epoch(model: Any = None, train_dataloader: Any = None, **kwargs: Any) -> None:
-    if hasattr(model, "end_of_epoch"):
-        model.end_of_epoch(train_dataloader)
-
-
-def _forget_epoch(model: Any = None, **kwargs: Any) -> None:
-    if hasattr(model, "forget_epoch"):
-        model.forget_epoch()
+def _tell(what: str, model: Any = None, train_dataloader: Any = None, **kwargs: Any) -> None:
+    if hasattr(model, what):
+        getattr(model, what)(train_dataloader)
 
 
 __all__ = ["EndOfEpochCallback"]

@@ -682,6 +682,17 @@ def test_training_that_stops_amid_an_epoch_keeps_the_prototypes_of_the_last_whol
             torch.testing.assert_close(model.prototypes, whole)
 
 
+def test_static_prototypes_are_of_the_last_weights_wherever_training_stops(tmp_path):
+    model = train_with_trainer(tmp_path, max_steps=3, deconfounding="static")
+    found = model.prototypes.clone()
+    inputs = {name: value for name, value in Faces(model.config).items.items() if name != "labels"}
+    for branch in model.branches.values():
+        branch.intervention.feature_count.fill_(1)  # as if it had trained, which would change statistics
+    model.end_of_epoch([inputs])
+    torch.testing.assert_close(found, model.prototypes)
+    assert model.branches["AU1"].intervention.prototype_count == 8
+
+
 def test_a_new_try_with_smaller_batches_forgets_the_first(tmp_path, monkeypatch):
     """As `auto_find_batch_size` makes one where the memory is not enough."""
     seen = []

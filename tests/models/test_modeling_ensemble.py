@@ -216,7 +216,7 @@ def test_epochs_end_for_the_networks_that_keep_state(networks):
     inputs = TestEnsemble().make_inputs(model.config, 4)
     before = model.networks["ac2d"].prototypes.clone()
     model(**inputs)
-    model.forget_epoch()
+    model.break_off_epoch()
     model.end_of_epoch()
     torch.testing.assert_close(model.networks["ac2d"].prototypes, before, rtol=0, atol=0)
     model(**inputs)

@@ -538,7 +538,7 @@ def test_loss_weights_are_those_of_equations_13_to_15(rates):
         epochs.append(batches)
         torch.testing.assert_close(model.loss_weights, before, rtol=0, atol=0)  # all through the epoch
         again = copy.deepcopy(model)
-        again.forget_epoch()
+        again.break_off_epoch()
         again.end_of_epoch()
         torch.testing.assert_close(again.loss_weights, before, rtol=0, atol=0)
         model.end_of_epoch()

@@ -166,10 +166,16 @@ class Ac2dForAUDetection(AUPreTrainedModel):
         for intervention in interventions:
             intervention.end_of_epoch()
 
-    def forget_epoch(self) -> None:
-        """Forget the features of an epoch that was broken off; the prototypes stay."""
+    def break_off_epoch(self, batches: Iterable[Mapping[str, Tensor]] | None = None) -> None:
+        """Forget the features of an epoch that goes no further; the prototypes stay.
+
+        Args:
+            batches: As in `end_of_epoch`; with them "static" ends the epoch, for it looks at all of the set.
+        """
+        if self.config.deconfounding == "static" and batches is not None:
+            self.end_of_epoch(batches)
         for intervention in self._interventions:
-            intervention.forget_epoch()
+            intervention.start_over()
 
     @property
     def prototypes(self) -> Tensor | None:
@@ -452,10 +458,10 @@ class CausalIntervention(nn.Module):
         """Make the mean of the features seen the prototype (Eq. 12a), and start over."""
         self.prototype.copy_(self.feature_sum / self.feature_count)
         self.prototype_count.copy_(self.feature_count)
-        self.forget_epoch()
+        self.start_over()
 
-    def forget_epoch(self) -> None:
-        """Start the sums over."""
+    def start_over(self) -> None:
+        """Forget the sums of the running epoch."""
         self.feature_sum.zero_()
         self.feature_count.zero_()
 

@@ -163,16 +163,17 @@ class EnsembleForAUDetection(AUPreTrainedModel):
         Args:
             batches: Inputs of the ensemble that show the training set once, for networks that look again.
         """
-        for network in self.networks.values():
-            if hasattr(network, "end_of_epoch"):
-                inputs = None if batches is None else (self._inputs_of(network, batch) for batch in batches)
-                network.end_of_epoch(inputs)  # type: ignore[operator]
+        self._tell_networks("end_of_epoch", batches)
 
-    def forget_epoch(self) -> None:
-        """Let the networks that keep state by the epoch forget one that was broken off."""
+    def break_off_epoch(self, batches: Iterable[Mapping[str, Tensor]] | None = None) -> None:
+        """Tell them that one goes no further; arguments as in `end_of_epoch`."""
+        self._tell_networks("break_off_epoch", batches)
+
+    def _tell_networks(self, what: str, batches: Iterable[Mapping[str, Tensor]] | None) -> None:
         for network in self.networks.values():
-            if hasattr(network, "forget_epoch"):
-                network.forget_epoch()  # type: ignore[operator]
+            if hasattr(network, what):
+                inputs = None if batches is None else (self._inputs_of(network, batch) for batch in batches)
+                getattr(network, what)(inputs)
 
     def _inputs_of(self, network: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The ensemble's inputs as one of its networks reads them."""

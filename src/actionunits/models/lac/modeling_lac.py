@@ -265,10 +265,10 @@ class LacForAUDetection(AUPreTrainedModel):
         for each, weights in zip(statistics, updated, strict=True):
             each.epoch_weights.copy_(weights)
             each.epochs.add_(1)
-        self.forget_epoch()
+        self.break_off_epoch()
 
-    def forget_epoch(self) -> None:
-        """Forget the counts of an epoch that was broken off; the loss weights stay."""
+    def break_off_epoch(self, batches: Any = None) -> None:
+        """Forget the counts of an epoch that goes no further; the loss weights stay."""
         for each in self._statistics:
             each.epoch_sums.zero_()
 
