@@ -182,7 +182,7 @@ def test_the_readme_has_the_table_of_the_recipes():
     assert "fold-*/model --data prepared/gft --split test --output runs/ac2d-bp4d-for-gft" in measuring
     assert "--data prepared/bp4d --fold 1 2 3 --split test" in rows["ac2d-gft-for-bp4d"][1]
     training, measuring = rows["gtlenet-bp4d-for-bp4d+"][1].split(" && ")
-    assert "--folds" not in training and "--data prepared/bp4d_plus --split full" in measuring
+    assert "--folds" not in training and "--data prepared/bp4d_plus-300 --split full" in measuring
     assert rows["lsc-bp4d-LSC-fix"][2] == 64.0 and "--variant LSC-fix" in rows["lsc-bp4d-LSC-fix"][1]
 
 

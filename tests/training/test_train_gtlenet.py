@@ -116,6 +116,21 @@ def test_recipes_warm_up_for_a_thousand_steps(name, variant, frames):
     assert recipe.epochs == 20 and recipe.batch_size == 10
 
 
+def test_no_recipe_of_a_table_enlarges_the_face():
+    from recipe import load_recipe
+
+    for path in (ROOT / "training" / "recipes").glob("*.yaml"):
+        recipe = load_recipe(path)
+        geometry = recipe.geometry
+        assert not recipe.paper.mean or geometry.crop_size >= geometry.input_size, path.name
+    for name in ("bp4d", "disfa", "bp4d+"):
+        recipe = load_recipe(ROOT / "training" / "recipes" / f"gtlenet-{name}.yaml")
+        in_use = GtleNetForAUDetection.config_class.paper().processor_options
+        share = in_use["crop_size"]["width"] / in_use["aligned_size"]
+        assert recipe.geometry.crop_size / recipe.geometry.aligned_size == share
+        assert recipe.geometry.input_size == in_use["size"]["width"]
+
+
 def test_embeddings_become_a_picture(corpus, encoder_folder, tmp_path):
     pytest.importorskip("sklearn")
     script = load_script("plot_au_embeddings")
