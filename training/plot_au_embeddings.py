@@ -1,16 +1,20 @@
-r"""Draw Fig. 6 of GTLE-Net: the AU embeddings of two models, with and without the masks, by t-SNE.
+r"""Draw AU embeddings by t-SNE: Fig. 6 of GTLE-Net, with and without masks, and Fig. 5 of AUFormer.
 
     python training/plot_au_embeddings.py --models runs/gtlenet/model runs/gtlenet-no-masks/model \
         --data corpora/synthetic --output fig6.png
+    python training/plot_au_embeddings.py --models runs/auformer-unsupervised/model runs/auformer/model \
+        --data corpora/synthetic --together --pictures 100 --output fig5.png
 
 A row a model, a column an action unit, a dot a picture: orange where the action unit occurs, blue where not.
-Below each panel stands how many of a picture's ten nearest neighbours, before t-SNE, have its label: the mean
-share, and in parentheses what chance would give.
+With `--together` all action units share a panel: a dot an action unit of a picture, a colour an action unit.
+Below each panel stands how many of a dot's ten nearest neighbours, before t-SNE, have its label (or are of
+its action unit): the mean share, and in parentheses what chance would give.
 """
 
 from __future__ import annotations
 
 import argparse
+import colorsys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,18 +46,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", nargs="+", required=True, help="folders of GTLE-Net, a row each")
+    parser.add_argument(
+        "--models", nargs="+", required=True, help="folders of GTLE-Net or AUFormer, a row each"
+    )
     parser.add_argument("--data", required=True, help="prepared corpus, or the synthetic one")
     parser.add_argument("--split", default="test")
     parser.add_argument("--fold", default="", help="of a prepared corpus, such as 1 or part3")
     parser.add_argument("--pictures", type=from_one, default=1000)
+    parser.add_argument("--together", action="store_true", help="all action units in one panel")
     parser.add_argument("--cache", type=Path, help="decoded pictures (default: beside the output)")
     parser.add_argument("--seed", type=from_zero, default=0)
     parser.add_argument("--output", type=Path, required=True, help="PNG file")
     args = parser.parse_args(arguments)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     faces = read_faces(args)
-    rows = [model_panels(name, faces, args.seed) for name in args.models]
+    make = together if args.together else one_by_one
+    rows = [make(name, faces, args.seed) for name in args.models]
     image = draw_rows(rows)
     with whole_file(args.output) as part:
         image.save(part, "PNG")
@@ -71,30 +79,44 @@ def read_faces(args: argparse.Namespace) -> AlignedFaces:
     return faces.select(np.sort(chosen))
 
 
-def model_panels(name: str, faces: AlignedFaces, seed: int) -> list[dict[str, Any]]:
-    """For each action unit of a model and the corpus its title, dots (n, 2) in 0..1, and occurrence (n,)."""
+def one_by_one(name: str, faces: AlignedFaces, seed: int) -> list[dict[str, Any]]:
+    """A panel for each action unit of a model and the corpus: `title`, `dots` (n, 2) and `colours` (n,)."""
     embeddings, aus = embed(name, faces)
     panels = []
     for i, au in enumerate(tqdm(aus, desc=name, unit="AU", disable=None)):
         labels = faces.occurrence[:, faces.aus.index(au)]
         known = labels >= 0
         occurs, vectors = labels[known] == 1, embeddings[known, i]
-        same = same_label_share(vectors, occurs)
         chance = occurs.mean() ** 2 + (1 - occurs.mean()) ** 2
-        title = f"{au_label(au)}  {same:.2f} ({chance:.2f})"
-        perplexity = min(30.0, (len(vectors) - 1) / 3)
-        dots = TSNE(perplexity=perplexity, random_state=seed, init="pca").fit_transform(vectors)
-        dots = (dots - dots.min(0)) / np.maximum(np.ptp(dots, axis=0), 1e-9)
-        panels.append({"title": title, "dots": dots, "occurs": occurs})
+        title = f"{au_label(au)}  {same_label_share(vectors, occurs):.2f} ({chance:.2f})"
+        colours = np.where(occurs, OCCURS, ABSENT)
+        panels.append({"title": title, "dots": project(vectors, seed), "colours": colours})
     return panels
+
+
+def together(name: str, faces: AlignedFaces, seed: int) -> list[dict[str, Any]]:
+    """One panel of all action units of a model and the corpus, each in a colour of its own."""
+    embeddings, aus = embed(name, faces)
+    vectors, units = embeddings.reshape(-1, embeddings.shape[-1]), np.tile(np.arange(len(aus)), len(faces))
+    hues = [colorsys.hsv_to_rgb(i / len(aus), 0.8, 0.85) for i in range(len(aus))]
+    names = np.array(["#" + "".join(f"{round(255 * part):02x}" for part in hue) for hue in hues])
+    title = f"{len(aus)} AUs  {same_label_share(vectors, units):.2f} ({1 / len(aus):.2f})"
+    return [{"title": title, "dots": project(vectors, seed), "colours": names[units]}]
+
+
+def project(vectors: np.ndarray, seed: int) -> np.ndarray:
+    """t-SNE of vectors (n, D), (n, 2) in 0..1."""
+    perplexity = min(30.0, (len(vectors) - 1) / 3)
+    dots = TSNE(perplexity=perplexity, random_state=seed, init="pca").fit_transform(vectors)
+    return (dots - dots.min(0)) / np.maximum(np.ptp(dots, axis=0), 1e-9)
 
 
 @torch.no_grad()
 def embed(name: str, faces: AlignedFaces, batch_size: int = 50) -> tuple[np.ndarray, list[int]]:
     """AU embeddings (n, m, D) of a model, and the m action units that the corpus labels."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    aus = [au for au in AutoModel.from_pretrained(name).config.aus if au in faces.aus]
-    model = AutoModel.from_pretrained(name, aus=aus, dtype=torch.float32).to(device).eval()
+    model = AutoModel.from_pretrained(name, dtype=torch.float32).to(device).eval()
+    columns = [i for i, au in enumerate(model.config.aus) if au in faces.aus]
     if not hasattr(model, "au_embeddings"):
         raise ValueError(f"{name} is a {type(model).__name__}, which has no embedding an action unit.")
     processor = AutoImageProcessor.from_pretrained(name)
@@ -104,7 +126,7 @@ def embed(name: str, faces: AlignedFaces, batch_size: int = 50) -> tuple[np.ndar
         pictures, landmarks = [faces.picture(row) for row in rows], [faces.landmarks[row] for row in rows]
         inputs = processor(pictures, landmarks=landmarks, return_tensors="pt")  # sharpened as in use
         results.append(model.au_embeddings(inputs["pixel_values"].to(device)).cpu())
-    return torch.cat(results).numpy(), aus
+    return torch.cat(results)[:, columns].numpy(), [model.config.aus[i] for i in columns]
 
 
 def same_label_share(vectors: np.ndarray, labels: np.ndarray) -> float:
@@ -124,11 +146,11 @@ def draw_rows(rows: list[list[dict[str, Any]]]) -> Image.Image:
         for x, panel in enumerate(row):
             left, top, side = SCALE * (x * width + GAP), SCALE * (y * height + GAP), SCALE * SIDE
             draw.rectangle([left, top, left + side, top + side], outline="#bbbbbb", width=SCALE)
-            for (u, v), occurs in zip(panel["dots"], panel["occurs"], strict=True):
+            for (u, v), colour in zip(panel["dots"], panel["colours"], strict=True):
                 cx, cy = left + (0.04 + 0.92 * u) * side, top + (0.04 + 0.92 * v) * side
                 reach = 1.6 * SCALE
                 box = [cx - reach, cy - reach, cx + reach, cy + reach]
-                draw.ellipse(box, fill=OCCURS if occurs else ABSENT)
+                draw.ellipse(box, fill=str(colour))
             middle = (left + side / 2, top + side + SCALE * 4)
             draw.text(middle, panel["title"], "black", font, anchor="ma")
     return image.reduce(SCALE)

@@ -363,6 +363,19 @@ def test_outputs_and_gradients_equal_the_naive_experts(architecture, dtype, tole
         torch.testing.assert_close(actual / scale, gradient / scale, msg=name, **close)
 
 
+def test_embeddings_are_the_last_knowledge_of_cls():
+    model = make_model(expert_channels=3).double()
+    inputs, _ = make_inputs(model, torch.float64)
+    _, expert_logits, knowledge = PlainAUFormer(model)(inputs)
+    embeddings = model.au_embeddings(inputs)
+    expected = torch.stack([each[:, 0] for each in knowledge], dim=1)
+    torch.testing.assert_close(embeddings, expected, rtol=1e-9, atol=1e-9)
+    heads = model.expert_classifier
+    torch.testing.assert_close((embeddings * heads.weight).sum(-1) + heads.bias, expert_logits)
+    with pytest.raises(ValueError, match="collaborating experts"):
+        make_model(collaboration=False).au_embeddings(inputs.float())
+
+
 def test_both_naive_ways_to_look_at_neighbours_agree():
     model = make_model(ca_neighborhood=5).double()
     inputs, _ = make_inputs(model, torch.float64)

@@ -12,6 +12,8 @@ from transformers import AutoModel
 
 import network_training
 from actionunits import (
+    AUFormerConfig,
+    AUFormerForAUDetection,
     AUImageProcessor,
     GlobalExpressionEncoder,
     GlobalExpressionEncoderConfig,
@@ -156,6 +158,35 @@ def test_embeddings_become_a_picture(corpus, encoder_folder, tmp_path):
     with torch.no_grad():
         expected = model.au_embeddings(torch.tensor(np.array(seen)))
     embeddings, _ = script.embed(str(tmp_path / "model"), faces)  # of the pictures that the model sees in use
+    np.testing.assert_allclose(embeddings, expected, atol=1e-5)
+
+
+def test_embeddings_of_all_action_units_share_a_panel(corpus, tmp_path):
+    pytest.importorskip("sklearn")
+    script = load_script("plot_au_embeddings")
+    vit = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    config = AUFormerConfig(backbone_config=vit | {"image_size": 32, "patch_size": 16}, aus=[45, 12, 1])
+    model = AUFormerForAUDetection(config).eval()
+    with torch.no_grad():
+        for line in model.experts.values():  # which say nothing before they are trained
+            line.up_weight.normal_()
+    model.save_pretrained(tmp_path / "model")
+    processor = AUImageProcessor(**config.processor_options)
+    processor.save_pretrained(tmp_path / "model")
+    output = tmp_path / "fig5.png"
+    arguments = ["--models", tmp_path / "model", "--data", corpus, "--split", "train", "--output", output]
+    script.main([*map(str, arguments), "--pictures", "6", "--together"])
+    assert Image.open(output).size == (210 + 10, 234 + 10)
+    faces = script.prepare_synthetic(corpus, "train", tmp_path / "prepared").select(range(6))
+    (panel,) = script.together(str(tmp_path / "model"), faces, seed=0)
+    assert panel["dots"].shape == (12, 2)  # AU45 is not in the corpus
+    assert list(panel["colours"]) == [panel["colours"][0], panel["colours"][1]] * 6
+    assert panel["colours"][0] != panel["colours"][1]
+    embeddings, aus = script.embed(str(tmp_path / "model"), faces)
+    seen = processor([faces.picture(i) for i in range(6)], landmarks=list(faces.landmarks))["pixel_values"]
+    with torch.no_grad():  # of the whole group: the experts of AU45 collaborate, too
+        expected = model.au_embeddings(torch.tensor(np.array(seen)))[:, 1:]
+    assert aus == [12, 1]
     np.testing.assert_allclose(embeddings, expected, atol=1e-5)
 
 

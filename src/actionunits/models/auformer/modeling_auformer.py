@@ -280,6 +280,21 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
             output.au_attentions = torch.sigmoid(self._evidence(normed, codes))
         return output
 
+    def au_embeddings(self, pixel_values: Tensor) -> Tensor:
+        """Return what each action unit's last expert knows of [CLS], K (B, N, D) (Sec. 3.4, Fig. 5).
+
+        Raises:
+            ValueError: The pictures have another size, or the model has no expert an action unit.
+        """
+        if self.expert_classifier is None:
+            raise ValueError(
+                'Only collaborating experts (adaptation="moke") have an embedding an action unit.'
+            )
+        check_size(pixel_values, self.config.image_size)
+        codes = self._encode(pixel_values)[1][:, 0]  # type: ignore[index]
+        weight, bias = self._last_expansions()
+        return torch.einsum("bnd,nDd->bnD", codes.unflatten(-1, weight.shape[::2]), weight) + bias
+
     def _encode(self, pixel_values: Tensor) -> tuple[Tensor, Tensor | None, list[Tensor], list[Tensor]]:
         """Return the last tokens, the last experts' codes, and states and attentions of all blocks."""
         generations = (
@@ -298,8 +313,12 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
 
     def _of_experts(self, codes: Tensor) -> Tensor:
         """What the last experts answer by their codes: (B, T, N d) -> logits (B, N, T)."""
-        last = (self.experts.stack(name)[-1] for name in ("up_weight", "up_bias"))  # type: ignore[union-attr]
-        return self.expert_classifier(codes, *last)  # type: ignore[misc]
+        return self.expert_classifier(codes, *self._last_expansions())  # type: ignore[misc]
+
+    def _last_expansions(self) -> tuple[Tensor, Tensor]:
+        """Return what makes the last codes knowledge again: U (N, D, d) and b (N, D)."""
+        weight, bias = (self.experts.stack(name)[-1] for name in ("up_weight", "up_bias"))  # type: ignore[union-attr]
+        return weight, bias
 
     def _evidence(self, normed: Tensor, codes: Tensor | None) -> Tensor:
         """Apply each action unit's head to the patches, as logits (B, N, H, W)."""
