@@ -91,7 +91,8 @@ class NetworkTraining:
                 self._save_checkpoint()
         if self.recipe.networks[self.name].keep_pretrained:
             self._average_with_pretrained()
-        self._keep_selected()
+        if not self.recipe.select_together:
+            self._keep_selected()
 
     def _build(self) -> None:
         set_seed(self.recipe.seed)
@@ -250,6 +251,9 @@ class NetworkTraining:
                 f"{name} {mean[name]:.3f}" for name in ("f1", "auc", "correlation") if name in mean
             )
             tqdm.write(f"{self.name}: epoch {epoch}/{self.epochs}, {split} {shown}")
+        if self.recipe.select_together:
+            self._keep_epoch(epoch, scores)
+            return
         score = mean.get(self.recipe.selection_metric, 0.0)
         if self.recipe.epoch_selection != "last" and score > self.position.best_score:
             self.position.best_score, self.position.best_epoch = score, epoch
@@ -334,6 +338,15 @@ class NetworkTraining:
             partial = self.folder / f"{name}.partial"
             self.accelerator.unwrap_model(self.model).save_pretrained(partial, state_dict=weights)
             replace_folder(partial, self.folder / name)
+        self.accelerator.wait_for_everyone()
+
+    def _keep_epoch(self, epoch: int, scores: np.ndarray) -> None:
+        """Keep an epoch for the choice that is made once all networks are trained (`joint_selection`)."""
+        self._save_network(epoch_folder(epoch))
+        if self.accelerator.is_main_process:
+            partial = self.folder / "scores.partial.npy"
+            np.save(partial, scores)
+            partial.replace(self.folder / epoch_scores(epoch))
         self.accelerator.wait_for_everyone()
 
     def _keep_selected(self) -> None:
@@ -428,6 +441,16 @@ def seeded_generator(*seed: int) -> torch.Generator:
     """A generator that the numbers decide, such as seed, epoch, batch and process."""
     state = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+def epoch_folder(epoch: int) -> str:
+    """Folder of a network's weights after an epoch, where all epochs are kept."""
+    return f"epoch-{epoch:04d}"
+
+
+def epoch_scores(epoch: int) -> str:
+    """File of what the watched people scored after it, (N, m)."""
+    return f"epoch-{epoch:04d}.npy"
 
 
 def watched_split(recipe: Recipe, splits: Sequence[str] | None = None) -> str:

@@ -139,6 +139,8 @@ class Recipe:
         epoch_selection: "last", "best-validation" by `selection_metric`, or "best-test": on the test fold, as
             the papers choose, which flatters; every report names the rule.
         selection_metric: Mean figure of the split that selects: "f1" (at 0.5), "auc" or "correlation".
+        select_together: Whether `lsc` and `gda` are those of one epoch, after which their answers together
+            are best (ESCDA Sec. 4.1.2), instead of each its own best; until then all epochs are kept.
         max_false_alarms: Bound of the false alarm rate when thresholds are calibrated (validation split).
         seed: Of initial weights, order of the pictures and augmentation.
         eval_batch_size: Pictures of one validation batch.
@@ -181,6 +183,7 @@ class Recipe:
     save_dtype: Literal["float32", "float16"] = "float32"
     epoch_selection: Literal["last", "best-validation", "best-test"] = "last"
     selection_metric: Literal["f1", "auc", "correlation"] = "f1"
+    select_together: bool = False
     max_false_alarms: float = 0.1
     seed: int = 0
     eval_batch_size: int = 128
@@ -220,6 +223,8 @@ class Recipe:
             if network.keep_pretrained and (not network.pretrained or self.epoch_selection != "last"):
                 raise ValueError(f"{name}: keep_pretrained wants `pretrained` and epoch_selection=last.")
             trained.append(name)
+        if self.select_together:
+            self._check_select_together()
         if not 0 < self.teacher_weight <= 1:
             raise ValueError(f"teacher_weight={self.teacher_weight} must lie in (0, 1].")
         if self.teachers and self.target != "intensity":
@@ -239,6 +244,19 @@ class Recipe:
             raise ValueError(f"image_std={self.image_std} divides the channels, so it must be above 0.")
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ValueError(f"warmup_epochs={self.warmup_epochs} must be below epochs={self.epochs}.")
+
+    def _check_select_together(self) -> None:
+        names = list(self.networks)
+        if len(names) < 2 or self.epoch_selection == "last":
+            raise ValueError(
+                f"select_together chooses an epoch for lsc and gda by a split; got {names} and "
+                f"epoch_selection={self.epoch_selection}."
+            )
+        if any(n.epochs not in (0, self.epochs) or n.backbone_from in names for n in self.networks.values()):
+            raise ValueError(
+                "select_together wants as many epochs of each network, and no backbone_from another one, "
+                "which is only chosen when all are trained."
+            )
 
     @property
     def learning_rate(self) -> float:

@@ -47,6 +47,7 @@ from actionunits.model_card import write_card
 from actionunits.models.escda import EscdaForAUDetection
 from actionunits.publishing_terms import started_from, training_corpora
 from actionunits.reports import write_report
+from joint_selection import keep_best_together
 from network_training import (
     NetworkTraining,
     RunLog,
@@ -109,6 +110,8 @@ def train(output: Path, recipe: Recipe, args: argparse.Namespace, accelerator: A
     keep_recipe(output, recipe, manifest, accelerator)
     for name in recipe.networks:
         NetworkTraining(name, recipe, splits, output / name, new_accelerator(recipe), log).run()
+    if recipe.select_together:
+        keep_best_together(recipe, splits, output, accelerator, log)
     finish(output, recipe, splits, manifest, accelerator, log)
     accelerator.wait_for_everyone()
 

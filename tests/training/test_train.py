@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from tiny_run import RECIPE, ROOT, TINY, TINY_AC2D
 from transformers import AutoModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+import joint_selection
 import network_training
 import teaching
 from actionunits import EscdaForAUDetection, GdaForAUDetection
@@ -389,6 +391,78 @@ def test_the_papers_way_selects_on_the_test_people_and_says_so(run):
     report = json.loads((output / "metrics-test.json").read_text())
     assert (report["epoch_selection"], report["thresholds_from"]) == ("best-test", "the validation people")
     assert "it flatters" in (output / "metrics-test.md").read_text()
+
+
+@pytest.mark.parametrize(("ensemble", "found"), [("average", [2, 4, 2]), ("voting", [3, 4, 4])])
+def test_figures_of_joint_answers_by_hand(tmp_path, ensemble, found):
+    """Four pictures that show the action unit; alone LSC finds 3, 2 and 0 of them, GDA 0, 2 and 4."""
+    scores = {
+        "lsc": [[0.9, 0.9, 0.9, 0.2], [0.9, 0.9, 0.3, 0.3], [0.4, 0.4, 0.1, 0.1]],
+        "gda": [[0.2, 0.2, 0.05, 0.2], [0.4, 0.3, 0.8, 0.9], [0.7, 0.7, 0.7, 0.7]],
+    }
+    for name, epochs in scores.items():
+        (tmp_path / name).mkdir()
+        for number, answers in enumerate(epochs, start=1):
+            np.save(tmp_path / name / f"epoch-{number:04d}.npy", np.array(answers)[:, None])
+    faces = SimpleNamespace(aus=(12,), occurrence=np.ones((4, 1), np.int8), intensities=None)
+    path = ROOT / "training" / "recipes" / "escda-bp4d.yaml"
+    recipe = load_recipe(path, ["epochs=3", "warmup_epochs=1", f"ensemble={ensemble}"])
+    figures = joint_selection.figures_together(recipe, faces, [tmp_path / "lsc", tmp_path / "gda"])
+    np.testing.assert_allclose(figures, [2 * n / (n + 4) for n in found])  # 2 TP / (2 TP + FN)
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_networks_selected_together_are_of_one_epoch(run, train, monkeypatch, is_stopped):
+    """Joint answers are made to be best after the second of three epochs."""
+    selected = {"epochs": 3, "epoch_selection": "best-test", "select_together": True}
+    figures_together = joint_selection.figures_together
+
+    def scripted(*args):
+        assert len(figures_together(*args)) == 3
+        return [0.2, 0.9, 0.5]
+
+    monkeypatch.setattr(joint_selection, "figures_together", scripted)
+    if is_stopped:
+        with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
+            patch.setattr(joint_selection, "replace_folder", stop_at("gda"))
+            run(**selected)
+    output = run(**selected)
+    assert events(output, "together")[-1]["selected_epoch"] == 2
+    for name in ("lsc", "gda"):
+        kept = AutoModel.from_pretrained(output / name / "model").state_dict()
+        batches_seen = {int(value) for key, value in kept.items() if key.endswith("num_batches_tracked")}
+        assert batches_seen == {6}  # two epochs of three
+        assert not list((output / name).glob("epoch-*"))
+    described = json.loads((output / "model" / "run.json").read_text())
+    assert described["selected_epochs"] == {"lsc": 2, "gda": 2}
+
+
+def stop_at(name: str):
+    """Stands for `replace_folder` in a process that is killed when it comes to a network."""
+
+    def replace_or_stop(source: Path, target: Path) -> None:
+        if target.parent.name == name:
+            raise InterruptedRunError
+        network_training.replace_folder(source, target)
+
+    return replace_or_stop
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epoch_selection": "last"}, "chooses an epoch"),
+        ({"networks": {"gda": {"model_type": "au-gda"}}}, "chooses an epoch"),
+        ({"networks": RECIPE["networks"] | {"gda": {"model_type": "au-gda", "epochs": 1}}}, "as many epochs"),
+        (
+            {"networks": RECIPE["networks"] | {"lsc": {"model_type": "au-lsc", "backbone_from": "gda"}}},
+            "backbone_from",
+        ),
+    ],
+)
+def test_what_cannot_be_selected_together_is_refused(run, values, message):
+    with pytest.raises(ValueError, match=message):
+        run(**{"epoch_selection": "best-test", "select_together": True, **values})
 
 
 def test_folds_are_runs_of_their_own_and_their_mean(train, corpus, tmp_path, monkeypatch):
