@@ -301,6 +301,42 @@ def test_clips_of_one_frame_are_said(model, length):
     assert ("**each picture was a clip of one frame**" in str(make_card(model, TEMPLATE))) is (length != 16)
 
 
+def test_what_was_not_pretrained_is_said_of_the_open_corpus_alone(model):
+    said = "The paper's backbones were pretrained on MS-Celeb-1M; here **nothing was**."
+    assert said in str(make_card(model, TEMPLATE))
+    found = {"lsc": {"name": "ms-celeb-1m/model", "recipe": {}}}
+    change(model, "run.json", lambda run: run.update(backbones=found))
+    assert said not in str(make_card(model, TEMPLATE))
+    change(model, "run.json", lambda run: run.update(backbones={}))
+    change(model, "run.json", lambda run: run["corpus"]["manifest"].update(corpus="bp4d"))
+    assert said not in str(make_card(model, TEMPLATE))
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_weights_of_action_units_that_the_paper_has_are_missed(model, balanced):
+    change(model, "run.json", lambda run: run["recipe"].update(balance_aus=balanced))
+    said = "In the loss all action units and their occurrences weigh alike; the paper weighs them"
+    assert (said in str(make_card(model, TEMPLATE))) is not balanced
+    values = {"model_type": "au-auformer", "gamma_bounds": [1.0, 2.0], "freeze_backbone": True}
+    change(model, "config.json", lambda config: config.update(values))
+    exponents = "and so chooses exponents between 1.0 and 2.0, here all 1.0."
+    assert (exponents in str(make_card(model, TEMPLATE))) is not balanced
+    change(model, "config.json", lambda config: config.update(model_type="au-gtlenet"))
+    assert said not in str(make_card(model, TEMPLATE))  # its paper has none either
+
+
+@pytest.mark.parametrize(("kind", "name"), [("dynamic", None), ("cross_entropy", "plain cross-entropy")])
+def test_another_loss_than_lacs_is_said(model, kind, name):
+    values = {"localization_weight": 0.0, "activation_weight": 1.0, "balance_activation": True}
+    values |= {"model_type": "au-lac", "au_loss_type": kind}
+    change(model, "config.json", lambda config: config.update(values))
+    text = str(make_card(model, TEMPLATE))
+    assert ("Its loss is another than the paper's" in text) is (name is not None)
+    if name:
+        weights = "L_loc with a weight of 0.0 and L_act of 1.0 (paper: 0.5 each), in which the occurrences"
+        assert f"{name} instead of DWA, {weights}" in text
+
+
 def test_pretraining_of_the_encoder_is_said(model):
     change(model, "config.json", lambda config: config.update(model_type="au-gtlenet", pretraining="none"))
     assert "Its encoder was not pretrained" in str(make_card(model, TEMPLATE))

@@ -42,10 +42,11 @@ METHODS = {
     "au-geometry": "geometry",
 }
 OTHERWISE = {
+    "au-ac2d": "one loss more",
     "au-auformer": "a small ViT, trained here, for ImageNet's",
-    "au-lac": "clips of one frame",
+    "au-lac": "ResNet not pretrained, another loss, clips of one frame",
 }
-"""Deviations from the paper other than the size; that of GTLE-Net's encoder is in its run."""
+"""Deviations from the paper other than the size; those of pretraining are in the run."""
 NO_PAPER = {"au-ensemble": "no paper averages these", "au-geometry": "no paper's network"}
 COLUMNS = (
     "`checkpoints/`",
@@ -142,6 +143,8 @@ def paper_size(model: Any) -> str:
 def deviations(run: dict[str, Any]) -> list[str]:
     """Other deviations of a checkpoint from its paper."""
     found = [OTHERWISE[run["model_type"]]] if run["model_type"] in OTHERWISE else []
+    if run["model_type"] in ("au-escda", "au-lsc", "au-gda") and run.get("backbones") == {}:
+        found.append("not pretrained on faces")
     if run["model_type"] == "au-gtlenet":
         triplets = run.get("encoder", {}).get("triplets")
         found.append(f"encoder pretrained on the {triplets}" if triplets else "encoder not pretrained")

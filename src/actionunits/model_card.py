@@ -31,8 +31,8 @@ METHODS = {
     "au-gda": "GDA, the global network of ESCDA: attention along the rows and the columns of the face",
     "au-ac2d": "AC2D: a transformer branch for each AU, its attention held to the AU's place, deconfounded",
     "au-auformer": "AUFormer: a vision transformer with a small expert for each AU in every block",
-    "au-lac": "LAC, lock and check: regions of interest that are found first and checked against each other",
-    "au-gtlenet": "GTLE-Net: an embedding of the whole expression, and from it a local one for each AU",
+    "au-lac": "LAC, lock and check: class weights find where an AU shows, graph and LSTM whether it does",
+    "au-gtlenet": "GTLE-Net: features that know expressions, and from them a map and a mask for each AU",
     "au-geometry": "geometry: a perceptron that reads where the centres of AUs lie, and no pixel",
 }
 _ESCDA = (

@@ -54,6 +54,8 @@ def test_the_papers_sizes_are_named(script):
 
 def test_what_else_is_otherwise_is_named(script):
     assert script.deviations({"model_type": "au-gda"}) == []
+    assert script.deviations({"model_type": "au-gda", "backbones": {}}) == ["not pretrained on faces"]
+    assert script.deviations({"model_type": "au-gda", "backbones": {"gda": {"name": "a/b"}}}) == []
     assert script.deviations({"model_type": "au-gtlenet"}) == ["encoder not pretrained"]
     run = {"model_type": "au-gtlenet", "encoder": {"triplets": "synthetic corpus"}}
     assert script.deviations(run) == ["encoder pretrained on the synthetic corpus"]
