@@ -19,6 +19,7 @@ from actionunits import (
     LscForAUDetection,
 )
 from actionunits.models.escda import modeling_escda as escda
+from references.escda import plain_gda, plain_lsc
 
 from .test_modeling_common import AUS, AUModelTester
 
@@ -205,6 +206,45 @@ def test_compact_networks_are_small():
     assert model.lsc.config == LscConfig.compact(aus=aus)
     assert model.gda.config == GdaConfig.compact(aus=aus)
     assert GdaConfig.compact(hidden_size=64).hidden_size == 64
+
+
+# The networks against plain ones.
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["evaluating", "training"])
+@pytest.mark.parametrize(
+    ("config", "plain"),
+    [
+        pytest.param(GdaConfig(aus=AUS, **BACKBONE), plain_gda, id="GDA"),
+        pytest.param(LscConfig(aus=AUS, **BACKBONE, **BRANCH, mask_sigma=1.3), plain_lsc, id="LSC"),
+        pytest.param(
+            LscConfig(aus=AUS, **BACKBONE, **BRANCH, constraint="fixed", mhca_head_dim=4),
+            plain_lsc,
+            id="LSC(fix), MHCA by heads",
+        ),
+    ],
+)
+def test_outputs_and_gradients_equal_the_plain_network(config, plain, training):
+    torch.manual_seed(5)
+    model = AutoModel.from_config(config).double().train(training)
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if tensor.is_floating_point():
+                tensor += 0.2 * torch.rand_like(tensor)  # variances stay positive
+    named = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    learned = {name: named[name].requires_grad_() for name, _ in model.named_parameters()}
+    pixel_values = torch.randn(3, 3, 48, 48, dtype=torch.float64)
+    centers = 48 * torch.rand(3, len(AUS), 2, 2, dtype=torch.float64)
+    expected = plain(config, named, pixel_values, centers, training)
+    actual = model(pixel_values, centers).logits
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+    target = torch.randn_like(actual)
+    ((actual - target) ** 2).sum().backward()
+    gradients = torch.autograd.grad(((expected - target) ** 2).sum(), list(learned.values()))
+    scale = max(gradient.abs().max() for gradient in gradients)
+    for name, gradient in zip(learned, gradients, strict=True):
+        got = model.get_parameter(name).grad
+        torch.testing.assert_close(got / scale, gradient / scale, rtol=1e-9, atol=1e-9, msg=name)
 
 
 # Local self-attention constraining (Eqs. 1-6).
