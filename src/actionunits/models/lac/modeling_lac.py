@@ -301,7 +301,7 @@ class LacForAUDetection(AUPreTrainedModel):
             magnitude=magnitude,
             scores=scores,
             similarity=similarity,
-            logits=scores.mean((2, 3)) + self.localizer.bias,
+            logits=scores.mean((2, 3)) + self.localizer.bias,  # Eq. 2, which has no bias
             states=tuple(states),
         )
 
