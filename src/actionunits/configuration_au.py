@@ -1,4 +1,4 @@
-"""Configuration shared by all methods: which action units a model answers for, and how answers are read."""
+"""Configuration shared by all methods: the action units of the outputs, their thresholds and rates."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,11 +13,11 @@ from actionunits.au_regions import have_centers
 logger = logging.get_logger(__name__)
 
 LABEL_FIELDS = ("aus", "id2label", "label2id", "num_labels")
-"""Four ways to name the outputs; a config keeps them in step."""
+"""Four ways to name the outputs; a config keeps them consistent."""
 PER_LABEL_FIELDS = ("au_thresholds", "au_occurrence_rates")
-"""Lists with one entry an output; a config carries them along by name when the outputs change."""
+"""Lists with one entry per output, which a config keeps by label when the outputs change."""
 REMOTE_CODE_FIELDS = ("auto_map", "custom_pipelines")
-"""What names the code of a self-contained folder."""
+"""Fields that name the code of a self-contained folder."""
 
 
 @strict
@@ -30,18 +30,18 @@ class AUConfig(PreTrainedConfig):
     Args:
         aus: FACS numbers in output order. Defaults to the twelve of BP4D. `None` in a config whose labels are
             no action units ("LABEL_0").
-        au_thresholds: Probability from which on an action unit counts as active, one an output; `None` means
-            0.5 for all. Kept by name when the outputs change (0.5 for new ones).
-        au_occurrence_rates: Share of the training pictures, in (0, 1), on which each action unit occurs: the
-            weights of the training loss (ESCDA Eq. 8). `None` means no weighting. Kept by name when the
-            outputs change; dropped, with a warning, if an action unit without a rate comes in.
+        au_thresholds: Probability from which an action unit counts as active, one per output; `None` means
+            0.5 for all. Kept by label when the outputs change (0.5 for new ones).
+        au_occurrence_rates: Share of the training pictures, in (0, 1), in which each action unit occurs: the
+            weights of the training loss (ESCDA Eq. 8). `None` means no weighting. Kept by label when the
+            outputs change; dropped, with a warning, if a new one has no rate.
 
     Raises:
         ValueError: Unknown or repeated action units; names that disagree (`aus=[1]`, `id2label={0: "AU2"}`);
             a list of the wrong length or out of range; a `problem_type` other than multi-label.
     """
 
-    # What the Trainer must not gather as predictions.
+    # Outputs that the Trainer does not gather as predictions.
     keys_to_ignore_at_inference = [
         "branch_logits",
         "au_attentions",
@@ -52,8 +52,7 @@ class AUConfig(PreTrainedConfig):
         "attentions",
     ]
 
-    # The face that a method is trained on, for `processor_options`: aligned to so many pixels, of which it
-    # keeps the middle.
+    # For `processor_options`: size of the aligned face, and of its centre crop.
     _aligned_size, _crop_size = 200, 176
 
     aus: Any = None
@@ -78,7 +77,7 @@ class AUConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """Make a config from a saved one; labels asked for by keyword replace the saved ones."""
-        if __name__.startswith("actionunits."):  # which serves better than a copy of it beside the weights
+        if __name__.startswith("actionunits."):  # the package itself is preferred to the folder's copy
             config_dict = {key: value for key, value in config_dict.items() if key not in REMOTE_CODE_FIELDS}
         asked = {name: kwargs.pop(name) for name in LABEL_FIELDS if name in kwargs}
         per_label = {name: kwargs.pop(name) for name in PER_LABEL_FIELDS if name in kwargs}
@@ -87,7 +86,7 @@ class AUConfig(PreTrainedConfig):
         config.relabel(**asked)
         for name, values in per_label.items():
             setattr(config, name, values)
-        config.validate()  # transformers sets what else was asked for without a look at the whole
+        config.validate()  # transformers sets other keywords without validation
         return result
 
     @property
@@ -97,7 +96,7 @@ class AUConfig(PreTrainedConfig):
 
     @property
     def places(self) -> list[int] | None:
-        """The action units whose centres the model is given, in order: its own, unless a method differs.
+        """The action units whose centres are the model's input, in order: its own, unless a method differs.
 
         `None` where the labels are no action units.
         """
@@ -107,9 +106,9 @@ class AUConfig(PreTrainedConfig):
     def processor_options(self) -> dict[str, Any]:
         """Options of the image processor that fits the model, `AUImageProcessor(**config.processor_options)`.
 
-        Every method has them: the middle of an aligned face, shrunk to the model's `image_size`, and the
-        centres of its `places`. A method of other sizes sets `_aligned_size` and `_crop_size`; what else
-        it needs it adds, as in `return super().processor_options | {"image_mean": [0.485, 0.456, 0.406]}`.
+        They are the centre crop of an aligned face, resized to the model's `image_size`, and the centres of
+        its `places`. A method with other sizes sets `_aligned_size` and `_crop_size`; it adds other options
+        as in `return super().processor_options | {"image_mean": [0.485, 0.456, 0.406]}`.
         """
         image_size = getattr(self, "image_size", self._crop_size)
         crop, size = ({"height": side, "width": side} for side in (self._crop_size, image_size))
@@ -117,7 +116,7 @@ class AUConfig(PreTrainedConfig):
 
     @property
     def center_options(self) -> dict[str, Any]:
-        """Those of them that say which centres are emitted."""
+        """The options of `processor_options` for the centres."""
         places = self.places
         if places is None or not have_centers(places):
             return {"au_definition": "none"}
@@ -141,12 +140,12 @@ class AUConfig(PreTrainedConfig):
         super().__setattr__(name, value)
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Return what is saved; transformers would leave out two labels without names."""
+        """Return what is saved; transformers would leave out two anonymous labels."""
         return super().to_diff_dict() | {"id2label": self.id2label, "label2id": self.label2id}
 
     def _store_labels(self, labels: list[str]) -> None:
         numbers = [parse_au_label(label) for label in labels]
-        store = super().__setattr__  # past our own hook, which would come back here
+        store = super().__setattr__  # past our own __setattr__, which would recurse
         store("aus", None if None in numbers else check_aus(numbers))
         store("id2label", dict(enumerate(labels)))
         store("label2id", {label: i for i, label in enumerate(labels)})
@@ -175,19 +174,18 @@ class AUConfig(PreTrainedConfig):
 
 
 class CompositeAUConfig(AUConfig):
-    """Base class of the configurations of several networks that answer together.
+    """Base class of the configurations of models that combine several networks.
 
-    The action units and occurrence rates of the whole hold for each network; where only the networks'
-    configurations name them, the whole takes them from there. Thresholds are its own. A subclass names the
-    networks in `sub_configs` and has a field for each: a configuration, a dictionary, or `None` for no such
-    network.
+    All networks share the action units and occurrence rates of the whole, which it takes from the networks'
+    configurations where only they name them. Thresholds belong to the whole. A subclass names the networks in
+    `sub_configs` and has a field for each: a configuration, a dictionary, or `None` for no such network.
 
     Raises:
         ValueError: The networks, or they and the whole, name different action units.
     """
 
     def __post_init__(self, **kwargs):
-        """Make configurations of the networks' dictionaries and bring labels and rates in step."""
+        """Turn the networks' dictionaries into configurations, and share labels and rates."""
         named = {}
         for key, config_class in self.sub_configs.items():
             if (given := getattr(self, key)) is None:
@@ -218,9 +216,9 @@ class CompositeAUConfig(AUConfig):
 
     @property
     def places(self) -> list[int] | None:
-        """The action units of the whole, and after them what else its networks read the centres of.
+        """The action units of the whole, then others whose centres a network reads.
 
-        Where labels have no centres, only those that a network reads whatever its labels are.
+        Where the labels have no centres, only the latter.
         """
         read = [places for places in (self.aus, *(n.places for n in self.networks.values())) if places]
         places = dict.fromkeys(au for places in read if have_centers(places) for au in places)

@@ -1,4 +1,4 @@
-"""Base class of the models of all methods, and the output layer that they share."""
+"""Base class of all models, and the output layer that they share."""
 
 import copy
 import functools
@@ -20,7 +20,7 @@ logger = logging.get_logger(__name__)
 
 
 class CheckpointedPreTrainedModel(PreTrainedModel):
-    """A model that gradient checkpointing does not change: its batch statistics count each batch once."""
+    """A model whose batch statistics count each batch once, also with gradient checkpointing."""
 
     supports_gradient_checkpointing = True
 
@@ -34,7 +34,7 @@ class CheckpointedPreTrainedModel(PreTrainedModel):
         arguments = getattr(gradient_checkpointing_func, "keywords", {})
         if arguments.get("use_reentrant"):
             logger.warning_once(
-                "use_reentrant=True would lose gradients and count batches twice; it is taken for False."
+                "use_reentrant=True would lose gradients and count batches twice; False is used instead."
             )
             gradient_checkpointing_func = functools.partial(gradient_checkpointing_func, use_reentrant=False)
             arguments = gradient_checkpointing_func.keywords
@@ -47,11 +47,11 @@ class CheckpointedPreTrainedModel(PreTrainedModel):
 
 
 class AUPreTrainedModel(CheckpointedPreTrainedModel):
-    """What all action unit models have in common.
+    """Base class of all action unit models.
 
-    Parameters that belong to one action unit are stored under its label (`classifier.AU12.weight`). So
-    `from_pretrained(folder, aus=[25, 12])` finds the heads of those action units that the folder knows, in
-    any order, and initialises the others.
+    Parameters of a single action unit are stored under its label (`classifier.AU12.weight`). So
+    `from_pretrained(folder, aus=[25, 12])` loads the heads of the action units in the folder, in any order,
+    and initialises the others.
     """
 
     config: AUConfig
@@ -67,12 +67,12 @@ class AUPreTrainedModel(CheckpointedPreTrainedModel):
 
     @property
     def needs_au_centers(self) -> bool:
-        """Whether the model cannot do without `au_centers`, at inference either."""
+        """Whether the model needs `au_centers`, also at inference."""
         return False
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a saved model; what its configuration freezes is frozen again."""
+        """Load a saved model, and freeze what its configuration says."""
         result = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = result[0] if isinstance(result, tuple) else result
         model.freeze()
@@ -85,13 +85,13 @@ class AUPreTrainedModel(CheckpointedPreTrainedModel):
         return model
 
     def freeze(self) -> None:
-        """Take the gradients from what the configuration says is frozen; loading weights gives them back."""
+        """Freeze the parameters that the configuration says; loading weights unfreezes them."""
 
     def load_named_parts(self) -> None:
-        """Load what the configuration names by a folder or a name on the Hub, such as a backbone."""
+        """Load parts that the configuration gives by a folder or a name on the Hub, such as a backbone."""
 
     def adapt_to_aus(self, aus: Iterable[int]):
-        """Return a copy of this model for other action units; those it knows keep their heads.
+        """Return a copy of this model for other action units; known ones keep their heads.
 
         Args:
             aus: FACS numbers in the new output order.
@@ -107,14 +107,14 @@ class AUPreTrainedModel(CheckpointedPreTrainedModel):
         return model.to(self.device).train(self.training)
 
     def in_own_type(self, pixel_values: Tensor) -> Tensor:
-        """Return pictures in the type of the weights, which half-precision evaluation changes unasked.
+        """Return pictures in the dtype of the weights, which half-precision evaluation changes.
 
-        Whole numbers are no normalised pictures and stay what they are, for the first layer to refuse.
+        Integers are no normalised pictures and stay integers, for the first layer to refuse.
         """
         return pixel_values.to(self.dtype) if pixel_values.is_floating_point() else pixel_values
 
     def asked_of_networks(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return what a model of several networks passes on: what its own configuration asks for, too."""
+        """Return the keywords for a model's networks, with the outputs that its configuration requests."""
         asked = ("output_hidden_states", "output_attentions")
         return kwargs | {
             name: True for name in asked if kwargs.get(name) is None and getattr(self.config, name)
@@ -202,20 +202,20 @@ def check_size(pixel_values: Tensor, size: int) -> None:
 
 
 def or_default(asked: bool | None, default: bool | None) -> bool:
-    """Return what the caller asked for, or what the configuration says where nothing was asked."""
+    """Return the caller's choice, or the configuration's default if it is None."""
     return bool(default if asked is None else asked)
 
 
 def is_plain(layer: nn.Module) -> bool:
     """Whether a linear layer is nothing but its weight and bias.
 
-    One that PEFT adapts, that is quantised or that Accelerate keeps elsewhere only works when it is called.
+    One that is adapted by PEFT, quantised or offloaded by Accelerate only works when it is called.
     """
     return type(layer) is nn.Linear and not hasattr(layer, "_hf_hook")
 
 
 def linear_map(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return weight (n, C) and bias (n,) of a linear layer, or of what stands in its place by calling it."""
+    """Return weight (n, C) and bias (n,) of a linear layer, by calling it if it is not plain."""
     if is_plain(layer):
         return parameter_of(layer, "weight"), parameter_of(layer, "bias")
     known = next((p for p in layer.parameters() if p.is_floating_point() and not p.is_meta), torch.empty(0))
@@ -226,9 +226,9 @@ def linear_map(layer: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def parameter_of(layer: nn.Module, name: str) -> Tensor:
-    """Return a parameter or buffer of a layer that is never called, even if Accelerate keeps it elsewhere.
+    """Return a parameter or buffer of a layer that is never called, even if Accelerate offloads it.
 
-    It need be no `nn.Parameter`: parametrizations and `torch.func.functional_call` put plain tensors there.
+    It may be a plain tensor, as set by parametrizations and `torch.func.functional_call`.
     """
     if not hasattr(layer, "_hf_hook"):
         return getattr(layer, name)
@@ -243,7 +243,7 @@ def module_names(config: AUConfig) -> list[str]:
     """Return the labels of the outputs as names for submodules, which may not contain dots.
 
     Raises:
-        ValueError: A label that torch has another use for, or two that would have one name.
+        ValueError: A label is an attribute of modules, or two labels give one name.
     """
     names = [label.replace(".", "_") for label in config.au_labels]
     taken = (nn.ModuleDict(), AUClassifier)
@@ -256,7 +256,7 @@ def module_names(config: AUConfig) -> list[str]:
 
 
 def sum_over_processes(x: Tensor) -> Tensor:
-    """Return the sum over all processes, which is x itself where there is only one."""
+    """Return the sum over all processes; x itself if there is only one."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(x)
     return x
@@ -264,7 +264,7 @@ def sum_over_processes(x: Tensor) -> Tensor:
 
 @contextmanager
 def _batch_statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Keep a batch that checkpointed layers see a second time from entering the running statistics again."""
+    """Keep recomputed layers from counting a batch in their running statistics a second time."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
