@@ -160,27 +160,31 @@ def make_steps(head: Path, photos: Path, output: Path, changes: Sequence[str] = 
         "geometry": train("geometry"),
     }
 
-    def finish(name: str) -> dict[str, Step]:
-        """Adapt and calibrate a training's result and its members."""
-        models = sorted(place for place in RESULTS.values() if place.startswith(f"{name}/"))  # members first
-        folders, run = [output / model for model in models], f"{models[-1]}/run.json"
-        adapt = Step("adapt_statistics", [*folders, "--photos", photos], [name], run, "statistics")
-        made = {f"{name}_statistics": adapt} if name in ADAPTED else {}
-        options = [*folders, "--data", corpus, "--photos", photos, "--cache", cache]
-        needs = ["corpus", *(made or [name])]
-        return made | {thresholds_of(name): Step("calibrate", options, needs, run, "neutral_photographs")}
-
+    calibration = ["--data", corpus, "--photos", photos, "--cache", cache]
     for name in ("escda", "ac2d", "auformer", "lac", "gtlenet", "geometry"):
-        steps |= finish(name)
+        steps |= finishing_steps(name, output, photos, calibration)
     weights = [word for name, n in MEMBERS.items() if n != 1 for word in ("--weight", f"{name}={n}")]
     members = [*(output / RESULTS[name] for name in MEMBERS), *weights, "--output", output / BEST]
     steps[BEST] = Step(
         "average", members, [step_of(name) for name in MEMBERS], f"{RESULTS['default']}/run.json"
     )
-    steps |= finish(BEST)
+    steps |= finishing_steps(BEST, output, photos, calibration)
     report = output / "real_photos.json"
     options = ["--photos", photos, "--model", output / RESULTS["default"], "--output", report]
     return {**steps, "real_photos": Step("check_real_photos", options, [thresholds_of(BEST)], report.name)}
+
+
+def finishing_steps(
+    name: str, output: Path, photos: Path, calibration: Sequence[str | Path]
+) -> dict[str, Step]:
+    """The steps that adapt and calibrate the result of a training and its members."""
+    models = sorted(place for place in RESULTS.values() if place.startswith(f"{name}/"))  # members first
+    folders, run = [output / model for model in models], f"{models[-1]}/run.json"
+    adapt = Step("adapt_statistics", [*folders, "--photos", photos], [name], run, "statistics")
+    made = {f"{name}_statistics": adapt} if name in ADAPTED else {}
+    needs = ["corpus", *(made or [name])]
+    calibrate = Step("calibrate", [*folders, *calibration], needs, run, "neutral_photographs")
+    return made | {thresholds_of(name): calibrate}
 
 
 def thresholds_of(name: str) -> str:
