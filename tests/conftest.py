@@ -8,9 +8,11 @@ import torch
 from PIL import Image
 from transformers.utils import logging
 
-from actionunits import AUImageProcessor, FaceDetector
+from actionunits import AUImageProcessor, FaceDetector, cli
 from actionunits.pictures import sample_photo
+from fake_hub import FakeHub, connect
 from known_landmarker import ASTRONAUT, KnownLandmarker
+from scripts import ROOT, load_script
 from tiny_models import TINY_MODELS
 
 MOST_WORKERS = 4  # each needs one or two GB
@@ -77,19 +79,47 @@ def detector(landmarks):
 @pytest.fixture(scope="session", params=list(TINY_MODELS))
 def model_folder(request, tmp_path_factory):
     """A saved tiny model of each method, with random weights and its image processor."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp(request.param)
-    model = TINY_MODELS[request.param]()
-    model.save_pretrained(folder)
-    AUImageProcessor(**model.config.processor_options).save_pretrained(folder)
-    return folder
+    return _saved(request.param, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def escda_folder(tmp_path_factory):
     """A saved tiny ESCDA, with random weights and its image processor."""
+    return _saved("escda", tmp_path_factory)
+
+
+def _saved(name, tmp_path_factory):
     torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("escda")
-    TINY_MODELS["escda"]().save_pretrained(folder)
-    AUImageProcessor().save_pretrained(folder)
+    folder = tmp_path_factory.mktemp(name)
+    model = TINY_MODELS[name]()
+    model.save_pretrained(folder)
+    AUImageProcessor(**model.config.processor_options).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def command(capsys):
+    """Run `actionunits`; returns exit code, stdout and stderr."""
+
+    def run(*args):
+        try:
+            code = cli.main([str(arg) for arg in args])
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def hub_upload():
+    """The script hub_upload.py as a module."""
+    return load_script(ROOT / "hub_upload.py")
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub on loopback that huggingface_hub talks to."""
+    with FakeHub() as hub:
+        connect(monkeypatch, hub, tmp_path / "cache")
+        yield hub

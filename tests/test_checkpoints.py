@@ -1,7 +1,6 @@
 """The weights in the package: what is there is named, loads in float32, is small, and could be published."""
 
 import argparse
-import importlib.util
 import json
 from pathlib import Path
 
@@ -19,14 +18,6 @@ NAMES = checkpoints.names()
 
 def size(folder):
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-@pytest.fixture(scope="module")
-def hub_upload():
-    spec = importlib.util.spec_from_file_location("hub_upload", ROOT / "hub_upload.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_pipelines_model_comes_first_and_landmarks_are_none_of_them():

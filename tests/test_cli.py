@@ -22,20 +22,12 @@ HAS_WEIGHTS = all(
 
 
 @pytest.fixture
-def detect(monkeypatch, escda_folder, known_landmarker, landmarks, capsys):
+def detect(monkeypatch, escda_folder, known_landmarker, landmarks, command):
     """Run `actionunits detect` with a tiny model; returns exit code, stdout and stderr."""
     in_the_sample = landmarks + [120, 30]
     detector = FaceDetector(landmarker=known_landmarker(landmarks, in_the_sample))
     monkeypatch.setattr(AUDetectionPipeline, "face_detector", detector)
-
-    def run(*args):
-        try:
-            code = cli.main(["detect", "--model", str(escda_folder), "--device", "cpu", *map(str, args)])
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return run
+    return lambda *args: command("detect", "--model", escda_folder, "--device", "cpu", *args)
 
 
 def test_table(detect, photo_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from actionunits import FaceDetector, cli
+from actionunits import FaceDetector
 from actionunits.pipelines import AUDetectionPipeline
 from actionunits.video import VideoReader
 
@@ -15,20 +15,12 @@ BP4D = [1, 2, 4, 6, 7, 10, 12, 14, 15, 17, 23, 24]
 
 
 @pytest.fixture
-def video(monkeypatch, escda_folder, known_landmarker, landmarks, capsys, tmp_path):
+def video(monkeypatch, escda_folder, known_landmarker, landmarks, command, tmp_path):
     """Run `actionunits video` with a tiny model in a new folder; returns exit code, stdout and stderr."""
     detector = FaceDetector(landmarker=known_landmarker(landmarks))
     monkeypatch.setattr(AUDetectionPipeline, "face_detector", detector)
     monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        try:
-            code = cli.main(["video", "--model", str(escda_folder), "--device", "cpu", *map(str, args)])
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return run
+    return lambda *args: command("video", "--model", escda_folder, "--device", "cpu", *args)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """hub_upload.py against a Hub on loopback: what is refused, what is sent, what comes back."""
 
-import importlib.util
 import json
 import os
 import pickle
@@ -27,9 +26,9 @@ from actionunits.publishing_checks import (
     check_model,
 )
 from fake_hub import FOREIGNER, READER, FakeHub, connect
+from scripts import ROOT
 from toy_run import publishable_folder
 
-ROOT = Path(__file__).parents[1]
 TEMPLATE = ROOT / "model_cards" / "template.md"
 REPO = "lab/tiny"
 
@@ -45,30 +44,15 @@ def folder(original, tmp_path):
     return Path(shutil.copytree(original, tmp_path / "tiny"))
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("hub_upload", ROOT / "hub_upload.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def hub(monkeypatch, tmp_path):
-    with FakeHub() as hub:
-        connect(monkeypatch, hub, tmp_path / "cache")
-        yield hub
-
-
-@pytest.fixture
-def publish(script, monkeypatch, capsys):
+def publish(hub_upload, monkeypatch, capsys):
     """Run the command; returns its exit code and what it printed. `quick` leaves out what loads the model."""
 
     def run(folder, *options, quick=True):
         if quick:
             for check in ("model", "code"):
                 monkeypatch.setitem(CHECKS, check, lambda folder: [])
-        code = script.main([str(folder), "--repo", REPO, *options])
+        code = hub_upload.main([str(folder), "--repo", REPO, *options])
         return code, "".join(capsys.readouterr())
 
     return run
@@ -205,18 +189,18 @@ def test_damage_on_the_way_is_found(hub, folder):
         ),
     ],
 )
-def test_access_comes_first(hub, folder, script, monkeypatch, capsys, token, repo, message):
+def test_access_comes_first(hub, folder, hub_upload, monkeypatch, capsys, token, repo, message):
     monkeypatch.setenv("HF_TOKEN", token)
     monkeypatch.setitem(CHECKS, "files", lambda folder: pytest.fail("checked before the access was"))
-    assert script.main([str(folder), "--repo", repo, "--yes"]) == 1
+    assert hub_upload.main([str(folder), "--repo", repo, "--yes"]) == 1
     assert message in capsys.readouterr().err
     assert not hub.repos
 
 
 @pytest.mark.parametrize("tag", ["", "main", "a b", "-v1"])
-def test_a_tag_that_cannot_be_comes_first(folder, script, capsys, tag):
+def test_a_tag_that_cannot_be_comes_first(folder, hub_upload, capsys, tag):
     with pytest.raises(SystemExit) as stop:
-        script.main([str(folder), "--repo", REPO, f"--tag={tag}", "--dry-run"])
+        hub_upload.main([str(folder), "--repo", REPO, f"--tag={tag}", "--dry-run"])
     assert stop.value.code == 2 and f"{tag!r} cannot name a version" in capsys.readouterr().err
 
 

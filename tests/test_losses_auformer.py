@@ -1,8 +1,6 @@
 """The losses of AUFormer against the paper's formulas, its gradient (Eq. 7), and their limits."""
 
-import importlib.util
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +14,7 @@ from actionunits.losses import (
     weighted_au_loss,
     weighted_dice_loss,
 )
+from scripts import ROOT, load_script
 
 RATES = [0.21, 0.17, 0.2, 0.46, 0.55]
 LOSSES = [
@@ -155,10 +154,7 @@ def test_soft_labels_lie_between(batch):
 
 def test_figure_3_is_drawn_from_the_losses(tmp_path):
     """The curves are those of Eq. 7, which above is checked against the losses, and all of them are seen."""
-    path = Path(__file__).parents[1] / "training" / "plot_mdwa.py"
-    spec = importlib.util.spec_from_file_location("plot_mdwa", path)
-    plot = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(plot)
+    plot = load_script(ROOT / "training" / "plot_mdwa.py")
     p = torch.tensor([0.05, 0.3, 0.9], dtype=torch.float64)
     gamma, p_m = 1 + plot.BP4D_RATES["AU7"], p - 0.1
     slope = p_m.clamp(min=0) ** gamma * (1 / (1 - p_m) - gamma * torch.log(1 - p_m) / p_m) * p * (1 - p)

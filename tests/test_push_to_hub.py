@@ -11,14 +11,6 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from actionunits import AUImageProcessor, EscdaForAUDetection
 from actionunits.onnx_model import OnnxAUModel
-from fake_hub import FakeHub, connect
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    with FakeHub() as hub:
-        connect(monkeypatch, hub, tmp_path / "cache")
-        yield hub
 
 
 @pytest.fixture

@@ -1,10 +1,7 @@
 """A recipe small enough for tests, and the scripts of training/ as modules."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
-ROOT = Path(__file__).parents[2]
+import scripts
+from scripts import ROOT
 
 TINY = {
     "stem_channels": 8,
@@ -48,8 +45,4 @@ RECIPE = {
 
 def load_script(name: str):
     """Import training/NAME.py under a name of its own."""
-    spec = importlib.util.spec_from_file_location(f"training_{name}", ROOT / "training" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return scripts.load_script(ROOT / "training" / f"{name}.py", f"training_{name}")
