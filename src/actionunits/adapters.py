@@ -49,22 +49,23 @@ def score_predictions(
         ValueError: There is no such split, or no action unit or picture in common.
     """
     aus = [au for au in labels.aus if au in predictions.aus]
-    if not aus or not len(labels.rows_of(split)):
+    chosen = labels.rows_of(split)
+    if not aus or not len(chosen):
         raise ValueError(
             f"{predictions.tool} has the action units {predictions.aus}, the labels {labels.aus} and "
-            f"{len(labels.rows_of(split))} rows of the split {split!r}: nothing can be compared."
+            f"{len(chosen)} rows of the split {split!r}: nothing can be compared."
         )
     scores, found = predictions.scores_of(labels)
     if not found.any():
         raise ValueError(_stranger(predictions, labels))
-    truth = labels.occurrence[:, _columns(labels, aus)].copy()
+    columns = [labels.aus.index(au) for au in aus]
+    truth = labels.occurrence[:, columns]
     scores = scores[:, [predictions.aus.index(au) for au in aus]]
     if missing == "unknown":
         truth[~found] = UNKNOWN
-    chosen = labels.rows_of(split)
     training = labels.rows_of("train") if split != "train" else chosen[:0]
     calibrated = calibrate_thresholds(scores[training], truth[training]) if len(training) else None
-    intensities = None if labels.intensities is None else labels.intensities[chosen][:, _columns(labels, aus)]
+    intensities = None if labels.intensities is None else labels.intensities[chosen][:, columns]
     alone = sorted(set(labels.aus) ^ set(predictions.aus))
     people = labels.subjects[chosen] if labels.subjects is not None else None
     return {
@@ -314,10 +315,6 @@ def _stranger(predictions: ToolPredictions, labels: LabelTable) -> str:
         f"no label row has a prediction: the labels name {'/'.join(path)!r} (frame {frame} from 0), the tool "
         f"{'/'.join(other)!r} (frame {number}); name pictures or videos alike, and see to the first frame."
     )
-
-
-def _columns(labels: LabelTable, aus: Sequence[int]) -> list[int]:
-    return [labels.aus.index(au) for au in aus]
 
 
 def _stripped(row: Mapping[str | None, Any]) -> dict[str, str]:

@@ -39,19 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # the terminal may not know all letters of file names
         sys.stdout.reconfigure(errors="backslashreplace")
-    if hasattr(args, "run"):
-        return args.run(args)
-    if bool(args.photos) == args.sample:
-        args.usage_error("give photos, or --sample for a photo that comes with scikit-image.")
-    if args.maps and args.output is None:
-        args.usage_error("--maps needs --output DIR, where its pictures go.")
-    if args.json and args.csv and args.output is None:
-        args.usage_error(
-            "--json and --csv together need --output DIR; only one of them fits on the terminal."
-        )
-    if args.output is not None:
-        check_inputs_stay(args, args.photos, r"_au\.png|_maps_\d+\.png" if args.maps else r"_au\.png")
-    return _detect(load_pipeline(args), args)
+    return args.run(args)
 
 
 def console() -> int:
@@ -80,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Detect the action units of every face in photos.",
         epilog="Exit codes: 0 every photo had a face, 1 a photo was unreadable or faceless, 2 wrong usage.",
     )
-    detect.set_defaults(usage_error=detect.error)
+    detect.set_defaults(run=_detect, usage_error=detect.error)
     detect.add_argument("photos", nargs="*", metavar="PHOTO", help="picture file or URL")
     detect.add_argument("--sample", action="store_true", help="use a photo that comes with scikit-image")
     detect.add_argument("--output", type=Path, metavar="DIR", help="write an overlay PNG for each photo")
@@ -96,8 +84,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _detect(detect: Any, args: argparse.Namespace) -> int:
+def _detect(args: argparse.Namespace) -> int:
     """Analyse photo by photo; results so far are written even if the command ends early."""
+    _check_usage(args)
+    detect = load_pipeline(args)
     photos = {"astronaut.png": sample_photo()} if args.sample else {photo: photo for photo in args.photos}
     thresholds = decision_thresholds(detect.model.config, args.threshold)
     records: list[dict[str, Any]] = []
@@ -110,6 +100,17 @@ def _detect(detect: Any, args: argparse.Namespace) -> int:
         if args.csv:
             given &= _give(_as_csv(records, list(thresholds)), args.output, "results.csv")
     return int(not given or any("error" in record for record in records))
+
+
+def _check_usage(args: argparse.Namespace) -> None:
+    if bool(args.photos) == args.sample:
+        args.usage_error("give photos, or --sample for a photo that comes with scikit-image.")
+    if args.maps and args.output is None:
+        args.usage_error("--maps needs --output DIR, where its pictures go.")
+    if args.json and args.csv and args.output is None:
+        args.usage_error("--json and --csv together need --output DIR; the terminal takes only one of them.")
+    if args.output is not None:
+        check_inputs_stay(args, args.photos, r"_au\.png|_maps_\d+\.png" if args.maps else r"_au\.png")
 
 
 def _analyse(

@@ -22,7 +22,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
 from actionunits.action_units import au_name
-from actionunits.publishing_terms import training_corpora, training_terms
+from actionunits.publishing_terms import DataTerms, training_corpora, training_terms
 from actionunits.reports import SELECTIONS, groups_table, metrics_table
 
 METHODS = {
@@ -115,7 +115,7 @@ def make_card(model: Path, template: Path) -> ModelCard:
     report = metrics["test" if "test" in metrics else "validation"]
     terms = training_terms(run)
     return ModelCard.from_template(
-        _card_data(card_name(run), run, report),
+        _card_data(run, report, terms),
         template_str=template.read_text(encoding="utf-8"),
         name=card_name(run),
         method=method_of(run),
@@ -235,14 +235,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))
 
 
-def _card_data(name: str, run: dict[str, Any], report: dict[str, Any]) -> ModelCardData:
+def _card_data(run: dict[str, Any], report: dict[str, Any], terms: Sequence[DataTerms]) -> ModelCardData:
     mean = report["calibrated"]["mean"]
     results = [
         EvalResult(
             task_type="image-classification",
             task_name="facial action unit detection",
             dataset_type=training_corpora(run)[0],
-            dataset_name=f"{training_terms(run)[0].name.removeprefix('the ')}, {report['split']} people",
+            dataset_name=f"{terms[0].name.removeprefix('the ')}, {report['split']} people",
             dataset_split=report["split"],
             metric_type=key,
             metric_name=f"{title}, mean over action units",
@@ -251,15 +251,14 @@ def _card_data(name: str, run: dict[str, Any], report: dict[str, Any]) -> ModelC
         for key, title in MODEL_INDEX_FIGURES.items()
         if mean.get(key) is not None
     ]
-    is_free = all(corpus.is_free for corpus in training_terms(run))
     licence: dict[str, Any] = {"license": "apache-2.0"}
-    if not is_free:
+    if not all(corpus.is_free for corpus in terms):
         licence = {
             "license": "other",
             "license_name": "terms-of-the-training-data",
             "license_link": "README.md#training-data-and-licences",
             "extra_gated_prompt": "These weights were trained on licensed data. "
-            + " ".join(f"{corpus.name}: {corpus.terms}" for corpus in training_terms(run))
+            + " ".join(f"{corpus.name}: {corpus.terms}" for corpus in terms)
             + " Take them only if you keep to that.",
         }
     return ModelCardData(
@@ -267,7 +266,7 @@ def _card_data(name: str, run: dict[str, Any], report: dict[str, Any]) -> ModelC
         library_name="transformers",
         pipeline_tag="image-classification",
         tags=["facial-action-units", "facs", "actionunits", run["model_type"]],
-        model_name=name,
+        model_name=card_name(run),
         eval_results=results,
     )
 

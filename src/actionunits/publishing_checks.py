@@ -69,13 +69,7 @@ def stage_folder(
         OSError: A file cannot be copied.
         ValueError: No card can be made from the run, or the model is not of this package.
     """
-    try:
-        shutil.copytree(folder, staged, symlinks=True, dirs_exist_ok=True)
-    except shutil.Error as error:
-        raise OSError("; ".join(reason for *_, reason in error.args[0])) from error
-    for path in (staged, *staged.rglob("*")):
-        if not path.is_symlink():
-            path.chmod(0o755 if path.is_dir() else 0o644)  # the original may be read-only
+    _copy_writable(folder, staged)
     card = staged / "README.md"
     if template is not None and not os.path.lexists(card) and (staged / "run.json").is_file():
         try:
@@ -261,6 +255,17 @@ def folder_terms(folder: Path) -> list[DataTerms]:
     return training_terms(_read(run) if run.is_file() else None)
 
 
+def _copy_writable(folder: Path, copy: Path) -> None:
+    """Copy a folder that may be read-only."""
+    try:
+        shutil.copytree(folder, copy, symlinks=True, dirs_exist_ok=True)
+    except shutil.Error as error:
+        raise OSError("; ".join(reason for *_, reason in error.args[0])) from error
+    for path in (copy, *copy.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() else 0o644)
+
+
 def _belongs(name: str, path: Path) -> bool:
     if path.suffix == ".py" and "/" not in name:
         return path.read_text(encoding="utf-8", errors="replace").startswith(EXPORTED)
@@ -362,10 +367,9 @@ def _check_onnx(folder: Path, model: Any) -> list[str]:
         difference = largest_difference(OnnxAUModel(folder / ONNX_FILE, model.config), model)
     except Exception as error:  # ONNX Runtime is missing, or the file is of another model
         return [f"{ONNX_FILE} cannot be checked: {error}"]
-    same = difference <= TOLERANCE
-    return (
-        [] if same else [f"{ONNX_FILE} answers otherwise than the weights, by {difference:.2g}; export anew."]
-    )
+    if difference <= TOLERANCE:
+        return []
+    return [f"{ONNX_FILE} answers otherwise than the weights, by {difference:.2g}; export anew."]
 
 
 def _with_code_note(text: str, repo: str) -> str:
