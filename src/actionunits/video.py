@@ -156,11 +156,8 @@ class VideoReader:
             missing = _promised(container, stream) - packets
             if "avi" in container.format.name and _is_short(self.name):
                 missing = (stream.frames - ticks) * packets // max(ticks, 1)  # a tick of an AVI may be empty
-            if missing > 0:
-                frames = f"{missing} frame{'' if missing == 1 else 's'}"
-                yield None, None, f"the file is cut off here, {frames} before its end"
-            elif (lost := _promised_end(container, start) - end) > _TOLD_GAP:
-                yield None, None, f"the file is cut off here, {float(lost):.1f} s before its end"
+            if lost := _lost(missing, _promised_end(container, start) - end):
+                yield None, None, f"the file is cut off here, {lost} before its end"
 
     def _picture(self, frame: Any, stream: Any) -> Image.Image:
         if not self._upright:
@@ -368,6 +365,13 @@ def _orientation(matrix: bytes) -> Image.Transpose | None:
     """The transposition that a display matrix asks for."""
     signs = np.sign(np.frombuffer(matrix[:36], dtype=np.int32)[[0, 1, 3, 4]])
     return ORIENTATIONS.get(tuple(signs.tolist()))
+
+
+def _lost(frames: int, seconds: Fraction) -> str:
+    """What is missing at the end of a file; "" if it is whole."""
+    if frames > 0:
+        return f"{frames} frame{'' if frames == 1 else 's'}"
+    return f"{float(seconds):.1f} s" if seconds > _TOLD_GAP else ""
 
 
 def _promised(container: Any, stream: Any) -> int:

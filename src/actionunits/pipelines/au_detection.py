@@ -8,7 +8,7 @@ a video are pictures whose faces were found by a tracker (`actionunits.pipelines
 # mypy: disable-error-code="override,assignment"
 # (transformers annotates its pipelines more narrowly than it uses them)
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import IOBase
 from typing import Any
@@ -149,19 +149,12 @@ class AUDetectionPipeline(ChunkPipeline):
             if inputs is not None:
                 raise TypeError("Give either inputs or video, not both.")
             return answer_video(self, video, **kwargs)
-        if hasattr(inputs, "select_columns"):  # of `datasets`
-            inputs = _stream(_picture_columns(inputs))
-        elif isinstance(inputs, Dataset) or _is_column(inputs):
-            inputs = _stream(inputs)
-        elif isinstance(inputs, Iterator) and not isinstance(inputs, IOBase):  # an open file yields its lines
-            inputs = _numbered(inputs)
-        else:
-            if isinstance(inputs, list | tuple):
-                inputs = list(_numbered(inputs))
-                if not inputs:
-                    return []
-            if kwargs.get("batch_size") is None and self._batch_size is None:
-                kwargs["batch_size"] = FACES_PER_BATCH
+        if isinstance(inputs, list | tuple) and not inputs:
+            return []
+        inputs = _as_numbered(inputs)
+        has_batch_size = kwargs.get("batch_size") is not None or self._batch_size is not None
+        if not (has_batch_size or isinstance(inputs, Generator)):
+            kwargs["batch_size"] = FACES_PER_BATCH
         return super().__call__(inputs, **kwargs)
 
     def preprocess(self, input_: Any) -> Iterator[dict[str, Any]]:
@@ -380,6 +373,17 @@ class Numbered:
 
     number: int
     content: Any
+
+
+def _as_numbered(inputs: Any) -> Any:
+    """Number several inputs: those of a list as a list, those of a stream as a generator."""
+    if hasattr(inputs, "select_columns"):  # of `datasets`
+        return _stream(_picture_columns(inputs))
+    if isinstance(inputs, Dataset) or _is_column(inputs):
+        return _stream(inputs)
+    if isinstance(inputs, Iterator) and not isinstance(inputs, IOBase):  # an open file yields its lines
+        return _numbered(inputs)
+    return list(_numbered(inputs)) if isinstance(inputs, list | tuple) else inputs
 
 
 def _numbered(inputs: Iterable[Any]) -> Iterator[Numbered]:
