@@ -136,6 +136,9 @@ def test_labels_may_be_intensities_and_frames_may_start_anywhere(tmp_path):
     np.testing.assert_allclose(labels.intensities, [[0.4, 0], [0.2, 1], [np.nan, np.nan]])
     with pytest.raises(ValueError, match="are they intensities"):
         read_labels(tmp_path / "disfa.csv")
+    (tmp_path / "more.csv").write_text("picture,AU1,AU1_r,AU999,age\na,1,0.3,1,40\n\nb,0,0.1,0,,\n")
+    more = read_labels(tmp_path / "more.csv")
+    assert more.aus == [1] and more.occurrence.tolist() == [[1], [0]]
     (tmp_path / "floats.csv").write_text("video,frame,AU1\nv,1.0,1\nv,2.0,0\n")  # as pandas may write them
     assert read_labels(tmp_path / "floats.csv", first_frame=1).keys == [(("v",), 0), (("v",), 1)]
 
@@ -146,6 +149,12 @@ def test_labels_may_be_intensities_and_frames_may_start_anywhere(tmp_path):
         ("who,AU1\na,1\n", "needs picture, or video and frame"),
         ("video,AU1\na,1\n", "needs picture, or video and frame"),
         ("picture,mood\na,1\n", "needs picture"),
+        ("picture,AU1\n", "needs picture"),
+        ("picture,AU1,au12\na,1,0\n", "column 'au12' that is no label"),
+        ("picture,AU1,AU12_r\na,1,0\n", "column 'AU12_r' that is no label"),
+        ("picture,AU1,AU01\na,1,0\n", "column 'AU1' that is no label of an action unit of its own"),
+        ("picture,AU1,AU12\na,1,0\nb,1\n", "2 cells in the row of 'b', but 3 in the header"),
+        ("picture,AU1,AU12\na,1,0\nb,1,0,1\n", "4 cells in the row of 'b'"),
         ("picture,AU1\na,7\n", "has the label '7'"),
         ("picture,AU1\na,yes\n", "has the label 'yes'"),
         ("picture,AU1\nZoë/a,1\n", "labels.csv is no text file"),

@@ -238,13 +238,14 @@ def read_labels(path: str | Path, first_frame: int = 0, from_intensity: float | 
             papers on DISFA).
 
     Raises:
-        ValueError: A column is missing, a label is none of these values, or a picture is labelled twice.
+        ValueError: A column is missing or named strangely, a row has other cells than the header, a label is
+            none of these values, or a picture is labelled twice.
     """
-    table = list(_rows(Path(path)))
-    header = list(table[0]) if table else []
+    header, table = _header(Path(path)), _label_rows(Path(path))
     name = next((column for column in ("picture", "image", "video") if column in header), "")
     columns = _au_columns(header, r"AU0*(\d+)")
-    if not name or not columns or (name == "video" and "frame" not in header):
+    _check_label_columns(header, path)
+    if not table or not name or not columns or (name == "video" and "frame" not in header):
         raise ValueError(f"{path} needs picture, or video and frame, and AU1, AU2, ...; it has {header}.")
     graded = np.array([[_label(row[c], path) for c in columns.values()] for row in table])
     known = ~np.isnan(graded)
@@ -293,6 +294,32 @@ def _rows(file: Path) -> Iterator[dict[str, str]]:
     with naming(file), file.open(newline="", encoding="utf-8-sig") as stream:
         for row in csv.DictReader(stream):
             yield _stripped(row)
+
+
+def _label_rows(file: Path) -> list[dict[str, str]]:
+    """All rows of a table of labels; a cell too few or too many would move labels to other action units."""
+    header, rows = _header(file), []
+    with naming(file), file.open(newline="", encoding="utf-8-sig") as stream:
+        for row in filter(any, list(csv.reader(stream))[1:]):
+            if len(row) < len(header) or any(cell.strip() for cell in row[len(header) :]):
+                raise ValueError(
+                    f"{file} has {len(row)} cells in the row of {row[0]!r}, but {len(header)} in the header; "
+                    "mend it, empty cells need commas, too."
+                )
+            rows.append({name: cell.strip() for name, cell in zip(header, row, strict=False)})
+    return rows
+
+
+def _check_label_columns(header: Sequence[str], path: str | Path) -> None:
+    """Refuse what looks like the label of an action unit that has no other, and action units with two."""
+    exact = [int(match[1]) for name in header if (match := re.fullmatch(r"AU0*(\d+)", name))]
+    for name in header:
+        match = re.match(r"AU[_ ]?0*(\d+)", name, re.IGNORECASE)
+        if match and exact.count(int(match[1])) != 1:
+            raise ValueError(
+                f"{path} has a column {name!r} that is no label of an action unit of its own; name label "
+                "columns AU1, AU12, ..., each once, and others differently."
+            )
 
 
 def _header(file: Path) -> list[str]:
