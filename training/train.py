@@ -56,7 +56,7 @@ from network_training import (
     new_accelerator,
     replace_folder,
 )
-from recipe import Recipe, load_recipe
+from recipe import Recipe, SplitRecipe, load_recipe
 from teaching import taught
 
 TEMPLATE = Path(__file__).parents[1] / "model_cards" / "template.md"
@@ -187,6 +187,11 @@ def prepare_splits(
     """All splits of the corpus, decoded and aligned once, with the recipe's action units."""
     if is_prepared(args.data):
         return prepared_splits(args.data, recipe, accelerator, log)
+    if changed := {k: v for k, v in asdict(recipe.split).items() if v != getattr(SplitRecipe(), k)}:
+        raise ValueError(
+            f"the synthetic corpus in {args.data} comes split, so nothing heeds {changed} of the recipe's "
+            "split; leave it and --folds out."
+        )
     splits = {}
     cache = args.cache or args.output / "prepared"
     found = available_splits(args.data)

@@ -487,6 +487,19 @@ def test_folds_are_runs_of_their_own_and_their_mean(train, corpus, tmp_path, mon
     assert (report["folds"], report["pictures"]) == (2, 8)
 
 
+@pytest.mark.parametrize(
+    ("words", "seen"),
+    [(["--folds", "1", "2"], "'fold': 1"), (["--set", "split.sample=0.1"], "'sample': 0.1")],
+)
+def test_the_synthetic_corpus_has_no_other_splits_than_its_own(train, corpus, tmp_path, words, seen):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(RECIPE))
+    with pytest.raises(ValueError, match=f"comes split, so nothing heeds .*{seen}"):
+        train.main(
+            ["--recipe", str(recipe), "--data", str(corpus), "--output", str(tmp_path / "run"), *words]
+        )
+
+
 def test_it_learns_what_it_sees(run, train, monkeypatch):
     """The same few pictures again and again, as they are: their loss must fall."""
     monkeypatch.setattr(train.NetworkTraining, "_validate", lambda self: None)
