@@ -1,19 +1,23 @@
 """Reading the synthetic corpus into arrays: nothing changed, nothing decoded twice, clear errors."""
 
+import dataclasses
 import json
 import os
+import pickle
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from toy_corpus import huge_header, toy_row, write_corpus
 
 from actionunits.action_units import CORPUS_AUS
 from actionunits.alignment import level_eyes
 from actionunits.data import aligned_faces, check_people_apart, load_synthetic, prepare_synthetic
+from actionunits.data.collator import stack_samples
 from actionunits.data.corpora import load_corpus
 from actionunits.data.synthetic import available_splits, read_manifest
 
@@ -157,6 +161,21 @@ def test_splits_and_manifest(corpus, tmp_path):
     assert available_splits(tmp_path) == []
     assert read_manifest(corpus) == json.loads((corpus / "manifest.json").read_text())
     assert read_manifest(tmp_path) == {}
+
+
+def test_workers_open_the_pictures_instead_of_copying_them(faces):
+    sent = pickle.dumps(faces.select([3, 1, 7]))
+    assert len(sent) < faces.pictures.nbytes / 10
+    there = pickle.loads(sent)
+    assert isinstance(there.pictures, np.memmap)
+    for name, values in faces.select([3, 1, 7])[1].items():
+        np.testing.assert_array_equal(there[1][name], values)
+    part = dataclasses.replace(faces, pictures=faces.pictures[5:], rows=faces.rows[5:] - 5)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(part)).pictures, faces.pictures[5:])
+    loader = torch.utils.data.DataLoader(
+        faces, batch_size=8, num_workers=1, multiprocessing_context="spawn", collate_fn=stack_samples
+    )
+    np.testing.assert_array_equal(next(iter(loader))["pictures"], faces.pictures[faces.rows[:8]])
 
 
 def test_choosing_action_units_and_faces(faces):

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from io import BytesIO
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,19 @@ class AlignedFaces(Dataset):
     groups: dict[str, np.ndarray]
     skipped: tuple[str, ...] = ()
     sequences: np.ndarray | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All there is, but of pictures that are a file its place: workers open it instead of copying it."""
+        state, pictures = dict(vars(self)), self.pictures
+        if isinstance(pictures, np.memmap) and isinstance(pictures.base, mmap):  # the whole of a file
+            file = Path(pictures.filename or "")
+            state["pictures"] = file if file.suffix == ".npy" else pictures
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if isinstance(state["pictures"], Path):
+            state = {**state, "pictures": np.load(state["pictures"], mmap_mode="r")}
+        vars(self).update(state)
 
     def __len__(self) -> int:
         return len(self.rows)
