@@ -61,11 +61,11 @@ def main() -> None:
     torch.manual_seed(args.seed)
     start = time.time()
     splits = ("train", "test")
-    train, test = (read_split(args.data, split) for split in splits)
     photos: dict[str, Pictures | None] = dict.fromkeys((*splits, "validation"))
     if args.photos:
         people = people_of(args.data, tuple(photos))
         photos = {split: read_photos(args.photos, people[split]) for split in photos}
+    train, test = (read_split(args.data, split) for split in splits)
     if args.points == "mediapipe":
         train, test = with_mediapipe_points(train), with_mediapipe_points(test)
         photos = {split: faces and with_mediapipe_points(faces) for split, faces in photos.items()}
