@@ -134,12 +134,12 @@ class TestFrozen(AUFormerTester):
         assert losses[-1] < 0.7 * losses[0], losses[::4]
         assert all(torch.equal(before[name], value) for name, value in model.vit.state_dict().items())
 
-    def test_attention_matrices(self, model, inputs):
-        with pytest.raises(ValueError, match=r"attn_implementation='sdpa'.*eager"):
-            model(**inputs, output_attentions=True)
-        model.set_attn_implementation("eager")
+    @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+    def test_attention_matrices(self, model, inputs, implementation):
+        model.set_attn_implementation(implementation)
         attentions = model(**inputs, output_attentions=True).attentions
         assert [matrix.shape for matrix in attentions] == [(3, 2, 17, 17)] * 2
+        assert model(**inputs).attentions is None
 
 
 ADAPTATIONS = {

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from transformers import ViTModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.vit.modeling_vit import eager_attention_forward
 from transformers.utils.generic import can_return_tuple
 
 from actionunits.losses import difficulty_exponents, mdwa_loss, occurrence_weights, weighted_dice_loss
@@ -244,7 +245,8 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
                 the model's own head.
             output_hidden_states: Return the patches' features (B, D, H, W) before the first and after every
                 block.
-            output_attentions: Return the backbone's attention matrices (B, heads, T, T), one a block.
+            output_attentions: Return the backbone's attention matrices (B, heads, T, T), one a block; what is
+                then computed is attn_implementation="eager", whatever is set.
             kwargs: Ignored, so that all that the image processor returns can be passed on.
 
         Returns:
@@ -252,13 +254,13 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
             experts'.
 
         Raises:
-            ValueError: The pictures have another size, attention matrices are asked of a kernel without
-            any, or the loss of the patches lacks centres or has those of another number.
+            ValueError: The pictures have another size, or the loss of the patches lacks centres or has those
+            of another number.
         """
         want_states = or_default(output_hidden_states, self.config.output_hidden_states)
         want_attentions = or_default(output_attentions, self.config.output_attentions)
-        self._check_arguments(pixel_values, want_attentions)
-        tokens, codes, states, attentions = self._encode(pixel_values)
+        check_size(pixel_values, self.config.image_size)
+        tokens, codes, states, attentions = self._encode(pixel_values, want_states, want_attentions)
         normed = self.vit.layernorm(tokens)
         logits = self.classifier(normed[:, 0])
         expert_logits = None
@@ -273,7 +275,7 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
             loss=loss,
             logits=logits,
             branch_logits=None if expert_logits is None else torch.stack([logits, expert_logits], dim=1),
-            hidden_states=tuple(self._to_maps(state) for state in states) if want_states else None,
+            hidden_states=tuple(states) if want_states else None,
             attentions=tuple(attentions) if want_attentions else None,
         )
         if output_au_attentions:
@@ -291,25 +293,41 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
                 'Only collaborating experts (adaptation="moke") have an embedding an action unit.'
             )
         check_size(pixel_values, self.config.image_size)
-        codes = self._encode(pixel_values)[1][:, 0]  # type: ignore[index]
+        codes = self._encode(pixel_values, want_states=False, want_attentions=False)[1][:, 0]  # type: ignore[index]
         weight, bias = self._last_expansions()
         return torch.einsum("bnd,nDd->bnD", codes.unflatten(-1, weight.shape[::2]), weight) + bias
 
-    def _encode(self, pixel_values: Tensor) -> tuple[Tensor, Tensor | None, list[Tensor], list[Tensor]]:
-        """Return the last tokens, the last experts' codes, and states and attentions of all blocks."""
+    def _encode(
+        self, pixel_values: Tensor, want_states: bool, want_attentions: bool
+    ) -> tuple[Tensor, Tensor | None, list[Tensor], list[Tensor]]:
+        """Return the last tokens and experts' codes, and if wanted the maps and attentions of all blocks."""
         generations = (
             self.experts.fold() if self.experts is not None else [None] * self.config.num_generations
         )
         tokens, codes = self.vit.embeddings(self.in_own_type(pixel_values)), None
-        states, attentions = [tokens], []
+        states: list[Tensor] = []
+        attentions: list[Tensor] = []
+        tokens = self._show(tokens, states, want_states)
         for number, (block, layer) in enumerate(zip(self.blocks, self.vit.layers, strict=True)):
             if self.prompts is not None:
                 tokens = self.prompts(tokens, number)
             pair = (generations[2 * number], generations[2 * number + 1])
-            tokens, codes, attention = block(tokens, codes, Lent(layer), pair)
-            states.append(tokens)
+            tokens, codes, attention = block(tokens, codes, Lent(layer), pair, want_attentions)
+            tokens = self._show(tokens, states, want_states)
             attentions.append(attention)
         return tokens, codes, states, attentions
+
+    def _show(self, tokens: Tensor, states: list[Tensor], wanted: bool) -> Tensor:
+        """Add the map of the patches to the states, and return tokens that are made of it.
+
+        So what follows depends on the map, and gradients of it can be asked for.
+        """
+        if not wanted:
+            return tokens
+        size = (self.config.map_size, self.config.map_size)
+        states.append(self._patches(tokens).mT.unflatten(-1, size))
+        others = tokens[:, : -(self.config.map_size**2)]  # [CLS] and prompts
+        return torch.cat([others, states[-1].flatten(2).mT], dim=1)
 
     def _of_experts(self, codes: Tensor) -> Tensor:
         """What the last experts answer by their codes: (B, T, N d) -> logits (B, N, T)."""
@@ -363,19 +381,6 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
         """Leave out [CLS] and prompts: (B, T, D) -> (B, H W, D)."""
         return tokens[:, -(self.config.map_size**2) :]
 
-    def _to_maps(self, tokens: Tensor) -> Tensor:
-        size = self.config.map_size
-        return self._patches(tokens).mT.unflatten(-1, (size, size))
-
-    def _check_arguments(self, pixel_values: Tensor, want_attentions: bool) -> None:
-        check_size(pixel_values, self.config.image_size)
-        implementation = self.config.vit_config._attn_implementation
-        if want_attentions and implementation != "eager":
-            raise ValueError(
-                f"Attention matrices are not to be had from attn_implementation={implementation!r}; call "
-                'model.set_attn_implementation("eager") first.'
-            )
-
 
 @dataclass(frozen=True)
 class Lent:
@@ -409,11 +414,12 @@ class AUFormerBlock(GradientCheckpointingLayer):
         codes: Tensor | None,
         lent: Lent,
         generations: tuple["Generation | None", "Generation | None"],
+        want_attentions: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Tokens (B, T, D) and the last codes (B, T, N d) -> both after the block, and attentions."""
+        """Tokens (B, T, D) and the last codes (B, T, N d) -> both after the block; if wanted, attentions."""
         layer = lent.module
         x = layer.layernorm_before(tokens)
-        attended, attentions = layer.attention(x)
+        attended, attentions = self_attention(layer.attention, x, want_attentions)
         knowledge, codes = self._adapt(0, x, attended, codes, generations)
         tokens = tokens + layer.dropout(attended) + knowledge  # Eq. 4
         x = layer.layernorm_after(tokens)
@@ -438,6 +444,25 @@ class AUFormerBlock(GradientCheckpointingLayer):
         if self.config.adaptation == "adapter":
             return self.adapters[half](y), None
         return 0.0, None
+
+
+def self_attention(attention: Any, x: Tensor, want_weights: bool) -> tuple[Tensor, Tensor | None]:
+    """Return what the backbone's attention makes of x (B, T, D), and its matrices (B, heads, T, T) if wanted.
+
+    Written out where transformers' own does not do: kernels have no matrices, and it reshapes no empty batch.
+    """
+    has_matrices = attention.config._attn_implementation == "eager"
+    if x.shape[0] != 0 and (has_matrices or not want_weights):
+        return attention(x)
+    query, key, value = (
+        project(x).unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)  # (B, heads, T, d)
+        for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    dropout = attention.attention_dropout if attention.training else 0.0
+    attended, weights = eager_attention_forward(
+        attention, query, key, value, None, scaling=attention.scaling, dropout=dropout
+    )
+    return attention.o_proj(attended.flatten(2)), weights
 
 
 class Backbone(ViTModel):
