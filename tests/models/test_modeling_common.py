@@ -212,6 +212,27 @@ class AUModelTester:
         assert len(model(**inputs).hidden_states) == len(hidden_states)
         assert model(**inputs, output_hidden_states=False).hidden_states is None
 
+    def test_gradients_of_hidden_states(self, model, inputs):
+        inputs = {name: value.requires_grad_() for name, value in inputs.items()}
+        output = model(**inputs, output_hidden_states=True)
+        torch.testing.assert_close(output.logits, model(**inputs).logits, rtol=0, atol=0)
+        gradients = torch.autograd.grad(output.logits.sum(), output.hidden_states)
+        assert all(gradient.isfinite().all() for gradient in gradients)
+        assert gradients[0].any()
+
+    @pytest.mark.parametrize("training", [False, True])
+    def test_no_pictures_have_no_answers(self, model, inputs, labels, training):
+        before = {name: value.clone() for name, value in model.named_buffers() if value.is_floating_point()}
+        inputs = {name: value[:0] for name, value in inputs.items()}
+        wanted = {"output_au_attentions": True, "output_attentions": True, "output_hidden_states": True}
+        for options in ({}, wanted):
+            output = model.train(training)(**inputs, labels=labels[:0], **options)
+            assert output.logits.shape == labels[:0].shape
+            assert output.loss == 0
+        output.loss.backward()
+        for name, value in before.items():
+            torch.testing.assert_close(model.get_buffer(name), value, rtol=0, atol=0, msg=name)
+
     def test_one_picture_equals_the_batch(self, model, inputs):
         with torch.no_grad():
             together = model(**inputs).logits
@@ -266,6 +287,19 @@ class AUModelTester:
             model = self.model_class.from_pretrained(folder, attn_implementation=implementation)
             logits.append(model(**inputs).logits)
         torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)
+
+    def test_attention_matrices_come_of_any_kernel(self, inputs, folder):
+        if not self.has_attention:
+            pytest.skip("no attention kernel")
+        eager, sdpa = (
+            self.model_class.from_pretrained(folder, attn_implementation=implementation)(
+                **inputs, output_attentions=True
+            )
+            for implementation in ("eager", "sdpa")
+        )
+        torch.testing.assert_close(sdpa.logits, eager.logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(sdpa.attentions, eager.attentions, rtol=1e-4, atol=1e-5)
+        assert all(torch.isclose(weights.sum(-1), torch.ones(())).all() for weights in sdpa.attentions)
 
     @pytest.mark.slow
     def test_export(self, model, inputs):

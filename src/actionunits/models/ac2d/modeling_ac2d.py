@@ -587,7 +587,7 @@ class EfficientSelfAttention(nn.Module):
         self.key_value = nn.Linear(channels, 2 * channels)
         self.upsample = nn.Conv2d(channels, channels * reduction**2, 3, padding=1, groups=channels)
         self.upsample_norm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
-        self.shuffle = nn.PixelShuffle(reduction)
+        self.shuffle = PixelShuffle(reduction)
         self.output = nn.Linear(channels, channels)
 
     def forward(
@@ -614,8 +614,9 @@ class EfficientSelfAttention(nn.Module):
         """(B, heads, n or n', d) -> A V (B, n, C), and what is wanted of A (Eq. 1)."""
         scaling = query.shape[-1] ** -0.5
         wanted = wanted or Wanted()
-        implementation = "eager" if wanted.weights else self.config._attn_implementation
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        if wanted.weights or query.shape[0] == 0:  # kernels have no weights, and refuse empty batches
+            attend = eager_attention
         mean = mean_log = None
         if wanted.mean or wanted.mean_log:
             summed_up, mean, mean_log = SummarizedAttention.apply(query, key, value, scaling, wanted.mean_log)
@@ -681,6 +682,17 @@ class SummarizedAttention(torch.autograd.Function):
             grad_value = weights.to(g.dtype).transpose(-1, -2) @ g
             results.append((grad_scores @ k, grad_scores.transpose(-1, -2) @ q, grad_value))
         return (*(torch.cat(parts) for parts in zip(*results, strict=True)), None, None)
+
+
+class PixelShuffle(nn.PixelShuffle):
+    """Pixel shuffle whose gradient has the right shape also where there are no pictures; torch's has not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C r^2, h, w) -> (B, C, h r, w r)."""
+        if x.shape[0] != 0:  # no `len`, which would hold an exported graph to one size of batch
+            return super().forward(x)
+        r = self.upscale_factor
+        return x.reshape(0, x.shape[1] // r**2, x.shape[2] * r, x.shape[3] * r)
 
 
 class Perceptron(nn.Module):
