@@ -155,6 +155,7 @@ def attention_kl_loss(log_attention: Tensor, target: Tensor, labels: Tensor) -> 
     Returns:
         Scalar: the mean divergence, divided by n as in Eq. 7.
     """
+    labels, target = labels.to(log_attention.device), target.to(log_attention.device)
     known = labels != UNKNOWN
     target = torch.where(known[..., None], target, 0.0)
     divergence = (torch.xlogy(target, target) - target * log_attention).mean(-1)  # (B, m)
@@ -166,6 +167,7 @@ def _known_terms(logits: Tensor, labels: Tensor, weight: Tensor | None) -> tuple
     if logits.shape != labels.shape:
         raise ValueError(f"labels have shape {tuple(labels.shape)}, the logits {tuple(logits.shape)}.")
     _check_labels(labels)
+    labels = labels.to(logits.device)
     dtype = torch.promote_types(logits.dtype, torch.float32)
     known = labels != UNKNOWN
     x = torch.where(known, logits.to(dtype), 0.0)

@@ -175,17 +175,18 @@ class AUClassifier(AUHeads):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the logits."""
-        return F.linear(features, self.weight, self.bias)
+        weight, bias = self.weight, self.bias
+        return F.linear(on_device(features, weight.device), weight, bias)
 
     @property
     def weight(self) -> Tensor:
         """Weights of all outputs, (m, C)."""
-        return torch.cat([linear_map(head)[0] for head in self.values()])
+        return torch.cat(on_one_device(linear_map(head)[0] for head in self.values()))
 
     @property
     def bias(self) -> Tensor:
         """Biases of all outputs, (m,)."""
-        return torch.cat([linear_map(head)[1] for head in self.values()])
+        return torch.cat(on_one_device(linear_map(head)[1] for head in self.values()))
 
 
 def check_size(pixel_values: Tensor, size: int) -> None:
@@ -204,6 +205,17 @@ def check_size(pixel_values: Tensor, size: int) -> None:
 def or_default(asked: bool | None, default: bool | None) -> bool:
     """Return the caller's choice, or the configuration's default if it is None."""
     return bool(default if asked is None else asked)
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device; where it is there already, no step of an exported graph says so."""
+    return tensor if tensor.device == device else tensor.to(device)
+
+
+def on_one_device(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return tensors where the first one is; `device_map` may have spread the layers that they come from."""
+    first, *others = tensors
+    return [first, *(on_device(tensor, first.device) for tensor in others)]
 
 
 def is_plain(layer: nn.Module) -> bool:
@@ -285,6 +297,8 @@ __all__ = [
     "is_plain",
     "linear_map",
     "module_names",
+    "on_device",
+    "on_one_device",
     "or_default",
     "parameter_of",
     "sum_over_processes",

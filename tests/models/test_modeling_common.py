@@ -13,6 +13,7 @@ from transformers.utils.generic import find_labels
 from actionunits import AUImageProcessor
 from actionunits.action_units import UNKNOWN
 from actionunits.modeling_outputs import AUDetectionOutput
+from pretended_devices import PretendedDevices, parts
 
 AUS = [1, 4, 12, 25]
 
@@ -401,6 +402,24 @@ class AUModelTester:
         actual, expected = (one(**inputs, output_au_attentions=True) for one in (loaded, model))
         for name, value in expected.items():
             torch.testing.assert_close(actual[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+    @pytest.mark.parametrize("how", ["in turn", "one after the other"])
+    def test_parts_on_several_devices_change_nothing(self, model, inputs, labels, how):
+        wanted = {"output_au_attentions": True, "output_attentions": True, "labels": labels}
+        expected = [model(**inputs), model(**inputs, **wanted)]
+        names = parts(model, model._no_split_modules)
+        half = len(names) // 2
+        numbers = [i % 2 if how == "in turn" else int(i >= half) for i in range(len(names))]
+        with PretendedDevices() as devices:
+            devices.spread(model, {name: f"cuda:{i}" for name, i in zip(names, numbers, strict=True)})
+            actual = [model(**inputs), model(**inputs, **wanted)]
+            model.train()(**inputs, labels=labels)  # takes notes of the batch
+            if hasattr(model, "end_of_epoch"):
+                model.end_of_epoch()
+        for one, other in zip(actual, expected, strict=True):
+            assert one.keys() == other.keys()
+            for name, value in one.items():
+                torch.testing.assert_close(value, other[name], rtol=1e-4, atol=1e-5, msg=name)
 
     def test_weights_may_be_arguments(self, model, inputs):
         weights = {name: 1.1 * p.detach() for name, p in model.named_parameters()}

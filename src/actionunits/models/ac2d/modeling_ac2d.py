@@ -32,6 +32,8 @@ from actionunits.modeling_au import (
     is_plain,
     linear_map,
     module_names,
+    on_device,
+    on_one_device,
     or_default,
     sum_over_processes,
 )
@@ -54,7 +56,10 @@ class Ac2dForAUDetection(AUPreTrainedModel):
     """
 
     config: Ac2dConfig
-    _no_split_modules = ["Ac2dBlock"]
+    _no_split_modules = [
+        *("ConvStem", "PatchEmbedding", "Ac2dBlock"),
+        *("AUBranch", "CausalIntervention", "TrunkReader"),
+    ]
     _supports_sdpa = True
     _keep_in_fp32_modules_strict = ["prototype$", "feature_sum$"]  # searched for: not the counts beside them
 
@@ -129,11 +134,11 @@ class Ac2dForAUDetection(AUPreTrainedModel):
         )
         results = [branch(rich, wanted) for branch in self.branches.values()]
         if self.training and config.deconfounding in ("dynamic", "static"):
-            self._observe(torch.stack([result.feature for result in results]))
-        logits = torch.cat([result.logit for result in results], dim=1)
+            self._observe(torch.stack(on_one_device(result.feature for result in results)))
+        logits = torch.cat(on_one_device(result.logit for result in results), dim=1)
         want_states = or_default(output_hidden_states, config.output_hidden_states)
         return AUDetectionOutput(
-            loss=None if labels is None else self._loss(logits, results, target, labels) + trunk_loss,
+            loss=None if labels is None else self._loss(logits, results, target, labels, trunk_loss),
             logits=logits,
             hidden_states=hidden_states if want_states else None,
             attentions=tuple(result.attention.weights for result in results) if wanted.weights else None,
@@ -183,7 +188,7 @@ class Ac2dForAUDetection(AUPreTrainedModel):
         if self.intervention is not None:
             return self.intervention.prototype
         found = [intervention.prototype[0] for intervention in self._interventions]
-        return torch.stack(found) if found else None
+        return torch.stack(on_one_device(found)) if found else None
 
     def adapt_to_aus(self, aus: Iterable[int], like: Mapping[int, int] | None = None) -> "Ac2dForAUDetection":
         """Return a copy of this model for other action units; those it knows keep their branches.
@@ -227,9 +232,9 @@ class Ac2dForAUDetection(AUPreTrainedModel):
         # At every step: a checkpoint saves the buffers of one process, so that all must have the same.
         sums, count = sum_over_processes(sums), sum_over_processes(count)
         for intervention, feature_sum in zip(self._interventions, sums, strict=True):
-            intervention.feature_count.add_(count)
+            intervention.feature_count.add_(count.to(intervention.feature_count.device))
             if self.config.deconfounding != "static":
-                intervention.feature_sum.add_(feature_sum)
+                intervention.feature_sum.add_(feature_sum.to(intervention.feature_sum.device))
 
     @torch.no_grad()
     def _look_again(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
@@ -241,7 +246,7 @@ class Ac2dForAUDetection(AUPreTrainedModel):
             for batch in batches:
                 rich = self.trunk(batch["pixel_values"].to(self.device, self.dtype))[-1]
                 features = [branch(rich, Wanted()).feature for branch in self.branches.values()]
-                sums += torch.stack(features).to(sums).sum(1)
+                sums += torch.stack(on_one_device(features)).to(sums).sum(1)
                 count += rich.shape[0]
         sums, count = sum_over_processes(sums), sum_over_processes(count)
         for intervention, feature_sum in zip(self._interventions, sums, strict=True):
@@ -268,25 +273,31 @@ class Ac2dForAUDetection(AUPreTrainedModel):
         return au_centers
 
     def _loss(
-        self, logits: Tensor, results: list["BranchResult"], target: Tensor | None, labels: Tensor
+        self,
+        logits: Tensor,
+        results: list["BranchResult"],
+        target: Tensor | None,
+        labels: Tensor,
+        trunk_loss: Tensor | None,
     ) -> Tensor:
         """Eq. 15: the loss of the answers (Eq. 14), and that of where the branches look (Eq. 7)."""
         config, loss = self.config, self.au_loss(logits, labels)
-        if target is None or config.constraint == "none":
-            return loss
-        logs = torch.stack([result.attention.log(config.constraint) for result in results], dim=1)
-        return loss + config.constraint_weight * attention_kl_loss(logs, target, labels)
+        if target is not None and config.constraint != "none":
+            logs = on_one_device(result.attention.log(config.constraint) for result in results)
+            constraint_loss = attention_kl_loss(torch.stack(logs, dim=1), target, labels)
+            loss = loss + config.constraint_weight * constraint_loss
+        return loss if trunk_loss is None else loss + trunk_loss.to(loss.device)
 
-    def _trunk_loss(self, rich: Tensor, au_centers: Tensor | None, labels: Tensor | None) -> Tensor | float:
+    def _trunk_loss(self, rich: Tensor, au_centers: Tensor | None, labels: Tensor | None) -> Tensor | None:
         """What the shared map alone says of occurrence and centres, against both; not in the paper.
 
         Unknown labels take no part; the centres of all faces do, for they need no label.
         """
         if labels is None or self.trunk_reader is None:
-            return 0.0
+            return None
         places = (self._checked(au_centers, len(labels)).flatten(2) + 0.5) / self.config.image_size - 0.5
         logits, read = self.trunk_reader(rich)
-        loss = self.au_loss(logits, labels) + F.smooth_l1_loss(read, 5 * places.to(read.dtype))
+        loss = self.au_loss(logits, labels) + F.smooth_l1_loss(read, 5 * places.to(read))
         return self.config.trunk_loss_weight * loss
 
     def _maps(self, results: list["BranchResult"], target: Tensor | None) -> dict[str, Tensor | None]:
@@ -294,11 +305,13 @@ class Ac2dForAUDetection(AUPreTrainedModel):
         size, attention_size = (
             (side, side) for side in (self.config.map_sizes[2], self.config.attention_size)
         )
-        attention = torch.stack([result.attention.mean for result in results], dim=1)  # type: ignore[misc]
-        evidence = torch.stack([result.evidence for result in results], dim=1)  # type: ignore[misc]
+        means = on_one_device(result.attention.mean for result in results)  # type: ignore[misc]
+        shares = on_one_device(result.evidence for result in results)  # type: ignore[misc]
+        attention, evidence = torch.stack(means, dim=1), torch.stack(shares, dim=1)
+        masks = None if target is None else on_device(target, attention.device).to(attention.dtype)
         return {
             "au_attentions": attention.unflatten(-1, attention_size),
-            "au_masks": None if target is None else target.to(attention.dtype).unflatten(-1, attention_size),
+            "au_masks": None if masks is None else masks.unflatten(-1, attention_size),
             "au_evidence": evidence.unflatten(-1, size),
         }
 

@@ -38,6 +38,7 @@ from actionunits.modeling_au import (
     AUPreTrainedModel,
     check_size,
     module_names,
+    on_device,
     or_default,
     parameter_of,
 )
@@ -52,6 +53,10 @@ class AUFormerPreTrainedModel(AUPreTrainedModel):
     """Initialisation of what adapts the backbone, and what transformers wants to know of the model."""
 
     config: AUFormerConfig
+    _no_split_modules = [
+        *("ViTEmbeddings", "ViTLayer", "AUFormerBlock", "ExpertLines"),
+        *("ExpertClassifier", "PatchReader", "AUClassifier"),
+    ]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -266,11 +271,13 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
         expert_logits = None
         if self.expert_classifier is not None:
             expert_logits = self._of_experts(codes[:, :1])[..., 0]  # type: ignore[index]
+            expert_logits = on_device(expert_logits, logits.device)
         loss = None
         if labels is not None:
             loss = self._loss(logits, expert_logits, labels)
             if self.patch_reader is not None:
-                loss = loss + self.config.patch_loss_weight * self._patch_loss(normed, au_centers, labels)
+                patch_loss = self._patch_loss(normed, au_centers, labels).to(loss.device)
+                loss = loss + self.config.patch_loss_weight * patch_loss
         output = AUDetectionOutput(
             loss=loss,
             logits=logits,
@@ -374,7 +381,7 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
                 "it to 0."
             )
         logits, centers = self.patch_reader(self._patches(normed))  # type: ignore[misc]
-        places = (au_centers.flatten(2).to(centers.dtype) + 0.5) / self.config.image_size - 0.5
+        places = (au_centers.flatten(2).to(centers) + 0.5) / self.config.image_size - 0.5
         return self.au_loss(logits, labels) + F.smooth_l1_loss(centers, 5 * places)
 
     def _patches(self, tokens: Tensor) -> Tensor:
@@ -418,7 +425,9 @@ class AUFormerBlock(GradientCheckpointingLayer):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Tokens (B, T, D) and the last codes (B, T, N d) -> both after the block; if wanted, attentions."""
         layer = lent.module
-        x = layer.layernorm_before(tokens)
+        x = layer.layernorm_before(tokens)  # where Accelerate has put the layer
+        tokens = on_device(tokens, x.device)
+        codes = None if codes is None else on_device(codes, x.device)
         attended, attentions = self_attention(layer.attention, x, want_attentions)
         knowledge, codes = self._adapt(0, x, attended, codes, generations)
         tokens = tokens + layer.dropout(attended) + knowledge  # Eq. 4
@@ -439,10 +448,11 @@ class AUFormerBlock(GradientCheckpointingLayer):
         generation = generations[half]
         if generation is not None:
             dropout = self.config.expert_dropout if self.training else 0.0
+            generation = generation.to(x.device)
             codes = expert_codes(x, codes, generation, self.config, dropout)
             return F.linear(codes, generation.up, generation.up_bias), codes  # Eq. 3
         if self.config.adaptation == "adapter":
-            return self.adapters[half](y), None
+            return on_device(self.adapters[half](y), y.device), None
         return 0.0, None
 
 
@@ -594,6 +604,10 @@ class Generation(NamedTuple):
     up: Tensor  # (D, N d), divided by N
     up_bias: Tensor  # (D,), the mean
 
+    def to(self, device: torch.device) -> "Generation":
+        """Return the same on another device."""
+        return Generation(*(None if x is None else on_device(x, device) for x in self))  # type: ignore[arg-type]
+
 
 def fold_mrf(p: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
     """Multiply the dilated convolutions with the 1x1 convolution on their concatenation."""
@@ -737,7 +751,7 @@ class LowRankUpdate(nn.Module):
 
     def add(self, projection: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """Forward hook of the frozen projection."""
-        return output + self.up(self.down(inputs[0]))
+        return output + on_device(self.up(self.down(inputs[0])), output.device)
 
 
 class ZeroLinear(nn.Linear):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
-from actionunits.modeling_au import AUPreTrainedModel
+from actionunits.modeling_au import AUPreTrainedModel, on_one_device
 from actionunits.modeling_outputs import AUDetectionOutput
 from actionunits.models.ac2d.modeling_ac2d import Ac2dForAUDetection
 from actionunits.models.auformer.modeling_auformer import AUFormerForAUDetection
@@ -149,9 +149,12 @@ class EnsembleForAUDetection(AUPreTrainedModel):
         outputs: list[AUDetectionOutput] = [
             network(**self._inputs_of(network, inputs), **wanted) for network in networks.values()
         ]
-        logits = torch.stack([output["logits"] for output in outputs], dim=1)  # (B, k, m)
+        logits = torch.stack(on_one_device(output["logits"] for output in outputs), dim=1)  # (B, k, m)
+        loss = None
+        if labels is not None:
+            loss = torch.stack(on_one_device(output["loss"] for output in outputs)).sum()
         return AUDetectionOutput(
-            loss=None if labels is None else torch.stack([output["loss"] for output in outputs]).sum(),
+            loss=loss,
             logits=torch.einsum("bkm,k->bm", logits, self._shares(networks).to(logits)),
             branch_logits=logits,
             **{name: _first(getattr(output, name) for output in outputs) for name in SHOWN},

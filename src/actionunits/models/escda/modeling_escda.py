@@ -30,6 +30,8 @@ from actionunits.modeling_au import (
     AUPreTrainedModel,
     check_size,
     module_names,
+    on_device,
+    on_one_device,
     or_default,
     parameter_of,
 )
@@ -41,7 +43,10 @@ from .configuration_escda import EscdaBackboneConfig, EscdaConfig, GdaConfig, Ls
 class EscdaPreTrainedModel(AUPreTrainedModel):
     """Initialisation for training from scratch, and what transformers wants to know of the three models."""
 
-    _no_split_modules = ["MixedDepthwiseBlock", "LscBranch"]
+    _no_split_modules = [
+        *("MixedDepthwiseBlock", "LscBranch"),
+        *("DualDirectionalAttention", "GlobalDepthwiseConv", "AUClassifier"),
+    ]
     _supports_sdpa = True
 
     @torch.no_grad()
@@ -118,7 +123,7 @@ class LscForAUDetection(EscdaPreTrainedModel):
             for branch, gaussian in zip(self.branches.values(), gaussians, strict=True)
         ]
         columns, weights, masks = zip(*results, strict=True)
-        logits = torch.cat(columns, dim=1)
+        logits = torch.cat(on_one_device(columns), dim=1)
         return AUDetectionOutput(
             loss=None if labels is None else self.au_loss(logits, labels),
             logits=logits,
@@ -144,10 +149,11 @@ class LscForAUDetection(EscdaPreTrainedModel):
     def _maps(self, weights: tuple[Tensor, ...], masks: tuple[Tensor | None, ...]) -> dict[str, Tensor]:
         """Bring A' (B, heads, n, n) and M (B, n) of every action unit to (B, m, h, w)."""
         size = (self.config.map_size, self.config.map_size)
-        attention = torch.stack([weight.mean(dim=(1, 2)) for weight in weights], dim=1).unflatten(-1, size)
+        means = on_one_device(weight.mean(dim=(1, 2)) for weight in weights)
+        attention = torch.stack(means, dim=1).unflatten(-1, size)
         if masks[0] is None:
             return {"au_attentions": attention}
-        mask = torch.stack(masks, dim=1).unflatten(-1, size)  # type: ignore[arg-type]
+        mask = torch.stack(on_one_device(masks), dim=1).unflatten(-1, size)  # type: ignore[arg-type]
         return {
             "au_attentions": attention * mask,  # also the mean of A: all heads and queries have the same mask
             "au_attentions_unconstrained": attention,
@@ -195,7 +201,7 @@ class GdaForAUDetection(EscdaPreTrainedModel):
         output_hidden_states = or_default(output_hidden_states, self.config.output_hidden_states)
         hidden_states = self.backbone(self.in_own_type(pixel_values))
         attention = self.attention(hidden_states[-1])
-        features = hidden_states[-1] * attention
+        features = on_device(hidden_states[-1], attention.device) * attention
         logits = self.classifier(self.pool(features).flatten(1))
         output = AUDetectionOutput(
             loss=None if labels is None else self.au_loss(logits, labels),
@@ -216,7 +222,8 @@ class GdaForAUDetection(EscdaPreTrainedModel):
         norm = self.pool.norm
         scale = parameter_of(norm, "weight") / (parameter_of(norm, "running_var") + norm.eps).sqrt()  # (c,)
         kernel = parameter_of(self.pool.conv, "weight")[:, 0]  # (c, h, w)
-        return torch.einsum("mc,chw,bchw->bmhw", self.classifier.weight * scale, kernel, features)
+        features, scale, kernel, weight = on_one_device([features, scale, kernel, self.classifier.weight])
+        return torch.einsum("mc,chw,bchw->bmhw", weight * scale, kernel, features)
 
 
 class EscdaForAUDetection(EscdaPreTrainedModel):
@@ -290,14 +297,15 @@ class EscdaForAUDetection(EscdaPreTrainedModel):
         kwargs = self.asked_of_networks(kwargs)
         local = self.lsc(pixel_values, au_centers, None, output_au_attentions, return_dict=True, **kwargs)
         whole = self.gda(pixel_values, None, None, output_au_attentions, return_dict=True, **kwargs)
+        logits = on_one_device([local.logits, whole.logits])
         loss = None
         if labels is not None:
-            loss = self.au_loss(local.logits, labels) + self.au_loss(whole.logits, labels)
+            loss = self.au_loss(logits[0], labels) + self.au_loss(logits[1], labels)
         combine = mean_probability_logits if self.config.ensemble == "average" else torch.maximum
         return AUDetectionOutput(
             loss=loss,
-            logits=combine(local.logits, whole.logits),
-            branch_logits=torch.stack([local.logits, whole.logits], dim=1),
+            logits=combine(*logits),
+            branch_logits=torch.stack(logits, dim=1),
             au_attentions=local.au_attentions,
             au_attentions_unconstrained=local.au_attentions_unconstrained,
             au_masks=local.au_masks,

@@ -31,6 +31,7 @@ class GeometryForAUDetection(AUPreTrainedModel):
 
     config: GeometryConfig
     base_model_prefix = "geometry"
+    _no_split_modules = ["Standardization", "GeometryLayer", "AUClassifier"]
     _keep_in_fp32_modules_strict = ["standardization.mean$", "standardization.variance$"]
 
     def __init__(self, config: GeometryConfig):

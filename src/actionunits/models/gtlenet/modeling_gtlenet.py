@@ -32,6 +32,8 @@ from actionunits.modeling_au import (
     check_size,
     linear_map,
     module_names,
+    on_device,
+    on_one_device,
     or_default,
     parameter_of,
 )
@@ -54,7 +56,10 @@ class GtleNetForAUDetection(AUPreTrainedModel):
     """
 
     config: GtleNetConfig
-    _no_split_modules = ["InceptionBlock", "ResidualBlock"]
+    _no_split_modules = [
+        *("ConvNormAct", "InceptionBlock", "InceptionReduction", "ResidualBlock"),
+        *("MapExtractor", "AUClassifiers", "ReconstructionHead"),
+    ]
 
     def __init__(self, config: GtleNetConfig):
         super().__init__(config)
@@ -207,6 +212,7 @@ class GtleNetForAUDetection(AUPreTrainedModel):
         if self.mask_extractor is None:
             return features, None
         masks = torch.sigmoid(self.mask_extractor(h, names))  # Eq. 4
+        masks, features = on_one_device([masks, features])
         return masks * features, masks[:, :, 0]  # Eq. 5
 
     def _of_units(self, maps: Tensor) -> Tensor:
@@ -220,8 +226,10 @@ class GtleNetForAUDetection(AUPreTrainedModel):
         if self.reconstruction is not None and weight:
             is_known = (labels != UNKNOWN).any(dim=1)
             reconstruction = self.reconstruction(masked)  # Eq. 6
+            pictures, counts = (x.to(reconstruction.device) for x in (pixel_values, is_known))
             reduction = self.config.reconstruction_reduction
-            loss = loss + weight * reconstruction_loss(reconstruction, pixel_values, is_known, reduction)
+            error = reconstruction_loss(reconstruction, pictures, counts, reduction)
+            loss = loss + weight * error.to(loss.device)
         return loss
 
 
@@ -361,7 +369,8 @@ class MapExtractor(nn.Module):
             h = F.interpolate(stage(h), scale_factor=2.0, mode="bilinear", align_corners=False)
         heads = [self.heads[name] for name in names]
         weight, bias = (
-            torch.cat([parameter_of(head, name) for head in heads]) for name in ("weight", "bias")
+            torch.cat(on_one_device(parameter_of(head, name) for head in heads))
+            for name in ("weight", "bias")
         )
         return F.conv2d(h, weight, bias, padding=1).unflatten(1, (len(names), -1))
 
@@ -400,7 +409,7 @@ class AUClassifiers(AUHeads):
     def embed_one_by_one(self, inputs: Tensor) -> Tensor:
         """`embed`, action unit by action unit."""
         embeddings = [unit(x.contiguous()) for unit, x in zip(self.values(), inputs.unbind(1), strict=True)]
-        return torch.stack(embeddings, dim=1)
+        return torch.stack(on_one_device(embeddings), dim=1)
 
     def embed_grouped(self, inputs: Tensor) -> Tensor:
         """`embed`, layer by layer for all action units, each a group."""
@@ -413,8 +422,8 @@ class AUClassifiers(AUHeads):
     def classify(self, embeddings: Tensor) -> Tensor:
         """AU embeddings (B, N, D) -> logits (B, N), each by the last layer of its own classifier."""
         maps = [linear_map(unit.output) for unit in self.values()]  # type: ignore[arg-type]
-        weight, bias = (torch.cat(parts) for parts in zip(*maps, strict=True))
-        return (embeddings * weight).sum(-1) + bias
+        weight, bias = (torch.cat(on_one_device(parts)) for parts in zip(*maps, strict=True))
+        return (on_device(embeddings, weight.device) * weight).sum(-1) + bias
 
 
 class UnitClassifier(nn.Module):
@@ -614,6 +623,7 @@ def max_pool(config: GlobalExpressionEncoderConfig) -> nn.MaxPool2d:
 def grouped_conv(x: Tensor, convs: Sequence[nn.Conv2d]) -> Tensor:
     """Convolutions of one form side by side, each on its share of the channels of x (B, N C, h, w)."""
     weight, bias = (torch.cat([parameter_of(conv, name) for conv in convs]) for name in ("weight", "bias"))
+    x = on_device(x, weight.device)
     return F.conv2d(x, weight, bias, convs[0].stride, convs[0].padding, groups=len(convs))  # type: ignore[arg-type]
 
 

@@ -33,6 +33,8 @@ from actionunits.modeling_au import (
     AUClassifier,
     AUPreTrainedModel,
     module_names,
+    on_device,
+    on_one_device,
     or_default,
     parameter_of,
     sum_over_processes,
@@ -67,6 +69,10 @@ class LacForAUDetection(AUPreTrainedModel):
     """
 
     config: LacConfig
+    _no_split_modules = [
+        *("ResNetEmbeddings", "ResNetBasicLayer", "ResNetBottleNeckLayer"),
+        *("AUClassifier", "AUGraph"),
+    ]
     _keep_in_fp32_modules_strict = ["epoch_weights$", "epoch_sums$"]
 
     def __init__(self, config: LacConfig):
@@ -185,7 +191,7 @@ class LacForAUDetection(AUPreTrainedModel):
         if self.config.state_detection:
             vectors = self._relate(locked).unflatten(0, batch)
             clips = vectors if len(batch) == 2 else vectors[:, None]
-            logits = self.check(clips)[0].flatten(0, 1)
+            logits = on_device(self.check(clips)[0].flatten(0, 1), locked.logits.device)
         loss = None
         if labels is not None:
             if labels.shape != (*batch, logits.shape[-1]):
@@ -235,7 +241,7 @@ class LacForAUDetection(AUPreTrainedModel):
         if self.lstm is not None:
             sequences, state = self._remember(vectors.transpose(1, 2).reshape(b * m, t, d), state)
             vectors = sequences.view(b, m, t, d).transpose(1, 2)  # f''
-        weight, bias = self.classifier.weight, self.classifier.bias  # type: ignore[union-attr]
+        vectors, weight, bias = on_one_device([vectors, self.classifier.weight, self.classifier.bias])  # type: ignore[union-attr]
         return (vectors * weight).sum(-1) + bias, state
 
     def _remember(self, sequences: Tensor, state: State | None) -> tuple[Tensor, State]:
@@ -256,7 +262,7 @@ class LacForAUDetection(AUPreTrainedModel):
             batches: Not needed; accepted because all models with such a method take it.
         """
         statistics = self._statistics
-        sums = torch.stack([each.epoch_sums for each in statistics])  # (m, 3)
+        sums = torch.stack(on_one_device(each.epoch_sums for each in statistics))  # (m, 3)
         if not sums.any():
             return
         config = self.config
@@ -287,8 +293,7 @@ class LacForAUDetection(AUPreTrainedModel):
         states = [self.resnet.embedder(self.in_own_type(pictures))]
         for stage in self.resnet.encoder.stages:
             states.append(self.stage(states[-1], stage.__call__))
-        features = states[-1]
-        weight = self.localizer.weight
+        features, weight, bias = on_one_device([states[-1], self.localizer.weight, self.localizer.bias])
         scores = F.conv2d(features, weight[:, :, None, None])  # w_c F (S, m, h, w)
         at_least_single = torch.promote_types(features.dtype, torch.float32)
         magnitude = torch.linalg.vector_norm(features, dim=1, dtype=at_least_single)
@@ -301,7 +306,7 @@ class LacForAUDetection(AUPreTrainedModel):
             magnitude=magnitude,
             scores=scores,
             similarity=similarity,
-            logits=scores.mean((2, 3)) + self.localizer.bias,  # Eq. 2, which has no bias
+            logits=scores.mean((2, 3)) + bias,  # Eq. 2, which has no bias
             states=tuple(states),
         )
 
@@ -317,6 +322,7 @@ class LacForAUDetection(AUPreTrainedModel):
         if self.config.spatial == "graph":
             return related
         confidence = ((torch.sigmoid(locked.logits) - 0.5).abs() / 0.5)[..., None]  # Eq. 10
+        vectors, related, confidence = on_one_device([vectors, related, confidence])
         return vectors * confidence + related * (1 - confidence)  # Eq. 11
 
     def _loss(self, logits: Tensor, locked: "LockedAUs", labels: Tensor, boxes: Tensor | None) -> Tensor:
@@ -326,8 +332,8 @@ class LacForAUDetection(AUPreTrainedModel):
         if config.state_detection:
             loss = loss + config.first_answer_weight * self.au_loss(locked.logits, labels)
         if boxes is not None:
-            magnitudes, similarities = locked.pool(boxes, config.roi_cells)
-            known = labels.to(similarities.dtype)
+            magnitudes, similarities = locked.pool(boxes.to(logits.device), config.roi_cells)
+            known = labels.to(similarities)
             loss = loss + config.localization_weight * localization_loss(magnitudes, known)
             activation = activation_loss(similarities, known, config.balance_activation)
             loss = loss + config.activation_weight * activation
@@ -347,18 +353,19 @@ class LacForAUDetection(AUPreTrainedModel):
     @torch.no_grad()
     def _observe(self, logits: Tensor, labels: Tensor) -> None:
         """Count labels (S, m) of a training batch: known, occurring, and detected ones of these."""
+        labels = labels.to(logits.device)
         known = labels != UNKNOWN
         occurring = torch.where(known, labels, 0).float()
         detected = occurring * (logits > 0)
         counts = torch.stack([known.float(), occurring, detected], dim=-1).sum(0)  # (m, 3)
         # At every step: a checkpoint saves the buffers of one process, so that all must have the same.
         for each, count in zip(self._statistics, sum_over_processes(counts), strict=True):
-            each.epoch_sums.add_(count)
+            each.epoch_sums.add_(count.to(each.epoch_sums.device))
 
     def _epoch_weights(self) -> Tensor:
         """Return w_diff and w_dist (m, 2) of the running epoch; new action units have the initial ones."""
         weights, epochs = (
-            torch.stack([parameter_of(each, name) for each in self._statistics])
+            torch.stack(on_one_device(parameter_of(each, name) for each in self._statistics))
             for name in ("epoch_weights", "epochs")
         )
         weights, is_new = weights.float(), epochs == 0
