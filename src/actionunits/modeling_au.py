@@ -219,11 +219,11 @@ def on_one_device(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Whether a linear layer is nothing but its weight and bias.
+    """Whether a linear layer, convolution or batch normalisation is nothing but its own parameters.
 
     One that is adapted by PEFT, quantised or offloaded by Accelerate only works when it is called.
     """
-    return type(layer) is nn.Linear and not hasattr(layer, "_hf_hook")
+    return type(layer) in (nn.Linear, nn.Conv2d, nn.BatchNorm2d) and not hasattr(layer, "_hf_hook")
 
 
 def linear_map(layer: nn.Module) -> tuple[Tensor, Tensor]:

@@ -53,8 +53,35 @@ class GtleNetTester(AUModelTester):
         assert all(p.grad.any() for p in model.classifiers["AU1"].parameters())
 
 
+class AdaptedConvolution(torch.nn.Module):
+    """A convolution and a change of its weight beside it, which acts when it is called, as PEFT's do."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.delta = layer, torch.nn.Parameter(0.1 * torch.randn_like(layer.weight))
+
+    def forward(self, x):
+        form = self.layer.stride, self.layer.padding, self.layer.dilation, self.layer.groups
+        return self.layer(x) + F.conv2d(x, self.delta, None, *form)
+
+
 class TestGtleNet(GtleNetTester):
     config = TINY
+
+    def test_every_convolution_may_be_another(self, model, inputs, labels):
+        merged = copy.deepcopy(model)
+        for name, layer in list(model.named_modules()):
+            if type(layer) is torch.nn.Conv2d:
+                adapted = AdaptedConvolution(layer)
+                model.set_submodule(name, adapted)
+                with torch.no_grad():
+                    merged.get_submodule(name).weight += adapted.delta
+        actual, expected = (one(**inputs, labels=labels) for one in (model, merged))
+        torch.testing.assert_close(actual.logits, expected.logits, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(actual.loss, expected.loss, rtol=1e-3, atol=1e-4)
+        actual.loss.backward()
+        deltas = [p for name, p in model.named_parameters() if name.endswith(".delta")]
+        assert all(delta.grad is not None for delta in deltas)
 
     def test_without_reconstruction_an_unknown_action_unit_gets_no_gradient(self, inputs, labels):
         model = self.make_model(reconstruction_loss_weight=0.0)

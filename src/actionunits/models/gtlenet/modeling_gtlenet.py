@@ -30,6 +30,7 @@ from actionunits.modeling_au import (
     AUPreTrainedModel,
     CheckpointedPreTrainedModel,
     check_size,
+    is_plain,
     linear_map,
     module_names,
     on_device,
@@ -368,10 +369,9 @@ class MapExtractor(nn.Module):
         for stage in self.stages:
             h = F.interpolate(stage(h), scale_factor=2.0, mode="bilinear", align_corners=False)
         heads = [self.heads[name] for name in names]
-        weight, bias = (
-            torch.cat(on_one_device(parameter_of(head, name) for head in heads))
-            for name in ("weight", "bias")
-        )
+        if not all(map(is_plain, heads)):
+            return torch.stack(on_one_device(head(h) for head in heads), dim=1)
+        weight, bias = (torch.cat([getattr(head, name) for head in heads]) for name in ("weight", "bias"))
         return F.conv2d(h, weight, bias, padding=1).unflatten(1, (len(names), -1))
 
 
@@ -386,9 +386,11 @@ class ReconstructionHead(nn.ModuleDict):
 
     def forward(self, masked: Tensor) -> Tensor:
         """Masked features c (B, N+1, 3, H, W) -> pictures (B, 3, H, W)."""
-        weight = torch.cat([parameter_of(conv, "weight") for conv in self.values()], dim=1)
-        bias = parameter_of(self[BACKGROUND], "bias")
-        return F.conv2d(masked.flatten(1, 2), weight, bias, padding=1)
+        if not all(map(is_plain, self.values())):
+            shares = [conv(c) for conv, c in zip(self.values(), masked.unbind(1), strict=True)]
+            return torch.stack(on_one_device(shares)).sum(0)
+        weight = torch.cat([conv.weight for conv in self.values()], dim=1)  # type: ignore[misc]
+        return F.conv2d(masked.flatten(1, 2), weight, self[BACKGROUND].bias, padding=1)  # type: ignore[arg-type]
 
 
 class AUClassifiers(AUHeads):
@@ -404,7 +406,9 @@ class AUClassifiers(AUHeads):
     def embed(self, inputs: Tensor) -> Tensor:
         """Masked features (B, N, C, H, W), or (B, 1, C, H, W) for all -> AU embeddings (B, N, D)."""
         inputs = inputs.expand(-1, len(self), -1, -1, -1)
-        return self.embed_one_by_one(inputs) if inputs.device.type == "cpu" else self.embed_grouped(inputs)
+        layers = (layer for unit in self.values() for pair in unit.layers for layer in pair)
+        are_grouped = inputs.device.type != "cpu" and all(map(is_plain, layers))
+        return self.embed_grouped(inputs) if are_grouped else self.embed_one_by_one(inputs)
 
     def embed_one_by_one(self, inputs: Tensor) -> Tensor:
         """`embed`, action unit by action unit."""
