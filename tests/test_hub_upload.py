@@ -385,8 +385,8 @@ def test_a_card_of_other_weights_is_found(folder):
 @pytest.mark.parametrize(
     ("old", "new", "named"),
     [
-        ("its mean lies between 0.", "its mean lies between 0.9", "its mean lies between 0.9"),
-        ("a picture, and any at all on ", "a picture, and any at all on 0", "any at all on 0"),
+        ("interval of its mean is 0.", "interval of its mean is 0.9", "interval of its mean is 0.9"),
+        ("per picture, and at least one on ", "per picture, and at least one on 0", "at least one on 0"),
         ("sex: f 0.", "sex: f 0.9", "sex: f 0.9"),
         ("\n# toy-model\n", "\n# toy-model\n\nThe best: F1 0.95 on DISFA.\n", "The best: F1 0.95 on DISFA."),
         ("## Groups of", "| all of BP4D | 0.91 |\n\n## Groups of", "| all of BP4D | 0.91 |"),

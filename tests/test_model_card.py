@@ -42,8 +42,8 @@ def model(tmp_path):
 def test_card_says_what_it_was_trained_and_measured_on(model):
     text = str(make_card(model, TEMPLATE))
     for statement in (
-        "were not trained on BP4D, DISFA, GFT or any other corpus of coded video, and were not measured on",
-        "Labels are gains of blendshapes, not scores of FACS coders",
+        "were neither trained nor evaluated on BP4D, DISFA, GFT or any other corpus of coded video.",
+        "Labels are blendshape weights, not the codes of FACS coders",
         "40,000 rendered pictures of 75 people for training",
         "3,000 rendered pictures of 16 people for choosing thresholds",
         "ICT-FaceKit, copyright (c) 2020 USC Institute for Creative Technologies, MIT licence",
@@ -51,11 +51,11 @@ def test_card_says_what_it_was_trained_and_measured_on(model):
         "Young Adult White Faces",
         "CC BY 4.0",
         "GDA for 6 epochs, LSC for 3 epochs from the backbone of GDA, each trained alone",
-        "highest learning rate of 0.003",
-        "0 where nothing moves and 1 from an intensity of 0.5 on",
+        "peak learning rate of 0.003",
+        "graded, from 0 at rest to 1 at an intensity of 0.5 and above",
         "AU12 lip corner puller",
         "2,021,579",
-        "Weak action units, by AUC below 0.8 on renderings: AU25.",
+        "Weak action units (AUC below 0.8 on renderings): AU25.",
     ):
         assert statement in text, statement
     for use in ("emotions", "deception", "hiring", "medical", "identifying people"):
@@ -77,7 +77,7 @@ def test_compact_networks_are_called_so_and_those_of_papers_are_not(model_type):
     assert not is_compact({"model_type": model_type, "parameters": parameters(1)})
     (name,) = (n for n in checkpoints.names() if run_of(n)["model_type"] == model_type)
     assert is_compact(run_of(name))
-    assert "is a compact one" in (checkpoints.path(name) / "README.md").read_text(encoding="utf-8")
+    assert "a compact network, smaller" in (checkpoints.path(name) / "README.md").read_text(encoding="utf-8")
 
 
 def run_of(name):
@@ -101,7 +101,7 @@ def test_figures_in_the_text_are_those_of_the_split_measured(model):
     row = metrics["test"]["calibrated"]["per_au"]["AU12"]
     assert re.search(rf"\| AU12 \| lip corner puller \|.*\| {row['f1']:.2f} \|", text)
     neutral = metrics["test"]["neutral"]
-    assert f"{neutral['false_alarms_per_picture']:.2f} are reported a picture" in text
+    assert f"{neutral['false_alarms_per_picture']:.2f} are predicted per picture, and" in text
     del metrics["test"]
     (model / "metrics.json").write_text(json.dumps(metrics))
     assert "The validation people of the same corpus" in str(make_card(model, TEMPLATE))
@@ -175,7 +175,7 @@ def test_a_corpus_without_groups_is_said_to_have_none(model):
     metrics["test"]["groups"] = {}
     (model / "metrics.json").write_text(json.dumps(metrics))
     text = str(make_card(model, TEMPLATE))
-    assert "nothing is known of how the figures differ between them" in text and "Largest gap" not in text
+    assert "differences between groups are unknown" in text and "Largest gap" not in text
 
 
 @pytest.mark.parametrize("corpus", ["bp4d", "Somebody's Videos"])
@@ -187,9 +187,9 @@ def test_licensed_data_leaves_its_terms_in_the_card(model, corpus):
     (terms,) = training_terms(run)
     text = str(card)
     assert f"- {terms.name} (by {terms.holder}): {terms.terms}" in text
-    assert "These weights are not free to use for everything" in text
+    assert "Use of these weights is restricted" in text
     assert card.data.license == "other"
-    for of_renderings in ("rendered", "renderings", "ICT-FaceKit", "were not trained on BP4D", "None"):
+    for of_renderings in ("rendered", "renderings", "ICT-FaceKit", "neither trained nor evaluated", "None"):
         assert of_renderings not in text, of_renderings
 
 
@@ -240,7 +240,7 @@ def test_weights_are_bound_by_the_data_of_those_that_they_began_with_or_learned_
     run["inherited"] = known["inherited"]
     (model / "run.json").write_text(json.dumps(run))
     card = make_card(model, TEMPLATE)
-    assert card.data.license == "other" and "were not trained on BP4D" not in str(card)
+    assert card.data.license == "other" and "neither trained nor evaluated on BP4D" not in str(card)
 
 
 def test_weights_are_hashed(model):
@@ -262,7 +262,7 @@ def test_a_member_of_an_ensemble_has_its_own_name(model):
     card = make_card(model, TEMPLATE)
     text = str(card)
     assert "\n# lsc-toy\n" in text and "Recipe `toy-model`:" in text
-    assert "These weights are the LSC of the ensemble alone, with thresholds of its own." in text
+    assert "These weights are the LSC of the ensemble alone, with its own thresholds." in text
     assert card.data.model_name == "lsc-toy"
 
 
@@ -272,7 +272,7 @@ def test_mixed_precision_and_single_epochs_are_worded(model):
     change(model, "run.json", lambda run: run["recipe"]["networks"]["lsc"].update(epochs=1))
     text = str(make_card(model, TEMPLATE))
     assert "LSC for 1 epoch from" in text and "mixed precision (bf16)" in text
-    assert "1 epoch of warm-up and a fall by the inverse square root of the steps" in text
+    assert "1 epoch of warm-up, then inverse square root decay" in text
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -281,14 +281,14 @@ def test_a_stand_in_for_the_pretrained_transformer_is_said(model, frozen):
     values = {"model_type": "au-auformer", "freeze_backbone": frozen, "backbone_config": backbone}
     change(model, "config.json", lambda config: config.update(values))
     text = str(make_card(model, TEMPLATE))
-    said = "**a small vision transformer of 6 blocks and 128 channels, trained from random weights "
-    assert (said + "along with the experts" in text) is not frozen
+    said = "replaced by a small vision transformer of 6 blocks and 128 channels, trained from random weights "
+    assert (said + "together with the experts" in text) is not frozen
     recipe = {"name": "toy-backbone", "epochs": 5}
     found = {"lsc": {"name": "vit/model", "recipe": recipe}}
     change(model, "run.json", lambda run: run.update(backbones=found))
     change(model, "run.json", lambda run: run["recipe"]["networks"]["lsc"].update(backbone_from="vit/model"))
     text = str(make_card(model, TEMPLATE))
-    before = "before on this corpus (recipe `toy-backbone`, 5 epochs) and then frozen, stands in for it**"
+    before = "on this corpus beforehand (recipe `toy-backbone`, 5 epochs) and then frozen**, so these"
     assert (said + before in text) is frozen
     assert "LSC for 3 epochs from the backbone of `vit/model`" in text
 
@@ -302,7 +302,7 @@ def test_clips_of_one_frame_are_said(model, length):
 
 
 def test_what_was_not_pretrained_is_said_of_the_open_corpus_alone(model):
-    said = "The paper's backbones were pretrained on MS-Celeb-1M; here **nothing was**."
+    said = "The paper's backbones were pretrained on MS-Celeb-1M; here **no other data were used**."
     assert said in str(make_card(model, TEMPLATE))
     found = {"lsc": {"name": "ms-celeb-1m/model", "recipe": {}}}
     change(model, "run.json", lambda run: run.update(backbones=found))
@@ -315,11 +315,11 @@ def test_what_was_not_pretrained_is_said_of_the_open_corpus_alone(model):
 @pytest.mark.parametrize("balanced", [False, True])
 def test_weights_of_action_units_that_the_paper_has_are_missed(model, balanced):
     change(model, "run.json", lambda run: run["recipe"].update(balance_aus=balanced))
-    said = "In the loss all action units and their occurrences weigh alike; the paper weighs them"
+    said = "The loss weights all action units and their occurrences equally; the paper weights them"
     assert (said in str(make_card(model, TEMPLATE))) is not balanced
     values = {"model_type": "au-auformer", "gamma_bounds": [1.0, 2.0], "freeze_backbone": True}
     change(model, "config.json", lambda config: config.update(values))
-    exponents = "and so chooses exponents between 1.0 and 2.0, here all 1.0."
+    exponents = "and sets exponents between 1.0 and 2.0 accordingly, here all 1.0."
     assert (exponents in str(make_card(model, TEMPLATE))) is not balanced
     change(model, "config.json", lambda config: config.update(model_type="au-gtlenet"))
     assert said not in str(make_card(model, TEMPLATE))  # its paper has none either
@@ -331,15 +331,15 @@ def test_another_loss_than_lacs_is_said(model, kind, name):
     values |= {"model_type": "au-lac", "au_loss_type": kind}
     change(model, "config.json", lambda config: config.update(values))
     text = str(make_card(model, TEMPLATE))
-    assert ("Its loss is another than the paper's" in text) is (name is not None)
+    assert ("The loss is not the paper's" in text) is (name is not None)
     if name:
-        weights = "L_loc with a weight of 0.0 and L_act of 1.0 (paper: 0.5 each), in which the occurrences"
+        weights = "weights of 0.0 for L_loc and 1.0 for L_act (paper: 0.5 each), and in L_act equal weight"
         assert f"{name} instead of DWA, {weights}" in text
 
 
 def test_pretraining_of_the_encoder_is_said(model):
     change(model, "config.json", lambda config: config.update(model_type="au-gtlenet", pretraining="none"))
-    assert "Its encoder was not pretrained" in str(make_card(model, TEMPLATE))
+    assert "The encoder was not pretrained" in str(make_card(model, TEMPLATE))
     figures = {
         "name": "expression/model",
         "steps": 6000,
@@ -349,10 +349,10 @@ def test_pretraining_of_the_encoder_is_said(model):
     encoder = {**figures, "triplets": "synthetic corpus"}
     change(model, "run.json", lambda run: run.update(encoder=encoder))
     text = str(make_card(model, TEMPLATE))
-    assert "6,000 steps on triplets of the synthetic corpus. Of 2,000 triplets of other people" in text
-    assert "nearest to each other in 88 %" in text
+    assert "6,000 steps on triplets of the synthetic corpus. It finds the most similar pair" in text
+    assert "in 88 % of 2,000 triplets of held-out people" in text
     change(model, "run.json", lambda run: run["encoder"].update(au_weight=3.0))
-    assert "synthetic corpus, with the corpus' action units read beside" in str(make_card(model, TEMPLATE))
+    assert "synthetic corpus, with an auxiliary loss on the corpus'" in str(make_card(model, TEMPLATE))
 
 
 @pytest.mark.parametrize("encoder", [{"name": "a/b"}, {"name": "a/b", "triplets": "fec.csv"}])

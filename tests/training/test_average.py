@@ -98,9 +98,9 @@ def test_it_is_calibrated_as_any_other(average, folders, corpus, tmp_path, monke
     calibrate.calibrate(tmp_path / "model", faces, photographs=[None] * 30)
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     assert "the mean of the logits of 3 networks (LSC, the local network of ESCDA" in card
-    assert "the cards of `tiny-lsc`, `tiny-gda` and `tiny` say how" in card
+    assert "described in the cards of `tiny-lsc`, `tiny-gda` and `tiny`." in card
     assert card.count("IJCV, 2025") == card.count("Pattern Recognition, 2025") == 2
-    assert "The methods are those of" in card and "Put together 20" in card
+    assert "The methods are those of" in card and "Assembled 20" in card
     assert "{{" not in card and "{%" not in card and "Recipe `" not in card
 
 

@@ -615,7 +615,8 @@ def test_teachers_soften_the_labels(run, corpus, monkeypatch):
     described = json.loads((output / "model" / "run.json").read_text())
     assert described["recipe"]["teachers"] == ["first/model", "second/model"]
     card = (output / "model" / "README.md").read_text()
-    assert "to 25 % those of teachers" in card and "`first/model`, `second/model`" in card
+    assert "75 % ground truth and 25 % predictions of teachers" in card
+    assert "`first/model`, `second/model`" in card
 
 
 def test_a_teacher_is_asked_once_about_the_same_pictures(run, corpus, tmp_path, monkeypatch):

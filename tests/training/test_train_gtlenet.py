@@ -70,7 +70,7 @@ def test_a_result_knows_its_encoder_but_not_where_it_lay(run, encoder_folder):
     for file in ("run.json", "config.json", "README.md"):
         assert str(encoder_folder) not in (folder / file).read_text()
     assert AutoModel.from_pretrained(folder).config.pretraining == "expression"
-    assert "nearest to each other in 75 %" in (folder / "README.md").read_text()
+    assert "finds the most similar pair in 75 %" in (folder / "README.md").read_text()
     further = {"gtlenet": {"model_type": "au-gtlenet", "pretrained": str(folder)}}
     gone_on = run(networks=further, epochs=1, name="further") / "model" / "run.json"
     assert json.loads(gone_on.read_text())["encoder"] == described["encoder"]
