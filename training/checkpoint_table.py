@@ -42,9 +42,9 @@ METHODS = {
     "au-geometry": "geometry",
 }
 OTHERWISE = {
-    "au-ac2d": "one loss more",
-    "au-auformer": "a small ViT, trained here, for ImageNet's",
-    "au-lac": "ResNet not pretrained, another loss, clips of one frame",
+    "au-ac2d": "an extra loss on the trunk",
+    "au-auformer": "a small ViT, trained here, instead of ImageNet's",
+    "au-lac": "ResNet not pretrained, a different loss, clips of one frame",
 }
 """Deviations from the paper other than the size; those of pretraining are in the run."""
 NO_PAPER = {"au-ensemble": "no paper averages these", "au-geometry": "no paper's network"}

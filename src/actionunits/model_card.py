@@ -27,13 +27,13 @@ from actionunits.reports import SELECTIONS, groups_table, metrics_table
 
 METHODS = {
     "au-escda": "ESCDA, which averages the probabilities of a local and a global network (LSC and GDA)",
-    "au-lsc": "LSC, the local network of ESCDA: attention branches, each masked around an AU's place",
+    "au-lsc": "LSC, the local network of ESCDA: an attention branch per AU, masked around its place",
     "au-gda": "GDA, the global network of ESCDA: attention along the rows and the columns of the face",
-    "au-ac2d": "AC2D: a transformer branch for each AU, its attention held to the AU's place, deconfounded",
-    "au-auformer": "AUFormer: a vision transformer with a small expert for each AU in every block",
-    "au-lac": "LAC, lock and check: class weights find where an AU shows, graph and LSTM whether it does",
-    "au-gtlenet": "GTLE-Net: features that know expressions, and from them a map and a mask for each AU",
-    "au-geometry": "geometry: a perceptron that reads where the centres of AUs lie, and no pixel",
+    "au-ac2d": "AC2D: a transformer branch per AU, with constrained attention and causal deconfounding",
+    "au-auformer": "AUFormer: a vision transformer with a small expert per AU in every block",
+    "au-lac": "LAC, lock and check: class weights locate each AU, a graph and an LSTM check it",
+    "au-gtlenet": "GTLE-Net: an encoder pretrained on expressions, a feature map and a mask per AU",
+    "au-geometry": "geometry: a perceptron on the positions of AU centres, without pixels",
 }
 _ESCDA = (
     "Shao, Chen, Zhou, Shi, Li, Ma, Yeung: Constrained and directional ensemble attention for facial action "

@@ -28,12 +28,12 @@ class DataTerms:
     is_free: bool = False
 
 
-_AGREEMENT = "Given out on a signed agreement, for non-commercial research only"
+_AGREEMENT = "distributed under a signed agreement, for non-commercial research only"
 TERMS = {
     "synthetic": DataTerms(
         "the open synthetic corpus",
         "this project",
-        "Rendered from sources under the MIT licence and CC BY 4.0, which are named below.",
+        "rendered from sources under the MIT licence and CC BY 4.0, which are named below.",
         is_free=True,
     ),
     "bp4d": DataTerms("BP4D", "Binghamton University and University of Pittsburgh", f"{_AGREEMENT}."),
@@ -60,7 +60,7 @@ def training_terms(run: Mapping[str, Any] | None) -> list[DataTerms]:
         return [DataTerms("unrecorded pictures", "unknown", "Nobody recorded what the model was trained on.")]
     return [
         TERMS.get(ALIASES.get(name.lower(), name.lower()))
-        or DataTerms(name, "unknown", "This project does not know its terms.")
+        or DataTerms(name, "unknown", "terms unknown to this project.")
         for name in training_corpora(run)
     ]
 

@@ -15,9 +15,9 @@ from actionunits.action_units import au_name
 RULES = {"at_half": "at 0.5", "calibrated": "calibrated", "oracle": "oracle"}
 """The three ways to choose thresholds: keys of reports and titles of tables."""
 SELECTIONS = {
-    "last": "the last; nothing was selected",
+    "last": "the last, without selection",
     "best-validation": "the best on the validation people",
-    "best-test": "the best on the very pictures that are measured here, as the papers choose; it flatters",
+    "best-test": "the best on the evaluated pictures themselves, as in the papers, which is optimistic",
 }
 """Rules of epoch selection: values in recipes and explanations in reports."""
 OTHER_FIGURES = {
@@ -71,7 +71,7 @@ def report_text(report: Mapping[str, Any]) -> str:
         "",
         f"- Epoch: {SELECTIONS.get(selection, selection) if selection else 'unknown'}.",
         f"- Calibrated thresholds: {report.get('thresholds_from') or 'from unknown pictures'}.",
-        "- Oracle thresholds: the best for these very pictures, a bound that nobody reaches in use.",
+        "- Oracle thresholds: the best for these very pictures, an upper bound that is not reached in use.",
         *(f"- {name.replace('_', ' ')}: {value}" for name, value in report.get("notes", {}).items()),
     ]
     if "folds" in report:

@@ -59,7 +59,7 @@ def test_the_run_of_a_model_says_how_its_epoch_was_selected(measure, corpus, tmp
     run["recipe"]["epoch_selection"] = "best-test"
     (folder / "run.json").write_text(json.dumps(run))
     assert measure("--model", folder, "--data", corpus)["epoch_selection"] == "best-test"
-    assert "it flatters" in (tmp_path / "out" / "metrics-test.md").read_text()
+    assert "which is optimistic" in (tmp_path / "out" / "metrics-test.md").read_text()
 
 
 def test_predictions_of_a_tool(measure, tmp_path):
