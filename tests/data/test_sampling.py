@@ -80,7 +80,7 @@ def test_seed_and_epoch_decide():
     [
         (([],), "0 names of sequences"),
         ((["a", "b"], ["x"]), "2 names of sequences and 1 of subjects"),
-        ((["a", "a"], ["x", "y"]), "sequence 'a' is of 2 subjects"),
+        ((["a", "a"], ["x", "y"]), "sequence 'a' has 2 subjects"),
         ((["a"], None, 0), "clip_length=0"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Corpora on disk, the arrays made of them, augmentation, and the way to a model's batch."""
+"""Read corpora, align their faces once, augment them and collate batches."""
 
 from actionunits.data.aligned_faces import AlignedFaces, check_people_apart, prepare_faces
 from actionunits.data.augmentation import NO_AUGMENTATION, Augmentation, InputGeometry

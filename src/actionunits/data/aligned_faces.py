@@ -1,9 +1,8 @@
-"""Pictures of faces ready for training: decoded once, each with its landmarks and its alignment.
+"""A data set of faces that are decoded once, each with its landmarks and its alignment.
 
-Decoding and aligning cost more than a small network's forward pass, so both are done once. The pictures
-stay as they are, in a memory-mapped array; what is stored of the alignment is its matrix. A batch is then
-warped straight from the picture to the model's input (`actionunits.data.collator`), with one interpolation
-for everything.
+Decoding and alignment cost more than a small network's forward pass, so both are done once. The pictures are
+kept unaligned in a memory-mapped array, next to the matrices that align them. `actionunits.data.collator`
+warps a batch from the pictures to the model's input with a single interpolation.
 """
 
 from __future__ import annotations
@@ -31,23 +30,22 @@ from actionunits.landmarks import get_scheme
 
 @dataclass(frozen=True, eq=False)
 class AlignedFaces(Dataset):
-    """N pictures of one size, and what is known of them.
+    """N faces in pictures of one size, with landmarks, labels and subjects.
 
     Attributes:
-        pictures: (P, H, W, 3) uint8 RGB, usually a memory map; P may exceed N.
-        rows: (N,) index of each face's picture in `pictures`.
+        pictures: (P, H, W, 3) uint8 RGB, usually a memory map; P >= N.
+        rows: (N,) index into `pictures`.
         landmarks: (N, L, 2) float32 x, y in pixels of the picture.
-        alignments: (N, 2, 3) float32, pixels of the picture to pixels of the aligned face.
+        alignments: (N, 2, 3) float32 affine maps from pixels of the picture to pixels of the aligned face.
         aligned_size: Width and height of the aligned face in pixels.
         scheme: Name of the landmark scheme with L points.
         aus: FACS numbers of the m label columns.
         occurrence: (N, m) int8, 1, 0 or `UNKNOWN`.
-        intensities: (N, m) float32 in [0, 1] or `UNKNOWN`; None where the corpus has none.
-        people: (N,) names of the persons.
-        groups: What else is known of each person, such as "sex", each (N,).
-        skipped: Pictures that could not be read, and why.
-        sequences: (N,) names of the recordings whose frames the faces are, in order of time; None where they
-            are of none.
+        intensities: (N, m) float32 in [0, 1] or `UNKNOWN`; None if the corpus has none.
+        people: (N,) names of the subjects.
+        groups: Attributes of the subjects, such as "sex", each (N,).
+        skipped: Pictures that could not be read, with the reason.
+        sequences: (N,) names of the recordings, whose frames are in temporal order; None for photographs.
     """
 
     pictures: np.ndarray
@@ -65,9 +63,9 @@ class AlignedFaces(Dataset):
     sequences: np.ndarray | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """All there is, but of pictures that are a file its place: workers open it instead of copying it."""
+        """The attributes, with a memory-mapped file replaced by its path, so that workers open it."""
         state, pictures = dict(vars(self)), self.pictures
-        if isinstance(pictures, np.memmap) and isinstance(pictures.base, mmap):  # the whole of a file
+        if isinstance(pictures, np.memmap) and isinstance(pictures.base, mmap):  # the whole file, no slice
             file = Path(pictures.filename or "")
             state["pictures"] = file if file.suffix == ".npy" else pictures
         return state
@@ -84,7 +82,7 @@ class AlignedFaces(Dataset):
         return {name: values[0] for name, values in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """A whole batch, stacked; PyTorch's data loader calls this where it exists."""
+        """A stacked batch; PyTorch's data loader prefers this method to `__getitem__`."""
         chosen = np.asarray(indices)
         batch = {
             "pictures": torch.from_numpy(self.pictures[self.rows[chosen]]),
@@ -112,10 +110,10 @@ class AlignedFaces(Dataset):
         )
 
     def with_aus(self, aus: Sequence[int]) -> AlignedFaces:
-        """The same faces with these label columns only, in this order.
+        """The same faces with these label columns, in this order.
 
         Raises:
-            ValueError: The corpus does not label one of them.
+            ValueError: The corpus lacks labels of one of them.
         """
         if missing := [au_label(au) for au in aus if au not in self.aus]:
             raise ValueError(
@@ -130,20 +128,20 @@ class AlignedFaces(Dataset):
         )
 
     def picture(self, index: int) -> Image.Image:
-        """One picture as PIL, for looking at it and for the image processor."""
+        """The picture of a face, for the image processor or for display."""
         return Image.fromarray(self.pictures[self.rows[index]])
 
     def occurrence_rates(self) -> list[float]:
-        """Share of occurrences among the known labels of each AU (ESCDA Eq. 8), 0 where none is known."""
+        """Occurrence rate of each AU among its known labels (ESCDA Eq. 8), 0 where none is known."""
         known = (self.occurrence != UNKNOWN).sum(axis=0)
         return ((self.occurrence == 1).sum(axis=0) / np.maximum(known, 1)).tolist()
 
 
 def check_people_apart(**splits: AlignedFaces) -> None:
-    """Refuse splits that share a person, for a network that knows the face knows the answer.
+    """Check that splits are subject-exclusive.
 
     Raises:
-        ValueError: A person is in two splits.
+        ValueError: A subject is in two splits.
     """
     names = list(splits)
     for i, first in enumerate(names):
@@ -164,19 +162,19 @@ def prepare_faces(
     key: dict[str, Any],
     aligned_size: int = 200,
 ) -> AlignedFaces:
-    """Decode and align pictures into `folder`, or take what lies there if it was made from the same `key`.
+    """Decode and align pictures into `folder`, or open the folder if it was prepared with the same `key`.
 
-    A picture that cannot be read is skipped and named in `skipped`. The folder appears when it is complete.
+    Unreadable pictures are skipped and listed in `skipped`. The folder appears when it is complete.
 
     Args:
-        folder: Where the arrays go.
-        records: One a picture: `{"image": encoded bytes, "landmarks": (L, 2), "occurrence": (m,),
-            "intensities": (m,) or None, "person": str, "groups": {name: value}}`; or, of one that is to be
-            skipped, `{"unreadable": reason, "person": str}`.
-        count: The number of records.
+        folder: Folder of the arrays.
+        records: One per picture: `{"image": encoded bytes, "landmarks": (L, 2), "occurrence": (m,),
+            "intensities": (m,) or None, "person": str, "groups": {name: value}}`; or, to skip it,
+            `{"unreadable": reason, "person": str}`.
+        count: Number of records.
         aus: FACS numbers of the m labels.
         scheme: Name of the landmark scheme.
-        key: What the result depends on (JSON), so that a changed corpus is not mistaken for the prepared one.
+        key: All that the result depends on (JSON); if it changes, the faces are prepared again.
         aligned_size: Width and height of the aligned face in pixels.
 
     Raises:
@@ -261,7 +259,7 @@ def _append(columns: dict[str, list], record: dict[str, Any], scheme: str, align
 
 
 def _ahead(pool: ThreadPoolExecutor, records: Iterable[dict], window: int = 64) -> Iterable[tuple[dict, Any]]:
-    """Each record with its picture (or the reason why there is none), decoded by threads in windows."""
+    """Each record with its picture, or the reason why there is none; threads decode a window at a time."""
     waiting: list[dict] = []
     for record in records:
         waiting.append(record)
@@ -276,5 +274,5 @@ def _decode(record: dict[str, Any]) -> np.ndarray | str:
         return record["unreadable"]
     try:
         return np.asarray(Image.open(BytesIO(record["image"])).convert("RGB"))
-    except Exception as error:  # Pillow's decoders raise whatever they stumble over
+    except Exception as error:  # Pillow's decoders raise exceptions of many kinds
         return f"{type(error).__name__}: {error}"

@@ -1,12 +1,12 @@
-"""Augmentation of whole batches on tensors: one affine map moves picture and landmarks, one warp draws it.
+"""Batched augmentation on tensors: one affine map per face for picture and landmarks, and one warp.
 
-The papers' recipe (ESCDA Sec. 4.1.2, AC2D): a random 176 x 176 crop of the aligned 200 x 200 face, resized
-to the network's input, mirrored half of the time, brightness and contrast jittered. Here crop, resize and
-mirror are matrices, multiplied with the alignment's own, so that a pixel is interpolated once. Two things
-are added for networks that meet a landmark detector's mistakes: noise of the alignment and noise of the
-points.
+The papers (ESCDA Sec. 4.1.2, AC2D) crop a random 176 x 176 region of the aligned 200 x 200 face, resize it to
+the network's input, mirror half of the faces and jitter brightness and contrast. Here crop, resize and mirror
+are matrices, composed with the alignment's, so that pixels are interpolated once. Noise of the alignment and
+of the landmarks is added to make networks robust to errors of a landmark detector.
 
-Coordinates are (x, y) in pixels, integers are pixel centres. A generator passed in gives all randomness.
+Coordinates are (x, y) in pixels, integers are pixel centres. All random numbers come from the generator, if
+one is given.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-COARSER = (0.25, 0.35, 0.5, 0.7)  # as news pictures and video come
-GRAY = (0.299, 0.587, 0.114)  # share of red, green and blue in the grey level (ITU-R BT.601)
-SHARES = (  # lie in [0, 1]
+COARSER = (0.25, 0.35, 0.5, 0.7)  # resolutions like those of press photographs and video
+GRAY = (0.299, 0.587, 0.114)  # weights of red, green and blue (ITU-R BT.601)
+SHARES = (  # in [0, 1]
     "mirror",
     "brightness",
     "contrast",
@@ -30,17 +30,17 @@ SHARES = (  # lie in [0, 1]
     "gray",
     "coarse",
 )
-FILL = 128.0  # grey level of what lies outside of the picture, as in the papers' alignment
+FILL = 128.0  # grey level outside the picture, as in the papers' alignment
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Strengths of everything that varies; the defaults are ESCDA's (jitter as in AC2D's description).
+    """Strengths of the augmentations; the defaults are ESCDA's (jitter as AC2D describes it).
 
     Attributes:
         random_crop: Crop anywhere in the aligned face instead of its centre.
-        mirror: Probability of a mirrored face.
-        brightness: Factor drawn from 1 - b to 1 + b.
+        mirror: Probability of mirroring.
+        brightness: Pixels are scaled by a factor from [1 - b, 1 + b].
         contrast: The same about the mean grey level.
         saturation: The same about the grey level of each pixel.
         rotation: Alignment noise: standard deviation of the angle in degrees.
@@ -48,12 +48,12 @@ class Augmentation:
         translation: Alignment noise: standard deviation in pixels of the aligned face, in x and in y.
         landmark_noise: Standard deviation of each landmark in pixels of the aligned face.
         blur: Probability of a Gaussian blur with a sigma of 0.3 to 1.5 input pixels.
-        erase: Probability that a rectangle of 5 to 20 % of the input turns grey.
-        gamma: Brightness in [0, 1] is raised to a power drawn from exp(-g) to exp(g).
-        tint: Factor of each channel drawn from 1 - t to 1 + t.
-        gray: Probability of a picture without colour.
-        coarse: Probability that the picture is drawn again from fewer pixels, `COARSER` times its size.
-        noise: Greatest standard deviation of the noise of a pixel, in grey levels; a picture draws a share.
+        erase: Probability of a grey rectangle over 5 to 20 % of the input.
+        gamma: Pixels in [0, 1] are raised to a power from [exp(-g), exp(g)].
+        tint: Each channel is scaled by a factor from [1 - t, 1 + t].
+        gray: Probability of a greyscale picture.
+        coarse: Probability of downsampling by a factor of `COARSER` and upsampling again.
+        noise: Largest standard deviation of pixel noise in grey levels; each picture draws its own below.
     """
 
     random_crop: bool = True
@@ -74,7 +74,7 @@ class Augmentation:
     noise: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse numbers outside of their range."""
+        """Check the ranges."""
         for name, value in asdict(self).items():
             limit = 1.0 if name in SHARES else float("inf")
             if not 0 <= value <= limit:
@@ -86,26 +86,26 @@ NO_AUGMENTATION = Augmentation(random_crop=False, mirror=0, brightness=0, contra
 
 @dataclass(frozen=True)
 class InputGeometry:
-    """From the aligned face to the network's input, in pixels of square pictures."""
+    """Sides of the square aligned face, crop and network input in pixels."""
 
     aligned_size: int = 200
     crop_size: int = 176
     input_size: int = 112
 
     def __post_init__(self) -> None:
-        """Refuse a crop that does not fit."""
+        """Check that the crop fits."""
         if not 0 < self.crop_size <= self.aligned_size or self.input_size < 1:
             raise ValueError(f"a crop of {self.crop_size} does not fit into {self.aligned_size} pixels.")
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where each face of a batch goes: affine maps (B, 2, 3) from the aligned face to the network's input.
+    """Affine maps (B, 2, 3) of a batch from the aligned face to the network's input.
 
     Attributes:
-        of_points: Crop, resize and mirror: what landmarks go through.
-        of_picture: The same after the alignment noise. A detector that errs by a similarity shifts the
-            picture under its landmarks, while these stay where every aligned face has them.
+        of_points: Crop, resize and mirror, for landmarks.
+        of_picture: The same after the alignment noise. If all detected landmarks are off by a similarity,
+            aligning by them moves the picture, but not the landmarks in the aligned face.
         mirrored: (B,) bool.
     """
 
@@ -130,42 +130,42 @@ def sample_placement(
 
 
 def compose(second: Tensor, first: Tensor) -> Tensor:
-    """The affine map (B, 2, 3) that does `first`, then `second`."""
+    """Compose affine maps (B, 2, 3): `first`, then `second`."""
     last_row = first.new_tensor([0, 0, 1]).expand(*first.shape[:-2], 1, 3)
     return second @ torch.cat([first, last_row], dim=-2)
 
 
 def transform_points(matrices: Tensor, points: Tensor) -> Tensor:
-    """Move points (B, N, 2) by affine maps (B, 2, 3)."""
+    """Apply affine maps (B, 2, 3) to points (B, N, 2)."""
     return points @ matrices[..., :2].mT + matrices[..., 2].unsqueeze(-2)
 
 
 def warp(pictures: Tensor, matrices: Tensor, size: int) -> Tensor:
-    """Draw every picture through its own affine map, with bilinear interpolation.
+    """Warp each picture by its own affine map, with bilinear interpolation.
 
-    Pictures much larger than `size` want shrinking first: nothing is averaged here.
+    There is no antialiasing: reduce pictures much larger than `size` beforehand.
 
     Args:
         pictures: (B, H, W, 3) uint8.
-        matrices: (B, 2, 3), pixels of the picture to pixels of the output.
+        matrices: (B, 2, 3), from pixels of the picture to pixels of the output.
         size: Width and height of the output.
 
     Returns:
-        (B, 3, size, size) float32 in [0, 255], grey outside of the picture.
+        (B, 3, size, size) float32 in [0, 255], grey outside the picture.
     """
     height, width = pictures.shape[1:3]
     inverse = torch.linalg.inv(matrices[:, :, :2].float())[..., None, None]  # (B, 2, 2, 1, 1)
     across, down = torch.meshgrid(*2 * [torch.arange(size, device=pictures.device)], indexing="xy")
     x, y = across - matrices[:, 0, 2, None, None], down - matrices[:, 1, 2, None, None]
     source = inverse[:, :, 0] * x[:, None] + inverse[:, :, 1] * y[:, None]  # (B, 2, size, size), input pixels
-    # grid_sample counts from the picture's outer edges, at -1 and 1.
+    # grid_sample's -1 and 1 are the picture's outer edges.
     grid = (2 * source.movedim(1, -1) + 1) / source.new_tensor([width, height]) - 1
-    centred = pictures.permute(0, 3, 1, 2).float() - FILL  # its zero padding then is the fill
+    centred = pictures.permute(0, 3, 1, 2).float() - FILL  # so that zero padding is the fill
     return F.grid_sample(centred, grid.float(), align_corners=False, padding_mode="zeros") + FILL
 
 
 def jitter(pixels: Tensor, augmentation: Augmentation, generator: Generator | None = None) -> Tensor:
-    """Vary light, colour, sharpness and visibility of each picture of (B, 3, S, S) in [0, 255]."""
+    """Augment light, colour, sharpness and visibility of each of (B, 3, S, S) pictures in [0, 255]."""
     if augmentation.gamma:
         power = torch.exp(
             augmentation.gamma * (2 * torch.rand(len(pixels), 1, 1, 1, generator=generator) - 1)
@@ -200,7 +200,7 @@ def jitter(pixels: Tensor, augmentation: Augmentation, generator: Generator | No
 
 
 def _crop_matrix(offset: Tensor, geometry: InputGeometry) -> Tensor:
-    """(B, 3, 3): cut at `offset` (B, 2), then resize; x -> (x - offset + 0.5) * s - 0.5."""
+    """(B, 3, 3): crop at `offset` (B, 2) and resize, x -> (x - offset + 0.5) * s - 0.5."""
     s = geometry.input_size / geometry.crop_size
     matrix = torch.diag(torch.tensor([s, s, 1.0], dtype=torch.float64)).repeat(len(offset), 1, 1)
     matrix[:, :2, 2] = (0.5 - offset) * s - 0.5
@@ -256,10 +256,8 @@ def _coarsen_some(pixels: Tensor, probability: float, generator: Generator | Non
 def _add_noise(pixels: Tensor, greatest: float, generator: Generator | None) -> Tensor:
     strength = greatest * torch.rand(len(pixels), 1, 1, 1, generator=generator)
     seed = int(torch.randint(2**62, (), generator=generator))
-    own = torch.Generator(pixels.device).manual_seed(
-        seed
-    )  # millions of numbers are drawn where they are used
-    noise = torch.randn(pixels.shape, generator=own, device=pixels.device)
+    on_device = torch.Generator(pixels.device).manual_seed(seed)
+    noise = torch.randn(pixels.shape, generator=on_device, device=pixels.device)
     return (pixels + strength.to(pixels.device) * noise).clamp(0, 255)
 
 
@@ -273,7 +271,7 @@ def _blur_some(pixels: Tensor, probability: float, generator: Generator | None) 
     kernel = torch.exp(-(torch.arange(-reach, reach + 1).float() ** 2) / (2 * sigma[:, None] ** 2))
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(3, dim=0).to(pixels.device)
     chosen = chosen.to(pixels.device)
-    planes = pixels[chosen].reshape(1, -1, size, size)  # every plane is a group with its own kernel
+    planes = pixels[chosen].reshape(1, -1, size, size)  # a group per channel, with its picture's kernel
     planes = F.pad(planes, (reach, reach, reach, reach), mode="replicate")
     planes = F.conv2d(planes, kernel[:, None, None, :], groups=len(kernel))
     planes = F.conv2d(planes, kernel[:, None, :, None], groups=len(kernel))

@@ -1,4 +1,4 @@
-"""From faces to what a model takes: `pixel_values`, `au_centers` and `labels` of a batch."""
+"""Collate aligned faces into a model's inputs: `pixel_values`, `au_centers` and `labels`."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from actionunits.landmarks import get_scheme
 class AUCollator:
     """Collates items of `AlignedFaces` into a batch for any AU model.
 
-    It serves `transformers.Trainer` with `remove_unused_columns=False`, for items have columns of their own.
+    With `transformers.Trainer` it needs `remove_unused_columns=False`, which keeps the items' columns.
 
     Attributes:
         aus: FACS numbers of the m label columns.
         scheme: Name of the landmark scheme.
-        geometry: Sizes of the aligned face, the crop and the input.
-        mean: Subtracted from pixels in [0, 1], per channel.
-        std: Divides them, per channel.
-        augmentation: What varies in training; `NO_AUGMENTATION` for evaluation.
-        target: "occurrence" for labels 1 and 0, "intensity" for soft labels: the score follows the intensity.
-        full_intensity: Intensity from which on a soft label is 1; below it is intensity / full_intensity.
+        geometry: Sizes of aligned face, crop and input.
+        mean: Mean of pixels in [0, 1], per channel.
+        std: Their standard deviation, per channel.
+        augmentation: Augmentation in training; `NO_AUGMENTATION` for evaluation.
+        target: "occurrence" for binary labels, "intensity" for soft ones.
+        full_intensity: A soft label is min(intensity / full_intensity, 1).
         au_centers: Definition of the AU centres in `actionunits.au_regions`.
-        places: FACS numbers whose centres are emitted, `model.config.places`; the m of `aus` by default.
+        places: FACS numbers of the AU centres, `model.config.places`; by default those of `aus`.
     """
 
     aus: Sequence[int]
@@ -55,20 +55,19 @@ class AUCollator:
     places: Sequence[int] | None = None
 
     def __call__(self, samples: Any) -> dict[str, Tensor]:
-        """Stack the samples and make the model's inputs of them, with PyTorch's global randomness."""
+        """Stack the samples and return the model's inputs, augmented with PyTorch's global generator."""
         return self.inputs(stack_samples(samples))
 
     def inputs(self, batch: dict[str, Tensor], generator: Generator | None = None) -> dict[str, Tensor]:
-        """The model's inputs of a stacked batch, made on the device where the batch lies.
+        """The model's inputs for a stacked batch, computed on the batch's device.
 
         Args:
-            batch: As `AlignedFaces.__getitems__` gives it.
-            generator: Randomness of the augmentation, on the CPU.
+            batch: As returned by `AlignedFaces.__getitems__`.
+            generator: CPU generator for the augmentation.
 
         Returns:
             `pixel_values` (B, 3, S, S) float32, `au_centers` (B, m, 2, 2) x, y in pixels of the input (of
-            `places` instead of the m), and
-            `labels` (B, m) float32 in [0, 1] or `UNKNOWN`.
+            `places`, if given), and `labels` (B, m) float32 in [0, 1] or `UNKNOWN`.
         """
         pictures = batch["pictures"]
         placement = sample_placement(len(pictures), self.geometry, self.augmentation, generator)
@@ -93,7 +92,7 @@ class AUCollator:
         points = transform_points(placement.of_points.float().to(points.device), points)
         mirror = torch.tensor(get_scheme(self.scheme).mirror, device=points.device)
         mirrored = placement.mirrored.to(points.device).view(-1, 1, 1)
-        points = torch.where(mirrored, points[:, mirror], points)  # left stays left
+        points = torch.where(mirrored, points[:, mirror], points)  # left points stay left
         places = self.aus if self.places is None else self.places
         return au_centers(points, self.scheme, places, self.au_centers)
 
@@ -108,11 +107,11 @@ class AUCollator:
 
 
 def stack_samples(samples: Any) -> dict[str, Tensor]:
-    """Stack a list of samples; a batch that comes stacked already (`__getitems__`) passes."""
+    """Stack a list of samples; a batch already stacked by `__getitems__` is returned as it is."""
     if isinstance(samples, dict):
         return samples
     if not all(isinstance(sample, dict) and sample for sample in samples):
         raise ValueError(
-            "the columns of the samples are gone; pass remove_unused_columns=False to TrainingArguments."
+            "the samples have lost their columns; pass remove_unused_columns=False to TrainingArguments."
         )
     return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}

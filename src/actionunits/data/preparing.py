@@ -1,13 +1,13 @@
-"""Align a corpus once: every face a small picture in Parquet, with its landmarks and labels, for all folds.
+"""Align a corpus once, for all folds: Parquet files of small aligned faces with landmarks and labels.
 
-Photographs of a megapixel cost more to decode and warp than to train on. `prepare_corpus` does it once, in
+Decoding and warping large pictures costs more than training on them. `prepare_corpus` does it once, in
 parallel, and writes
 
-    FOLDER/faces-00000-of-00072.parquet ...   image (JPEG of the aligned face), landmarks, labels, person
-           manifest.json                      what it was made of; what could not be read
+    FOLDER/faces-00000-of-00072.parquet ...   image (JPEG of the aligned face), landmarks, labels, subject
+           manifest.json                      source and options; frames that were left out
 
-A shard appears when it is complete, so whatever stops the work costs at most the shard at hand; the same
-command goes on. Around the aligned face lies a margin, from which augmentation can turn and shift it.
+Shards appear when they are complete, so an interrupted command can be repeated and loses at most one shard.
+The margin around the aligned face lets augmentation rotate and shift it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -31,7 +31,7 @@ from tqdm import tqdm
 from actionunits.alignment import Alignment, five_point, identity, level_eyes
 from actionunits.data.aligned_faces import AlignedFaces, check_people_apart
 from actionunits.data.corpora import get_corpus, load_corpus
-from actionunits.data.corpora.base import AUCorpus
+from actionunits.data.corpora.base import AUCorpus, Corpus
 from actionunits.data.protocols import refine, split_rows
 from actionunits.data.synthetic import as_patterns, files_like, read_manifest
 from actionunits.files import whole_file
@@ -46,9 +46,12 @@ ALIGNMENTS: dict[str, Callable[[np.ndarray, tuple[int, int], int], Alignment]] =
     "five_point": lambda points, photo, size: five_point(points, size=size),
     "none": lambda points, photo, size: identity(photo, (size, size)),  # for pictures that are aligned faces
 }
-"""Ways from a photo's (points, (width, height)) to an aligned face of a size."""
+"""Alignments by name: functions of landmarks, the picture's (width, height) and the aligned face's size."""
 
 LANDMARKS = ("disc", "detect", "either")
+LABELS = ("occurrence", "intensities")
+COLUMNS = ("image", "landmarks", "matrix", *LABELS, "subject", "sequence", "frame", "split")
+"""Columns of the Parquet files; others are attributes of the subject."""
 FORMAT = 1
 
 
@@ -58,12 +61,12 @@ class Plan:
 
     Attributes:
         aligned_size: Width and height of the aligned face in pixels.
-        margin: Pixels around it that are kept, too.
-        alignment: One of `ALIGNMENTS`.
-        landmarks: "disc" for the corpus' own, "detect" for the package's face detector, "either" for the
-            corpus' own and the detector's where it has none.
+        margin: Pixels kept around it.
+        alignment: A key of `ALIGNMENTS`.
+        landmarks: "disc" for the corpus' own, "detect" for those of the face detector, "either" for the
+            corpus' own or, where it has none, the detector's.
         scheme: Landmark scheme of the result.
-        quality: Of the JPEG pictures.
+        quality: JPEG quality.
     """
 
     aligned_size: int
@@ -76,14 +79,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class PreparedCorpus:
-    """A corpus that `prepare_corpus` wrote.
+    """A corpus prepared by `prepare_corpus`.
 
     Attributes:
-        faces: All faces, in the disc's order; their pictures are decoded when a batch asks.
-        official: (N,) official partition of each, "" where there is none.
+        faces: All faces, in the corpus' order; pictures are decoded batch by batch.
+        official: (N,) splits of the official partition, "" where there is none.
         sequences: (N,) names of the recordings.
         frames: (N,) frame numbers.
-        manifest: What it was made of.
+        manifest: Source and options of the preparation.
     """
 
     faces: AlignedFaces
@@ -100,19 +103,19 @@ class PreparedCorpus:
         sample: float = 1.0,
         folds_file: str | Path | None = None,
     ) -> dict[str, AlignedFaces]:
-        """Faces to train and to test on, and to validate on if some are held out; people are apart.
+        """Subject-exclusive splits for training, test and optionally validation.
 
         Args:
-            fold: Fold of the corpus' protocol; None or "" for the official one; "all" trains on everybody.
-            validation: Share of the training people to hold out.
+            fold: Fold of the corpus' protocol; None or "" for the official partition; "all" trains on all.
+            validation: Share of the training subjects to hold out for validation.
             sample: Equidistant share of the training faces (AUFormer Sec. 4.2).
             folds_file: Subject lists where none are built in.
 
         Returns:
-            "train", "test" (or what the official partition has), and "validation" if `validation` is above 0.
+            "train", "test" (or the official splits), and "validation" if `validation` is above 0.
 
         Raises:
-            ValueError: As `actionunits.data.protocols.split_rows`.
+            ValueError: As in `actionunits.data.protocols.split_rows`.
         """
         people = self.faces.people
         if fold == "all":
@@ -154,38 +157,31 @@ def prepare_corpus(
     detector: Any = None,
     **options: Any,
 ) -> PreparedCorpus:
-    """Align all faces of a corpus into `output`, or go on where an interrupted run stopped.
+    """Align all faces of a corpus into `output`, or resume an interrupted preparation.
 
-    A frame that cannot be read or aligned is left out and named in the manifest.
+    Frames that cannot be read or aligned are left out and listed in the manifest.
 
     Args:
         name: One of `actionunits.data.corpora.CORPORA` that has action units.
         data_dir: The corpus' folder.
-        output: Folder of the result; files of another preparation in it are refused.
+        output: Folder of the result; it must not hold another preparation.
         aligned_size: Width and height of the aligned face in pixels.
-        margin: Pixels around it that are kept, too; none around pictures that are aligned faces.
-        alignment: "level_eyes", "five_point", or "none" for pictures that are aligned faces.
+        margin: Pixels kept around it, unless `alignment` is "none".
+        alignment: "level_eyes", "five_point", or "none" for pictures of aligned faces.
         landmarks: "disc", "detect" or "either"; see `Plan`.
-        quality: Of the JPEG pictures.
-        shard_rows: Frames of one Parquet file.
-        workers: Threads; the number of cores (and some) by default.
-        detector: Another `FaceDetector`, for "detect" and "either".
+        quality: JPEG quality.
+        shard_rows: Frames per Parquet file.
+        workers: Number of threads; by default that of `ThreadPoolExecutor`.
+        detector: `FaceDetector` for "detect" and "either"; by default a new one.
         options: `aus`, `frames` and `min_intensity` of `load_corpus`.
 
     Raises:
         ValueError: The corpus has no action units, an option is out of range, the folder holds another
-            preparation, or no face was left.
+            preparation, or no face can be aligned.
         WrongCorpusError: `data_dir` holds something else.
     """
     corpus, root, folder = get_corpus(name), Path(data_dir), Path(output)
-    if not isinstance(corpus, AUCorpus):
-        raise ValueError(
-            f"{corpus.title} is not prepared here: it has no frames with action units of its own."
-        )
-    _check_choice("alignment", alignment, ALIGNMENTS)
-    _check_choice("landmarks", landmarks, LANDMARKS)
-    if root.resolve() in (folder.resolve(), *folder.resolve().parents):
-        raise ValueError(f"{folder} lies in the corpus' own folder {root}; prepare into another one.")
+    _check_arguments(corpus, root, folder, alignment, landmarks)
     rows = load_corpus(name, root, split="full", cache_dir=folder / "cache", **options)
     margin = 0 if alignment == "none" else margin
     plan = Plan(aligned_size, margin, alignment, landmarks, _scheme(rows, landmarks), quality)
@@ -206,22 +202,22 @@ def prepare_corpus(
 
 
 def open_prepared(folder: str | Path) -> PreparedCorpus:
-    """A corpus that `prepare_corpus` wrote.
+    """Open a corpus prepared by `prepare_corpus`.
 
     Args:
-        folder: Its folder, or the URL of an object store that fsspec knows (s3://bucket/prepared), where its
-            files were copied to; they are fetched into the cache of `datasets`.
+        folder: Its folder, or the URL of a copy that fsspec can read (s3://bucket/prepared), which is
+            downloaded into the cache of `datasets`.
 
     Raises:
-        FileNotFoundError: There is none, or its preparation was interrupted.
-        ValueError: No face is in it.
+        FileNotFoundError: There is none, it was interrupted, or files are missing.
+        ValueError: It has no face.
     """
     import datasets
 
     manifest = read_manifest(folder)
     if "faces" not in manifest:
         raise FileNotFoundError(
-            f"{folder} holds no finished preparation; run `actionunits corpus prepare` (again: it goes on)."
+            f"{folder} holds no finished preparation; run `actionunits corpus prepare` (again, it resumes)."
         )
     if not manifest["faces"]:
         first = (manifest["skipped"] or ["no frames"])[0]
@@ -234,8 +230,8 @@ def open_prepared(folder: str | Path) -> PreparedCorpus:
     rows = datasets.Dataset.from_parquet(as_patterns(files), **cache)
     if len(rows) != manifest["faces"]:
         raise FileNotFoundError(
-            f"{folder} holds {len(rows)} of {manifest['faces']} faces: files are missing; copy them again, "
-            "or run `actionunits corpus prepare` again."
+            f"{folder} holds {len(rows)} of {manifest['faces']} faces: files are missing; copy them again "
+            "or repeat `actionunits corpus prepare`."
         )
     columns = {name: np.asarray(rows[name][:]) for name in ("split", "sequence", "frame")}
     return PreparedCorpus(
@@ -244,12 +240,12 @@ def open_prepared(folder: str | Path) -> PreparedCorpus:
 
 
 def is_prepared(folder: str | Path) -> bool:
-    """Whether a preparation lies in this folder, finished or not."""
+    """Whether the folder holds a preparation, finished or not."""
     return "corpus" in read_manifest(folder)
 
 
 class StoredPictures:
-    """The pictures of Parquet files as an array (N, H, W, 3) uint8 that decodes what is asked of it."""
+    """The pictures of Parquet files as an array (N, H, W, 3) uint8 that is decoded when indexed."""
 
     def __init__(self, rows: datasets.Dataset):
         import datasets
@@ -270,7 +266,7 @@ class StoredPictures:
 
 
 class Aligner:
-    """From a corpus' row to a row of the result, or to the reason why there is none; threads may share it."""
+    """Turns a corpus' row into an aligned one, or the reason why it cannot. Threads can share it."""
 
     def __init__(self, plan: Plan, root: Path, detector: Any = None):
         self.plan, self.root = plan, root
@@ -289,7 +285,9 @@ class Aligner:
             buffer = BytesIO()
             canvas.warp(picture).save(buffer, "JPEG", quality=self.plan.quality)
         except (OSError, SyntaxError, ValueError) as error:
-            return f"{path}: {error}".replace(f"{self.root}{os.sep}", "")  # the result may be published
+            return f"{path}: {error}".replace(
+                f"{self.root}{os.sep}", ""
+            )  # without the root, as the result may be published
         name = "/".join(str(row[part]) for part in ("subject", "sequence", "frame") if row[part] != "")
         return {
             **row,
@@ -299,7 +297,7 @@ class Aligner:
         }
 
     def _points(self, row: dict[str, Any], picture: Image.Image) -> np.ndarray:
-        """Landmarks in pixels of the picture, in the plan's scheme."""
+        """Landmarks (L, 2) in pixels of the picture, in the plan's scheme."""
         if row["landmarks"] and self.plan.landmarks != "detect":
             points, scheme = check_landmarks(row["landmarks"])
             return reduce_landmarks(points, scheme, self.plan.scheme)
@@ -316,23 +314,23 @@ class Aligner:
         return reduce_landmarks(faces[0].landmarks, faces[0].scheme, self.plan.scheme)
 
 
+def _check_arguments(corpus: Corpus, root: Path, folder: Path, alignment: str, landmarks: str) -> None:
+    if not isinstance(corpus, AUCorpus):
+        raise ValueError(f"{corpus.title} is not prepared here: it has no frames with action unit labels.")
+    if alignment not in ALIGNMENTS:
+        raise ValueError(f"alignment is one of {list(ALIGNMENTS)}, not {alignment!r}.")
+    if landmarks not in LANDMARKS:
+        raise ValueError(f"landmarks is one of {list(LANDMARKS)}, not {landmarks!r}.")
+    if root.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise ValueError(f"{folder} lies in the corpus' own folder {root}; prepare into another one.")
+
+
 def _as_faces(rows: Any, manifest: dict[str, Any]) -> AlignedFaces:
     shift = np.array([[1, 0, -manifest["margin"]], [0, 1, -manifest["margin"]]], np.float32)
     count, m = len(rows), len(manifest["aus"])
     intensities = _numbers(rows, "intensities", np.float32)
-    fixed = {
-        "image",
-        "landmarks",
-        "matrix",
-        "occurrence",
-        "intensities",
-        "subject",
-        "sequence",
-        "frame",
-        "split",
-    }
     return AlignedFaces(
-        pictures=cast(np.ndarray, StoredPictures(rows)),  # indexed alike; decodes what is asked of it
+        pictures=cast(np.ndarray, StoredPictures(rows)),  # decoded when indexed
         rows=np.arange(count),
         landmarks=_numbers(rows, "landmarks", np.float32).reshape(count, -1, 2),
         alignments=np.broadcast_to(shift, (count, 2, 3)).copy(),
@@ -342,7 +340,7 @@ def _as_faces(rows: Any, manifest: dict[str, Any]) -> AlignedFaces:
         occurrence=_numbers(rows, "occurrence", np.int8).reshape(count, m),
         intensities=intensities.reshape(count, m) if len(intensities) else None,
         people=_text(rows, "subject"),
-        groups={name: np.asarray(rows[name][:]) for name in rows.column_names if name not in fixed},
+        groups={name: np.asarray(rows[name][:]) for name in rows.column_names if name not in COLUMNS},
         skipped=tuple(manifest["skipped"]),
         sequences=np.char.add(np.char.add(_text(rows, "subject"), "/"), _text(rows, "sequence")),
     )
@@ -353,7 +351,7 @@ def _text(rows: Any, name: str) -> np.ndarray:
 
 
 def _numbers(rows: Any, name: str, dtype: Any) -> np.ndarray:
-    """A column of lists of numbers, one behind the other, without a detour through Python's lists."""
+    """A column of (nested) lists as a flat array, without Python lists in between."""
     values = rows.data.column(name).combine_chunks()
     while hasattr(values, "flatten") and hasattr(values.type, "value_type"):
         values = values.flatten()
@@ -361,7 +359,7 @@ def _numbers(rows: Any, name: str, dtype: Any) -> np.ndarray:
 
 
 def _align_all(folder: Path, rows: Any, aligner: Aligner, shard_rows: int, workers: int | None) -> int:
-    """Write the shards that are not there yet; return how many there are in all."""
+    """Write the missing shards; return the number of all shards."""
     spans = [range(start, min(start + shard_rows, len(rows))) for start in range(0, len(rows), shard_rows)]
     with (
         ThreadPoolExecutor(workers) as pool,
@@ -377,7 +375,7 @@ def _align_all(folder: Path, rows: Any, aligner: Aligner, shard_rows: int, worke
 
 
 def _write_shard(path: Path, rows: Any, aligner: Aligner, pool: ThreadPoolExecutor, bar: tqdm) -> None:
-    """Align some rows into a file, which appears when it is complete."""
+    """Align rows into a file, which appears when it is complete."""
     import datasets
     import pyarrow.parquet
 
@@ -392,7 +390,7 @@ def _write_shard(path: Path, rows: Any, aligner: Aligner, pool: ThreadPoolExecut
         tqdm.write(f"left out {reason}")
     features = rows.features | {
         "image": datasets.Image(),
-        "matrix": datasets.List(datasets.Value("float64"), length=6),  # pixels of the photo to the picture's
+        "matrix": datasets.List(datasets.Value("float64"), length=6),  # from the original picture's pixels
     }
     columns = {name: [row[name] for row in done] for name in features}  # type: ignore[index]
     table = datasets.Dataset.from_dict(columns, features=datasets.Features(features)).data.table
@@ -402,11 +400,11 @@ def _write_shard(path: Path, rows: Any, aligner: Aligner, pool: ThreadPoolExecut
 
 
 def _claim(folder: Path, key: dict[str, Any]) -> None:
-    """Make the folder ours, or refuse one that holds another preparation."""
+    """Store the key in the folder, or check that the stored one is the same."""
     stored = read_manifest(folder)
     if changed := sorted(name for name in key if stored and stored.get(name) != key[name]):
         raise ValueError(
-            f"{folder} holds a preparation with other values of {changed}; choose another or delete it."
+            f"{folder} holds a preparation with other values of {changed}; use another folder or delete it."
         )
     if not stored:
         folder.mkdir(parents=True, exist_ok=True)
@@ -414,7 +412,7 @@ def _claim(folder: Path, key: dict[str, Any]) -> None:
 
 
 def _write_manifest(folder: Path, key: dict[str, Any], shards: int) -> None:
-    """Say what came out, from the files themselves."""
+    """Complete the manifest by what the shards hold."""
     import pyarrow.parquet
 
     files = [folder / f"faces-{number:05d}-of-{shards:05d}.parquet" for number in range(shards)]
@@ -429,16 +427,11 @@ def _write(path: Path, values: dict[str, Any]) -> None:
 
 
 def _scheme(rows: Any, landmarks: str) -> str:
-    """Scheme of the result: that of the disc's first points, or the detector's."""
+    """Scheme of the result: that of the corpus' first landmarks, or the detector's."""
     if landmarks != "detect":
         points = rows.select_columns("landmarks")
         if found := next((row["landmarks"] for row in points if row["landmarks"]), None):
             return get_scheme(len(found)).name
         if landmarks == "disc":
-            raise ValueError("no frame of this disc has landmarks; pass landmarks='detect' (or 'either').")
+            raise ValueError("the corpus' folder has no landmarks; pass landmarks='detect' (or 'either').")
     return "ibug68"
-
-
-def _check_choice(name: str, value: str, known: Iterable[str]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} is one of {list(known)}, not {value!r}.")

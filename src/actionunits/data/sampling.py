@@ -1,12 +1,13 @@
-"""Which frames of videos make clips: LAC's temporal sampling strategy, and fixed strides for detection.
+"""Sample clips from videos: LAC's temporal sampling strategy, and fixed strides for detection.
 
 Huang et al., Lock and Check, IEEE Transactions on Affective Computing (manuscript of 2025), Algorithm 1: each
 subject's sequence is cut into N_sep subsequences of equal length, and a clip of t frames is drawn from each.
-As printed every clip comes from the first subsequence and has t + 1 frames; here the j-th clip is of the j-th
-subsequence and has t. Frames are rows of a data set, those of a sequence in order of time.
+As printed, every clip comes from the first subsequence and has t + 1 frames; here the j-th clip comes from
+the j-th subsequence and has t. Frames are rows of a data set, those of a sequence in temporal order.
 
-A clip network trains on `ClipDataset`, with a `ClipCollator` that varies all frames of a clip alike; a
-network of still pictures on a frame data set with the `TemporalSampler`. Both draw other clips each epoch.
+A temporal network trains on `ClipDataset` with a `ClipCollator`, which augments all frames of a clip alike; a
+network of single images trains on a data set of frames with the `TemporalSampler`. Both draw new clips each
+epoch.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from actionunits.data.collator import AUCollator, stack_samples
 class ClipDataset(Dataset):
     """Clips of a data set of frames, drawn anew each epoch (Algorithm 1).
 
-    `transformers.Trainer` calls `set_epoch` by itself in a single process; a loop of one's own must call it.
+    `transformers.Trainer` calls `set_epoch` in a single process; custom training loops must call it.
 
     Args:
         frames: Its items are dictionaries of tensors, such as `AlignedFaces`.
         sequences: (N,) name of each frame's sequence, such as its video.
         subjects: (N,) name of each frame's subject; the sequences themselves if left out.
-        clip_length: Frames of a clip (t).
-        num_subsequences: Clips of a sequence (N_sep).
-        seed: With the epoch, it decides what is drawn.
+        clip_length: Frames per clip (t).
+        num_subsequences: Clips per sequence (N_sep).
+        seed: Seed of the draw, together with the epoch.
     """
 
     def __init__(
@@ -47,14 +48,16 @@ class ClipDataset(Dataset):
         seed: int = 0,
     ):
         if len(sequences) != len(frames):
-            raise ValueError(f"{len(sequences)} names of sequences for {len(frames)} frames; name each.")
+            raise ValueError(
+                f"{len(sequences)} names of sequences for {len(frames)} frames; pass one per frame."
+            )
         self.frames, self.seed = frames, seed
         self.sequences, self.subjects = sequences, subjects
         self.clip_length, self.num_subsequences = clip_length, num_subsequences
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the clips of this epoch; `clips` (n, t) holds their rows."""
+        """Draw the clips of an epoch into `clips` (n, t), as rows of `frames`."""
         self.clips = sample_clips(
             self.sequences, self.subjects, self.clip_length, self.num_subsequences, (self.seed, epoch)
         )
@@ -78,20 +81,20 @@ class ClipDataset(Dataset):
 
 @dataclass(frozen=True)
 class ClipCollator:
-    """Collates clips of `ClipDataset` for a clip network, all frames of a clip alike.
+    """Collates clips of `ClipDataset` for a temporal network.
 
     Attributes:
-        collate: Makes inputs of frames. Its crop, mirroring, jitter and noise are drawn once a clip.
+        collate: Collator of frames, whose augmentation is drawn once per clip.
     """
 
     collate: AUCollator
 
     def __call__(self, samples: Any) -> dict[str, Tensor]:
-        """Stack the clips and make the model's inputs of them, with PyTorch's global randomness."""
+        """Stack the clips and return the model's inputs, augmented with PyTorch's global generator."""
         return self.inputs(stack_samples(samples))
 
     def inputs(self, batch: dict[str, Tensor], generator: Generator | None = None) -> dict[str, Tensor]:
-        """The model's inputs of stacked clips (B, T, ...): as those of `AUCollator`, with T after B."""
+        """The model's inputs for stacked clips (B, T, ...): those of `AUCollator` with T after B."""
         seed = int(torch.randint(2**62, (), generator=generator))
         frames = [
             self.collate.inputs(
@@ -103,9 +106,9 @@ class ClipCollator:
 
 
 class TemporalSampler(Sampler[int]):
-    """Rows of the frames of an epoch's clips in random order, for networks of still pictures (Table IV, TS).
+    """Samples the frames of an epoch's clips in random order, for networks of single images (Table IV, TS).
 
-    Call `set_epoch` before each epoch. Arguments as of `ClipDataset`.
+    Call `set_epoch` before each epoch. The arguments are those of `ClipDataset`.
     """
 
     def __init__(
@@ -121,7 +124,7 @@ class TemporalSampler(Sampler[int]):
         self.count = sample_clips(*self.arguments).size
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose clips come."""
+        """Set the epoch whose clips are sampled."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -129,7 +132,7 @@ class TemporalSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         rows = sample_clips(*self.arguments, (self.seed, self.epoch)).ravel()
-        # Another stream of random numbers than that of the clips.
+        # Independent of the random numbers of the clips.
         yield from np.random.default_rng([self.seed, self.epoch, 1]).permutation(rows).tolist()
 
 
@@ -142,23 +145,23 @@ def sample_clips(
 ) -> np.ndarray:
     """Draw the training clips of an epoch (Algorithm 1).
 
-    Every subject gives as many clips as any other: `num_subsequences` for each sequence of the subject that
-    has most; those with fewer sequences go through theirs again, with other clips. A subsequence shorter
-    than a clip borrows frames from what follows, or what comes before the end; a whole sequence shorter than
-    a clip repeats its last frame.
+    All subjects contribute the same number of clips: `num_subsequences` for each sequence of the subject with
+    the most sequences; others repeat their sequences with new clips. In a subsequence shorter than a clip,
+    the clip extends into the next subsequence, or starts earlier at the end of the sequence. A sequence
+    shorter than a clip repeats its last frame.
 
     Args:
-        sequences: (N,) name of each frame's sequence; its frames are in order of time, gaps are allowed.
+        sequences: (N,) name of each frame's sequence; its frames are in temporal order, gaps are allowed.
         subjects: (N,) name of each frame's subject; the sequences themselves if left out.
-        clip_length: Frames of a clip (t).
-        num_subsequences: Clips of a sequence (N_sep).
-        seed: Decides what is drawn, such as (seed, epoch).
+        clip_length: Frames per clip (t).
+        num_subsequences: Clips per sequence (N_sep).
+        seed: Seed of the draw, such as (seed, epoch).
 
     Returns:
-        (n, t) rows, subject after subject.
+        (n, t) rows, subject by subject.
 
     Raises:
-        ValueError: No frames, a number below 1, or a sequence of several subjects.
+        ValueError: There are no frames, a number is below 1, or a sequence has several subjects.
     """
     if clip_length < 1 or num_subsequences < 1:
         raise ValueError(
@@ -181,11 +184,11 @@ def sample_clips(
 
 
 class InferenceClip(NamedTuple):
-    """A clip of consecutive frames in which action units are to be detected.
+    """A clip of consecutive frames for detection.
 
     Attributes:
         rows: (T,) rows of the frames.
-        warm_up: So many frames at the start have their answers from the clip before.
+        warm_up: Number of frames at the start that were predicted in the clip before.
     """
 
     rows: np.ndarray
@@ -195,19 +198,19 @@ class InferenceClip(NamedTuple):
 def fixed_stride_clips(
     sequences: Sequence[str] | np.ndarray, clip_length: int = 16, stride: int | None = None
 ) -> list[InferenceClip]:
-    """Cut sequences into clips for detection; each frame is answered for once.
+    """Cut sequences into clips for detection; each frame is predicted once.
 
     Args:
-        sequences: (N,) name of each frame's sequence; its frames are in order of time.
-        clip_length: Frames of a clip; the last one of a sequence may be shorter.
-        stride: Frames from one clip to the next; `clip_length`, as in the paper, if left out.
+        sequences: (N,) name of each frame's sequence; its frames are in temporal order.
+        clip_length: Frames per clip; a sequence's last one may be shorter.
+        stride: Frames from one clip to the next; by default `clip_length`, as in the paper.
 
     Raises:
         ValueError: `stride` does not lie in [1, clip_length].
     """
     stride = clip_length if stride is None else stride
     if not 1 <= stride <= clip_length:
-        raise ValueError(f"stride={stride} must lie in [1, clip_length={clip_length}]: no frame is left out.")
+        raise ValueError(f"stride={stride} must lie in [1, clip_length={clip_length}] to cover all frames.")
     clips = []
     for rows in _rows_by_name(np.asarray(sequences)):
         starts = range(0, max(1, len(rows) - (clip_length - stride)), stride)
@@ -216,18 +219,18 @@ def fixed_stride_clips(
 
 
 def _rows_by_subject(sequences: np.ndarray, subjects: np.ndarray) -> list[list[np.ndarray]]:
-    """Rows of each sequence of each subject, in order of first appearance."""
+    """Rows of each sequence of each subject, in the order of first appearance."""
     if not len(sequences) or len(sequences) != len(subjects):
         raise ValueError(
-            f"{len(sequences)} names of sequences and {len(subjects)} of subjects; name each frame."
+            f"{len(sequences)} names of sequences and {len(subjects)} of subjects; pass one per frame."
         )
     found: dict[str, list[np.ndarray]] = {}
     for rows in _rows_by_name(sequences):
         owners = np.unique(subjects[rows])
         if len(owners) > 1:
             raise ValueError(
-                f"sequence {str(sequences[rows[0]])!r} is of {len(owners)} subjects, such as "
-                f"{owners[:2].tolist()}; name sequences so that each is of one, such as subject_task."
+                f"sequence {str(sequences[rows[0]])!r} has {len(owners)} subjects, such as "
+                f"{owners[:2].tolist()}; give each subject's sequences their own names, such as subject_task."
             )
         found.setdefault(owners[0], []).append(rows)
     return list(found.values())

@@ -1,12 +1,11 @@
-"""The open synthetic corpus: rendered faces with exact AU intensities, written by `training/synthesize.py`.
+"""The open synthetic corpus: rendered faces with exact AU intensities, from `training/synthesize.py`.
 
     FOLDER/train-00000-of-00004.parquet ...  image, landmarks, au_intensities, au_occurrence, identity, groups
            validation-*.parquet, test-*.parquet
-           manifest.json                     how it was made
+           manifest.json                     source and options
 
-FOLDER may be the URL of an object store that fsspec knows (s3://bucket/corpus, hf://datasets/name), with
-fsspec's credentials; rows are streamed. People are apart between splits. Labels are blendshape gains from 0
-to 1, not scores of FACS coders.
+FOLDER may be a URL that fsspec can read with its credentials (s3://bucket/corpus, hf://datasets/name); rows
+are streamed. Splits are subject-exclusive. Labels are blendshape gains in [0, 1], not scores of FACS coders.
 """
 
 from __future__ import annotations
@@ -40,12 +39,12 @@ def prepare_synthetic(
     folder: str | Path,
     aligned_size: int = 200,
 ) -> AlignedFaces:
-    """One split, decoded and aligned into `folder` (kept there for the next run).
+    """One split, decoded and aligned into `folder`, where the next run finds it.
 
     Args:
         corpus: The corpus' folder or URL.
         split: "train", "validation" or "test".
-        folder: Where the arrays go; one subfolder a split.
+        folder: Folder of the arrays, with a subfolder per split.
         aligned_size: Width and height of the aligned face in pixels.
 
     Raises:
@@ -65,7 +64,7 @@ def prepare_synthetic(
 
 
 def load_synthetic(corpus: str | Path, split: str) -> datasets.IterableDataset:
-    """One split as a streaming data set with the corpus' features; "image" decodes to PIL.
+    """One split as a streaming data set; "image" is decoded to PIL.
 
     Raises:
         FileNotFoundError: There is no such folder, or no file of this split.
@@ -83,10 +82,10 @@ def load_synthetic(corpus: str | Path, split: str) -> datasets.IterableDataset:
 
 
 def split_files(corpus: str | Path, split: str) -> list[Any]:
-    """The Parquet files of a split, in order: paths, or URLs where the corpus is one.
+    """The Parquet files of a split, in order: paths, or URLs if the corpus has one.
 
     Raises:
-        FileNotFoundError: There is no such folder, no file of this split, or not all of its files.
+        FileNotFoundError: There is no such folder, or files of this split are missing.
     """
     system, folder = url_to_fs(str(corpus))
     if not system.isdir(folder):
@@ -106,13 +105,13 @@ def split_files(corpus: str | Path, split: str) -> list[Any]:
 
 
 def available_splits(corpus: str | Path) -> list[str]:
-    """Which of `SPLITS` the folder has files of."""
+    """Those of `SPLITS` with files in the folder."""
     system, folder = url_to_fs(str(corpus))
     return [split for split in SPLITS if files_like(system, folder, f"{split}-*-of-*.parquet")]
 
 
 def files_like(system: Any, folder: str, pattern: str) -> list[str]:
-    """The files of a folder by a pattern of their names, in order; the folder's own name is no pattern."""
+    """Files of a folder whose names match a pattern, in order; the folder's name is taken literally."""
     if not system.isdir(folder):
         return []
     files = system.ls(folder, detail=False)
@@ -120,12 +119,12 @@ def files_like(system: Any, folder: str, pattern: str) -> list[str]:
 
 
 def as_patterns(files: Sequence[str | Path]) -> list[str]:
-    """Files as `datasets` takes them, which reads "[1]" as a pattern even in the name of a folder."""
+    """Escape paths for `datasets`, which takes them as patterns ("[1]" even in a folder's name)."""
     return [glob.escape(str(file)) for file in files]
 
 
 def read_manifest(corpus: str | Path) -> dict[str, Any]:
-    """What the corpus says of itself; empty where it has no manifest.
+    """The corpus' manifest; empty if there is none.
 
     Raises:
         ValueError: The manifest is broken.
@@ -148,7 +147,7 @@ def read_manifest(corpus: str | Path) -> dict[str, Any]:
 
 
 def _records(rows: datasets.IterableDataset) -> Iterator[dict[str, Any]]:
-    """The corpus' rows in the form of `prepare_faces`, pictures still encoded."""
+    """The corpus' rows as records of `prepare_faces`, with encoded pictures."""
     import datasets
 
     rows = rows.select_columns(list(COLUMNS)).cast_column("image", datasets.Image(decode=False))
@@ -178,7 +177,7 @@ def _number_of_rows(file: str | Path) -> int:
 
 
 def _version(file: str | Path) -> list[Any]:
-    """Name and size of a file, and what changes when it does: the time, or the storage's own mark."""
+    """Name and size of a file, and its modification time or the storage's key of its content."""
     system, path = url_to_fs(str(file))
     mark = Path(path).stat().st_mtime_ns if _is_local(system) else system.ukey(path)
     return [path.rpartition("/")[2], system.size(path), mark]

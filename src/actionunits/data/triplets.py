@@ -1,9 +1,9 @@
-"""Triplets of expressions: which of three faces looks least like the other two.
+"""Triplets of expressions: anchor, positive and negative, the face least similar to the other two.
 
-Two sources. FEC (Vemulapalli & Agarwala, CVPR 2019) has triplets of photographs on the web that people
-judged; its layout is told in `actionunits.data.corpora.fec`, and only downloaded photographs are used. The
-open synthetic corpus has no triplets, but intensities of action units: any three of its faces are compared by
-the distances of their `expression_vectors`, so that a batch of pictures holds thousands of triplets.
+There are two sources. FEC (Vemulapalli & Agarwala, CVPR 2019) has triplets of web photographs with human
+annotations; see `actionunits.data.corpora.fec` for its layout. Only downloaded photographs are used. In the
+open synthetic corpus, any three faces are compared by the distances of their `expression_vectors`, computed
+from AU intensities, so that a batch of pictures has thousands of triplets.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from actionunits.data.corpora.fec import read_triplets
 from actionunits.pictures import PictureError, load_picture
 
 FEC_MARGINS = {"ONE_CLASS_TRIPLET": 0.1, "TWO_CLASS_TRIPLET": 0.2, "THREE_CLASS_TRIPLET": 0.2}
-"""Margin of the triplet loss by type of triplet, as FEC's authors have it: one class differs less."""
+"""Margin of the triplet loss by type of triplet, as in FEC's paper."""
 
 LEAST_CONFIDENCE = 0.5
-"""Of the landmarks in a box of FEC, which may hold a face that ours cannot be found on."""
+"""Lowest confidence of the landmarks in a box of FEC."""
 
 FACE_SIDE = 256
-"""Width and height in pixels of what is kept of a photograph, the box of the face in its middle half."""
+"""Side in pixels of the square kept of a photograph, twice as large as the face's box."""
 
 
 @dataclass(frozen=True, eq=False)
 class ExpressionTriplets(Dataset):
-    """T triplets of faces, ready for training.
+    """A data set of T triplets of faces.
 
     Attributes:
         faces: The N faces; labels are not used.
-        triplets: (T, 3) int64 indices of `faces`: anchor, positive, and negative, the odd one out.
+        triplets: (T, 3) int64 indices of `faces`: anchor, positive and negative.
         margins: (T,) float32 margin of each in the triplet loss.
     """
 
@@ -62,7 +62,7 @@ class ExpressionTriplets(Dataset):
         return batch | {"margins": torch.from_numpy(self.margins[np.asarray(indices)])}
 
     def draw(self, count: int, random: np.random.Generator) -> dict[str, torch.Tensor]:
-        """A batch of triplets: 3 `count` pictures, as `ComparableFaces.draw` has them."""
+        """Draw a batch of `count` triplets, in the form of `ComparableFaces.draw`."""
         batch = self.__getitems__(random.integers(len(self), size=count).tolist())
         triplets = torch.arange(3 * count).view(count, 3)
         pictures, alignments = batch["pictures"].flatten(0, 1), batch["alignments"].flatten(0, 1)
@@ -71,13 +71,13 @@ class ExpressionTriplets(Dataset):
 
 @dataclass(frozen=True, eq=False)
 class ComparableFaces:
-    """Faces any three of which can be compared, for their action units are known.
+    """Faces with known AU intensities, any three of which can form a triplet.
 
     Attributes:
         faces: The N faces, with intensities.
-        triplets_of_batch: Triplets made of the pictures of a batch.
+        triplets_of_batch: Triplets per batch.
         min_contrast: See `triplets_by_distance`.
-        margin: In the triplet loss.
+        margin: Margin of the triplet loss.
     """
 
     faces: AlignedFaces
@@ -89,15 +89,15 @@ class ComparableFaces:
         return len(self.faces)
 
     def draw(self, count: int, random: np.random.Generator) -> dict[str, torch.Tensor]:
-        """3 `count` pictures, as many as `count` triplets have, and triplets of all of them.
+        """Draw as many pictures as `count` triplets have, and form triplets of all of them.
 
         Args:
-            count: Sets the number of pictures P, which the number of faces bounds.
-            random: Draws pictures and triplets.
+            count: A third of the number of pictures P, which is at most N.
+            random: Generator.
 
         Returns:
-            `pictures` (P, H, W, 3) uint8, `alignments` (P, 2, 3), `intensities` (P, m); `triplets` (T, 3) of
-            their rows: anchor, positive, negative; `margins` (T,).
+            `pictures` (P, H, W, 3) uint8, `alignments` (P, 2, 3), `intensities` (P, m); `triplets` (T, 3),
+            rows of the anchor, positive and negative; `margins` (T,).
         """
         rows = random.permutation(len(self))[: 3 * count]
         batch = self.faces.__getitems__(rows.tolist())
@@ -113,7 +113,7 @@ class ComparableFaces:
         }
 
     def triplets(self, count: int, seed: int) -> ExpressionTriplets:
-        """The same triplets every time, to measure with."""
+        """A fixed set of `count` triplets for evaluation."""
         vectors = expression_vectors(np.asarray(self.faces.intensities))
         triplets = triplets_by_distance(vectors, count, seed, self.min_contrast)
         return ExpressionTriplets(self.faces, triplets, np.full(count, self.margin, np.float32))
@@ -124,14 +124,14 @@ class ComparableFaces:
 
 @dataclass(frozen=True)
 class FecTable:
-    """What a CSV file of FEC says of photographs that are there.
+    """The triplets of a CSV file of FEC whose photographs exist.
 
     Attributes:
-        files: The F faces' photographs.
-        boxes: (F, 4) xmin, ymin, xmax, ymax in shares of width and height.
+        files: The photographs of the F faces.
+        boxes: (F, 4) xmin, ymin, xmax, ymax relative to width and height.
         triplets: (T, 3) int64 indices of faces: anchor, positive, negative.
         margins: (T,) float32 margin of each in the triplet loss.
-        counts: What became of the triplets: "triplets" in the file, "undecided", "without a photograph".
+        counts: Number of triplets: "triplets" in the file, "undecided", "without a photograph".
     """
 
     files: tuple[Path, ...]
@@ -147,11 +147,11 @@ def read_fec(table: str | Path, photographs: str | Path, agreement: float = 2 / 
     Args:
         table: The file.
         photographs: Folder of downloaded photographs, named as at the end of their addresses.
-        agreement: Smallest share of raters who agree on the odd one out; FEC's authors take two thirds.
+        agreement: Smallest share of raters who agree on the negative; two thirds in FEC's paper.
 
     Raises:
         FileNotFoundError: There is no such file or folder.
-        ValueError: A row is no triplet, or no triplet is left.
+        ValueError: A row is no triplet, or no triplet remains.
     """
     folder = Path(photographs)
     if not folder.is_dir():
@@ -183,16 +183,16 @@ def read_fec(table: str | Path, photographs: str | Path, agreement: float = 2 / 
 def prepare_fec(
     table: FecTable, folder: str | Path, detector: Any, aligned_size: int = 200
 ) -> ExpressionTriplets:
-    """Cut out, decode and align FEC's faces into `folder` (kept there for the next run).
+    """Crop, decode and align FEC's faces into `folder`, where the next run finds them.
 
     Args:
-        table: What `read_fec` returns.
-        folder: Where the arrays go.
-        detector: `FaceDetector`, which finds the landmarks in FEC's boxes.
+        table: The triplets, from `read_fec`.
+        folder: Folder of the arrays.
+        detector: `FaceDetector` that locates the landmarks in FEC's boxes.
         aligned_size: Width and height of the aligned face in pixels.
 
     Returns:
-        The triplets of all faces that could be read; `faces.skipped` names the others.
+        The triplets of readable faces; `faces.skipped` lists the others.
 
     Raises:
         ValueError: No photograph could be read.
@@ -217,11 +217,11 @@ def prepare_fec(
 
 
 def expression_vectors(intensities: np.ndarray, weak: float = 0.3) -> np.ndarray:
-    """AU intensities (N, m) -> vectors of length 1: which action units a face shows, not how strongly.
+    """Normalize AU intensities (N, m) to unit vectors, which show the kind of expression, not its strength.
 
-    Distances of the intensities themselves call any two weak expressions alike: anchor and positive then
-    share an action unit in a quarter of the triplets only. Vectors shorter than `weak` become shorter than 1,
-    so that faces near rest lie together, at the origin.
+    By distances of the intensities themselves any two weak expressions are similar: anchor and positive share
+    an action unit in only a quarter of the triplets. Vectors shorter than `weak` are divided by `weak`, so
+    that nearly neutral faces remain close to each other, at the origin.
     """
     length = np.linalg.norm(intensities, axis=1, keepdims=True)
     return intensities / np.maximum(length, weak)
@@ -230,21 +230,21 @@ def expression_vectors(intensities: np.ndarray, weak: float = 0.3) -> np.ndarray
 def triplets_by_distance(
     vectors: np.ndarray, count: int, seed: int = 0, min_contrast: float = 1.3, attempts: int = 200
 ) -> np.ndarray:
-    """Draw triplets in which two faces are clearly more alike, by the distance of their vectors.
+    """Draw triplets with two clearly more similar faces, by the distances of their vectors.
 
     Args:
         vectors: (N, m), such as `expression_vectors`.
         count: T, the number of triplets.
-        seed: Of the draw.
-        min_contrast: Smallest factor by which the anchor's and the positive's distances from the negative
-            exceed that from each other. The pair itself must differ.
+        seed: Seed of the draw.
+        min_contrast: Smallest ratio of either distance to the negative and the distance between anchor and
+            positive, which must be above 0.
         attempts: Rounds of `count` draws each.
 
     Returns:
         (T, 3) int64: anchor, positive, negative.
 
     Raises:
-        ValueError: Too few such triplets turn up.
+        ValueError: Too few such triplets are found.
     """
     random, found = np.random.default_rng(seed), []
     for _ in range(attempts):
@@ -258,7 +258,7 @@ def triplets_by_distance(
         if sum(map(len, found)) >= count:
             return np.concatenate(found)[:count]
     raise ValueError(
-        f"Only {sum(map(len, found))} of {count} triplets turned up among {len(vectors)} faces; lower "
+        f"Only {sum(map(len, found))} of {count} triplets found among {len(vectors)} faces; lower "
         f"min_contrast={min_contrast}."
     )
 
@@ -274,16 +274,16 @@ def _margin(kind: str, table: str | Path) -> float:
 
 
 def _fec_records(table: FecTable, detector: Any) -> Iterator[dict[str, Any]]:
-    """Faces in the form of `prepare_faces`: cut to squares of one size, with landmarks in their pixels."""
+    """Faces as records of `prepare_faces`: crops of one size, with landmarks in their pixels."""
     for file, box in zip(table.files, table.boxes, strict=True):
         record: dict[str, Any] = {"occurrence": [], "intensities": None, "person": file.name, "groups": {}}
         try:
             photograph = load_picture(file)
-            # Boxes of faces at the rim reach beyond the photograph.
+            # Boxes of faces at the border extend beyond the photograph.
             pixels = box.clip(0, 1) * np.tile(photograph.size, 2) - 0.5
             face = detector.locate(photograph, [pixels])[0]
             if face.confidence < LEAST_CONFIDENCE:
-                raise ValueError(f"the landmarks look like a face by {face.confidence:.2f} only")
+                raise ValueError(f"the landmarks have a confidence of {face.confidence:.2f} only")
             picture, landmarks = _cut_out(photograph, pixels, face.landmarks)
             yield {"image": picture, "landmarks": landmarks, **record}
         except (PictureError, ValueError) as error:
@@ -291,11 +291,11 @@ def _fec_records(table: FecTable, detector: Any) -> Iterator[dict[str, Any]]:
 
 
 def _cut_out(photograph: Image.Image, box: np.ndarray, landmarks: np.ndarray) -> tuple[bytes, np.ndarray]:
-    """Square around a face, twice as large as its box, encoded without loss; landmarks in its pixels."""
+    """The square around a face, twice as large as its box, as PNG, and the landmarks in its pixels."""
     centre, side = (box[:2] + box[2:]) / 2 + 0.5, 2 * float((box[2:] - box[:2]).max())
     left, top = centre - side / 2
     square = (left, top, left + side, top + side)
-    shrink = max(1, int(side / FACE_SIDE))  # averages, where the photograph has more pixels
+    shrink = max(1, int(side / FACE_SIDE))  # antialiasing, if the photograph has more pixels
     size = (shrink * FACE_SIDE, shrink * FACE_SIDE)
     cut = photograph.transform(size, Image.Transform.EXTENT, square, Image.Resampling.BILINEAR).reduce(shrink)
     encoded = BytesIO()
