@@ -265,7 +265,7 @@ def test_labels_that_say_two_things_or_none_are_refused(tmp_path, lines, message
 
 def test_an_empty_line_moves_no_label_to_another_frame(tmp_path):
     (tmp_path / "a.csv").write_text("AU1,AU2\n1,0\n\n0,1\n")
-    with pytest.raises(ValueError, match="not whole numbers all along"):
+    with pytest.raises(ValueError, match="missing or non-integer cell"):
         read_au_table(tmp_path / "a.csv", [1, 2], frame_column=False)
     (tmp_path / "a.csv").write_text("AU1,AU2\n1,0\n0,1\n\n \n")
     frames, codes = read_au_table(tmp_path / "a.csv", [1, 2], frame_column=False)
@@ -454,7 +454,7 @@ def test_fec_rows_are_triplets(load):
     ]
     assert row["boxes"][0] == pytest.approx([0.1, 0.05, 0.9, 0.95])
     assert (row["choice"], row["votes"], row["type"]) == (2, [2, 2, 1], "TWO_CLASS_TRIPLET")
-    with pytest.raises(ValueError, match="fec names no people, so nobody can be held out"):
+    with pytest.raises(ValueError, match="fec names no subjects, so none can be held out"):
         load("fec", validation=0.5)
 
 
@@ -500,7 +500,7 @@ def test_other_people_than_the_lists_have_are_refused(load, own):
     labels = root / "AUCoding" / "AU_OCC"
     shutil.copy(labels / "F001_T1.csv", labels / "F099_T1.csv")
     shutil.copytree(root / "2D+3D" / "F001", root / "2D+3D" / "F099")
-    with pytest.raises(ValueError, match=r"does not list 1 people of the disc: \['F099'\]"):
+    with pytest.raises(ValueError, match=r"does not list 1 subjects: \['F099'\]"):
         load("bp4d", fold=1, root=root)
 
 
@@ -674,12 +674,12 @@ def test_points_with_an_upper_case_suffix_are_found(own, load):
         (
             "gft",
             "frame,1,2,4,6,10,12,14,15,23,24\n1" + ",1e30" * 10,
-            "has a row that is not whole numbers all along",
+            "has a row with a missing or non-integer cell",
         ),
         (
             "gft",
             "frame,1,2,4,6,10,12,14,15,23,24\n1e30" + ",1" * 10,
-            "has a row that is not whole numbers all along",
+            "has a row with a missing or non-integer cell",
         ),
     ],
 )

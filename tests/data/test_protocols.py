@@ -128,7 +128,7 @@ def test_refining_touches_training_rows_only():
         refined["test"].tolist() == [6, 7] and len(refined["train"]) == 2 and len(refined["validation"]) == 2
     )
     check_subjects_apart(**groups)
-    with pytest.raises(ValueError, match="validation part"):
+    with pytest.raises(ValueError, match="validation split"):
         refine({**rows, "validation": np.array([0])}, people, validation=0.3)
 
 

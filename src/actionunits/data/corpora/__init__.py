@@ -1,12 +1,12 @@
-"""The corpora of the field, read as they lie on their holders' discs.
+"""Load the corpora of the field from the files that their holders distribute.
 
     from actionunits.data.corpora import load_corpus
 
-    fold = load_corpus("bp4d", "/discs/BP4D", fold=1)          # {"train": ..., "test": ...} by person
-    fold["train"][0]["image"], fold["train"][0]["occurrence"]  # the picture stays where it is
+    fold = load_corpus("bp4d", "/discs/BP4D", fold=1)          # {"train": ..., "test": ...} by subject
+    fold["train"][0]["image"], fold["train"][0]["occurrence"]  # pictures are read from their original files
 
-`actionunits corpus layout NAME` shows what a disc must look like, `actionunits corpus check NAME DIR` what
-yours has. Facts about a corpus (citation, licence, counts, traps) are attributes of its class in `CORPORA`.
+`actionunits corpus layout NAME` shows the expected files, `actionunits corpus check NAME DIR` what is there.
+Facts about a corpus (citation, licence, counts, traps) are attributes of its class in `CORPORA`.
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ CORPORA: dict[str, Corpus] = {
         Folder(),
     )
 }
-"""The corpora by name."""
+"""The corpora, by name."""
 
 
 def get_corpus(name: str) -> Corpus:
-    """A corpus by its name.
+    """The corpus of a name.
 
     Raises:
-        ValueError: There is none of this name.
+        ValueError: There is none.
     """
     if name not in CORPORA:
         raise ValueError(f"Unknown corpus {name!r}; known: {list(CORPORA)}.")
@@ -96,31 +96,31 @@ def load_corpus(
     folds_file: str | Path | None = None,
     cache_dir: str | Path | None = None,
 ) -> datasets.Dataset | datasets.DatasetDict:
-    """A corpus through the `datasets` library. Pictures stay where they are; the cache holds their paths.
+    """Load a corpus with the `datasets` library, whose cache holds the paths of the pictures.
 
     Args:
         name: One of `CORPORA`.
-        data_dir: The corpus' folder (`actionunits corpus layout NAME`).
+        data_dir: Folder of the corpus (`actionunits corpus layout NAME`).
         fold: Fold to test: a number of the default numbering, "NUMBERING:NAME" or a group
             (`actionunits.data.protocols`). Corpora with an official partition have none.
-        split: "train" or "test" (or what the official partition calls it), "validation" where `validation` is
-            above 0, "full" for all rows; None for a dictionary of all splits.
-        aus: Action units of the label columns; those of the literature by default.
-        frames: "all" coded frames, a published list ("jaanet" of bp4d and disfa), or a file of such a list.
+        split: "train" or "test" (or another official split), "validation" if `validation` is above 0, "full"
+            for all rows; None for a dictionary of all splits.
+        aus: FACS numbers of the label columns; by default those evaluated in the literature.
+        frames: "all" coded frames, a published list ("jaanet" for bp4d and disfa), or a list's file.
         min_intensity: Intensity (1 to 5) from which on an action unit occurs; DISFA alone has intensities.
         sample: Equidistant share of the training rows, such as 0.01 (AUFormer Sec. 4.2).
-        validation: Share of the training people to hold out as the split "validation".
+        validation: Share of the training subjects to hold out as the split "validation".
         folds_file: Subject lists where none are built in: CSV with the columns subject and fold.
-        cache_dir: Where the Arrow cache goes; that of `datasets` by default.
+        cache_dir: Folder of the Arrow cache; by default that of `datasets`.
 
     Returns:
-        The split, or all of them. Without `fold`, a corpus with folds and no official partition comes whole.
+        The split, or all of them. Without `fold`, a corpus without an official partition is not split.
 
     Raises:
         WrongCorpusError: The folder holds something else.
-        ValueError: No such corpus, fold or split; a person on two sides; a label that no corpus uses.
-        FileNotFoundError: The frame list's files are not there.
-        ImportError: The library `datasets` is missing.
+        ValueError: There is no such corpus, fold or split, a subject is in two splits, or a label is invalid.
+        FileNotFoundError: The frame list is missing.
+        ImportError: `datasets` is not installed.
     """
     corpus, root = get_corpus(name), Path(data_dir)
     if importlib.util.find_spec("datasets") is None:
@@ -130,9 +130,7 @@ def load_corpus(
         if fold is not None:
             raise ValueError(f"the synthetic corpus has splits and no folds; leave fold={fold!r} out.")
         if aus is not None or frames != "all" or sample != 1 or validation:
-            raise ValueError(
-                "the synthetic corpus comes whole: leave aus, frames, sample and validation out."
-            )
+            raise ValueError("leave aus, frames, sample and validation out for the synthetic corpus.")
         return corpus.load(root, split, cache_dir)
     from actionunits.data.corpora.builder import FULL, read_rows
 
@@ -145,11 +143,7 @@ def load_corpus(
                 "give a fold, or leave them out."
             )
         return everything
-    if validation and not corpus.subjects:
-        raise ValueError(f"{name} names no people, so nobody can be held out; leave validation out.")
-    splits = _splits(corpus, everything, fold, folds_file)
-    people = everything["subject"][:] if corpus.subjects else []
-    rows = refine(splits, people, validation, sample)
+    rows = _splits(corpus, everything, fold, folds_file, validation, sample)
     if split is None:
         import datasets
 
@@ -162,17 +156,17 @@ def load_corpus(
 def load_crossing(
     name: str, source_dir: str | Path, target_dir: str | Path, fold: int | str | None = None, **options: Any
 ) -> datasets.DatasetDict:
-    """Two corpora to train on one and test on the other, with the action units that both have.
+    """Load two corpora to train on one and test on the other, with their shared action units.
 
     Args:
         name: One of `actionunits.data.protocols.CROSSINGS`, such as "bp4d->disfa".
-        source_dir: Folder of the corpus to train on.
-        target_dir: Folder of the corpus to test on.
-        fold: Fold of the corpus that the crossing takes folds of.
-        options: More arguments of `load_corpus`, for both; `sample` for the training rows alone.
+        source_dir: Folder of the training corpus.
+        target_dir: Folder of the test corpus.
+        fold: Fold of the corpus `crossing.folds`.
+        options: Other arguments of `load_corpus`, for both; `sample` for the training rows only.
 
     Raises:
-        ValueError: No such crossing, or a fold is needed (or none exists).
+        ValueError: There is no such crossing, or a fold is needed (or none exists).
     """
     import datasets
 
@@ -197,9 +191,20 @@ def load_crossing(
 
 
 def _splits(
-    corpus: Corpus, rows: datasets.Dataset, fold: int | str | None, folds_file: str | Path | None
+    corpus: Corpus,
+    rows: datasets.Dataset,
+    fold: int | str | None,
+    folds_file: str | Path | None,
+    validation: float,
+    sample: float,
 ) -> dict[str, np.ndarray]:
-    if not corpus.subjects:  # triplets of strangers: the files say which part they are
-        official = np.asarray(rows["split"][:])
-        return {name: np.flatnonzero(official == name) for name in sorted(set(official))}
-    return split_rows(corpus.name, rows["subject"][:], rows["split"][:], fold, folds_file)
+    """Row indices by split."""
+    official = rows["split"][:]
+    if corpus.subjects:
+        people = rows["subject"][:]
+        splits = split_rows(corpus.name, people, official, fold, folds_file)
+        return refine(splits, people, validation, sample)
+    if validation:
+        raise ValueError(f"{corpus.name} names no subjects, so none can be held out; leave validation out.")
+    names = np.asarray(official)
+    return refine({name: np.flatnonzero(names == name) for name in sorted(set(official))}, [], sample=sample)

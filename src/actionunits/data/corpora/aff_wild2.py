@@ -1,4 +1,4 @@
-"""Aff-Wild2: videos from the internet, twelve action units, official training and validation videos."""
+"""Aff-Wild2: videos from the internet with twelve action units and an official partition."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SPLITS = {"Train_Set": "train", "Validation_Set": "validation"}
 
 
 class AffWild2(AUCorpus):
-    """Aff-Wild2 (Kollias and Zafeiriou, 2019), the part with action units."""
+    """The action unit part of Aff-Wild2 (Kollias and Zafeiriou, 2019)."""
 
     name = "aff_wild2"
     title = "Aff-Wild2"
@@ -58,10 +58,10 @@ Aff-Wild2/
         "Line k below the header is frame k: the label files have no frame numbers.",
         "Frames where no face was found have a label and no picture; they are left out.",
         "-1 is unknown; a frame whose labels are all -1 is left out.",
-        "VIDEO_left and VIDEO_right are two people of one video. A video counts as a person here; the "
-        "official partition keeps people apart.",
-        "The disc has no landmarks. AC2D uses points by Shao et al. (2023); `actionunits corpus prepare "
-        "--landmarks detect` finds others.",
+        "VIDEO_left and VIDEO_right are two people in one video. A video counts as a subject here; the "
+        "official partition is subject-exclusive.",
+        "Landmarks are not distributed. AC2D uses those of Shao et al. (2023); `actionunits corpus prepare "
+        "--landmarks detect` detects others.",
     )
     published = {
         "all": Published(
@@ -78,12 +78,12 @@ Aff-Wild2/
         self.require(root, self.label_files(root), "annotations/AU_Set/Train_Set/*.txt or the like")
 
     def label_files(self, root: Path) -> list[Path]:
-        """The text files: training videos, then validation videos."""
+        """Text files of the training videos, then of the validation videos."""
         folder = first_folder(root, LABELS)
         return [path for name in SPLITS for path in find_files(folder / name, "*.txt")] if folder else []
 
     def recordings(self, root: Path, aus: Sequence[int]) -> Iterator[Recording]:
-        """One recording a video (or a person of it)."""
+        """One recording per video (or person in it)."""
         for path in self.label_files(root):
             frames, codes = read_au_table(path, aus, frame_column=False)
             candidates = (index_pictures(root / name / path.stem) for name in PICTURES)
@@ -99,7 +99,7 @@ Aff-Wild2/
             )
 
     def write_tiny(self, root: Path) -> None:
-        """Three videos of eight frames; one frame is uncoded, another has no picture."""
+        """Write three videos of eight frames; one frame is uncoded, another has no picture."""
         for video, folder in self.tiny_videos.items():
             codes = tiny.codes(8, video)[:, list(self.aus)]
             codes[4] = -1

@@ -1,10 +1,10 @@
-"""What every corpus is to the package: facts, its layout on the disc, a reader, a check and a tiny copy.
+"""Base classes of the corpora: facts, folder layout, reader, check and a tiny imitation for tests.
 
-A corpus is a class with tables (citation, licence, published counts, layout, traps) and a reader that yields
-`Recording`s: frame numbers, label codes, pictures and landmarks as the disc has them. All that is the same
-for all corpora happens here: codes become labels, frame lists choose, the check counts.
+Each corpus is a class with its citation, licence, published counts, layout and traps, and a reader that
+yields `Recording`s: frame numbers, label codes, pictures and landmarks as distributed. The base class does
+what all corpora share: it converts codes to labels, selects frames and counts them.
 
-Landmarks are (x, y) in pixels of the picture, the origin is the centre of the upper left pixel.
+Landmarks are (x, y) in pixels of the picture; the origin is the centre of the upper left pixel.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from actionunits.data.corpora.reading import find_files, read_frame_list
 logger = logging.getLogger(__name__)
 
 UNKNOWN_CODES = (9, 999, UNKNOWN)
-"""What the corpora write where nobody coded an action unit: FACS' 9, 999 of some lists, -1 of Aff-Wild2."""
+"""Codes of an action unit that was not coded: 9 in FACS, 999 in some lists, -1 in Aff-Wild2."""
 
 
 class WrongCorpusError(FileNotFoundError):
-    """A folder that does not hold the corpus it is said to hold; the message says what was looked for."""
+    """The folder does not hold the corpus; the message says what was expected."""
 
 
 @dataclass(frozen=True)
 class Recording:
-    """Some frames of one person, as the disc has them.
+    """Labelled frames of one subject, as distributed.
 
     Attributes:
-        subject: The person.
-        sequence: Task, clip or video; with subject and frame number it names a frame.
-        frames: (n,) numbers of the labelled frames, in the corpus' own counting.
-        codes: (n, m) numbers as the label files have them.
-        pictures: Frame number to picture file; frames may lack.
-        landmarks: Reads frame number to (L, 2) points; called only when points are wanted. What is wrong with
-            a file of points goes into the list that it is given; its frames have none.
-        split: The official partition it belongs to, "" where the corpus has none.
+        subject: Name of the subject.
+        sequence: Task, clip or video; subject, sequence and frame number identify a frame.
+        frames: (n,) numbers of the labelled frames, as the corpus counts them.
+        codes: (n, m) label codes, as in the label files.
+        pictures: Picture files by frame number; some may be missing.
+        landmarks: Reads landmarks (L, 2) by frame number. It appends problems with a file to the list that is
+            passed, and returns no landmarks of its frames.
+        split: Split of the official partition, "" where the corpus has none.
         source: The label file, for messages.
     """
 
@@ -62,11 +62,11 @@ class Recording:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which rows of a corpus, with which labels.
+    """Frames and labels to be read from a corpus.
 
     Attributes:
         aus: FACS numbers of the m label columns.
-        frames: "all" coded frames, the name of a published frame list, or a file of such a list.
+        frames: "all" coded frames, the name of a published frame list, or the file of such a list.
         min_intensity: Intensity (1 to 5) from which on an action unit counts as occurring.
     """
 
@@ -75,14 +75,14 @@ class Selection:
     min_intensity: int = 2
 
     def __post_init__(self) -> None:
-        """Refuse an intensity that every face or none would reach."""
+        """Check the range of the intensity."""
         if not 1 <= self.min_intensity <= 5:
             raise ValueError(f"min_intensity={self.min_intensity} must lie between 1 and 5.")
 
 
 @dataclass(frozen=True)
 class Published:
-    """Counts that a publication gives for a frame list, to compare a disc with; `about`: rounded."""
+    """Published counts of a frame list, rounded if `about`."""
 
     subjects: int | None = None
     frames: int | None = None
@@ -92,16 +92,16 @@ class Published:
 
 @dataclass
 class CheckReport:
-    """What a folder holds of a corpus.
+    """Result of checking a folder of a corpus.
 
     Attributes:
-        corpus: Its name.
+        corpus: Name of the corpus.
         folder: The folder.
         found: Counts by what was counted.
-        published: The same for the publications, by frame list.
-        problems: What is missing or wrong, in words.
-        has: What rows of tables may need: "pictures", "landmarks", "split", "folds", frame lists by name.
-        rows: Rows of the papers' tables; `runnable` and why not.
+        published: Published counts beside those found, by frame list.
+        problems: Descriptions of what is missing or wrong.
+        has: Available of the needs of tables' rows: "pictures", "landmarks", "split", "folds", frame lists.
+        rows: Rows of the papers' tables, with `runnable` and what each `lacks`.
     """
 
     corpus: str
@@ -114,22 +114,22 @@ class CheckReport:
 
     @property
     def usable(self) -> bool:
-        """Whether there is anything to train or test on."""
+        """Whether there is any data to train or test on."""
         return self.found.get("usable", 0) > 0
 
     @property
     def complete(self) -> bool:
-        """Whether some published count is met (rounded ones to 2 %), and nothing is missing."""
+        """Whether nothing is missing and a published count, if any, is matched (rounded ones to 2 %)."""
         met = [_meets(counts) for counts in self.published.values()]
         return self.usable and not self.problems and (any(met) or not met)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON holds it."""
+        """The report as a JSON-ready dictionary."""
         return asdict(self)
 
 
 def _folders(root: Path) -> Iterator[str]:
-    """All folders below a folder, links to folders elsewhere among them, each once."""
+    """A folder and all folders below it, following links, each once."""
     seen: set[str] = set()
     for folder, inner, _ in os.walk(root, followlinks=True):
         if (real := os.path.realpath(folder)) in seen:
@@ -147,7 +147,7 @@ def _meets(counts: dict[str, Any]) -> bool:
 
 
 class Corpus(ABC):
-    """A corpus: facts as class attributes, the disc's reader as methods. Subclasses are in `CORPORA`."""
+    """A corpus: facts as class attributes, its reader as methods."""
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -157,7 +157,7 @@ class Corpus(ABC):
     layout: ClassVar[str]
     traps: ClassVar[tuple[str, ...]] = ()
     published: ClassVar[dict[str, Published]] = {}
-    subjects: ClassVar[bool] = True  # whether rows have a "subject" to split by
+    subjects: ClassVar[bool] = True  # whether rows name their subjects
 
     @abstractmethod
     def recognize(self, root: Path) -> None:
@@ -165,7 +165,7 @@ class Corpus(ABC):
 
     @abstractmethod
     def rows(self, root: Path, selection: Selection) -> Iterator[dict[str, Any]]:
-        """One dictionary a sample, as `features` describes them."""
+        """Samples as dictionaries of `features`."""
 
     @abstractmethod
     def features(self, selection: Selection) -> Any:
@@ -185,18 +185,18 @@ class Corpus(ABC):
 
     @abstractmethod
     def write_tiny(self, root: Path) -> None:
-        """Write a disc of the real layout with a few drawn faces."""
+        """Write a few drawn faces in the corpus' layout."""
 
     @abstractmethod
     def label_files(self, root: Path) -> list[Path]:
-        """Files that the rows depend on; if one changes, cached rows are read anew."""
+        """Label files; if one changes, the cached rows are out of date."""
 
     def select(self, root: Path, aus: Sequence[int] | None = None, **options: Any) -> Selection:
-        """A selection with this corpus' defaults."""
+        """A selection; by default without action units."""
         return Selection(tuple(check_aus(aus)) if aus is not None else (), **options)
 
     def fingerprint(self, root: Path, frames: str = "all") -> str:
-        """Changes whenever a label file, or a frame list of one's own, appears, goes or is written."""
+        """Hash of the names, sizes and times of the label files and of a frame list's file."""
         own_list = [Path(frames)] if frames != "all" and Path(frames).is_file() else []
         files = [*self.label_files(root), *own_list]
         stats = [(os.path.relpath(p, root), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
@@ -205,11 +205,11 @@ class Corpus(ABC):
     def require(self, root: Path, found: Any, wanted: str) -> None:
         """Raise `WrongCorpusError` where `found` is empty."""
         if not root.is_dir():
-            raise WrongCorpusError(f"{root} is no folder; {self.title} is expected there.")
+            raise WrongCorpusError(f"{root} is no folder; it should hold {self.title}.")
         if not found:
             inside = sorted(p.name for p in root.iterdir())[:8] or "nothing"
             raise WrongCorpusError(
-                f"{root} does not hold {self.title}: there is no {wanted}. The folder holds {inside}. "
+                f"{root} does not hold {self.title}: there is no {wanted}. It holds {inside}. "
                 f"`actionunits corpus layout {self.name}` shows what is expected."
             )
 
@@ -218,18 +218,18 @@ class AUCorpus(Corpus):
     """A corpus of frames with action unit labels."""
 
     aus: ClassVar[tuple[int, ...]]
-    scheme: ClassVar[str] = "ibug68"  # of the landmarks on the disc
+    scheme: ClassVar[str] = "ibug68"  # of the distributed landmarks
     coding: ClassVar[str] = "occurrence"  # or "intensity", 0 to 5
     official_split: ClassVar[bool] = False
     frame_lists: ClassVar[dict[str, str]] = {}  # name -> glob below the folder
-    first_in_list: ClassVar[int] = 1  # number that a frame list gives to the corpus' frame 1
+    first_in_list: ClassVar[int] = 1  # a frame list's number of the corpus' frame 1
 
     @abstractmethod
     def recordings(self, root: Path, aus: Sequence[int]) -> Iterator[Recording]:
-        """Everything that is labelled, in a fixed order."""
+        """All labelled recordings, in a fixed order."""
 
     def group_of(self, subject: str) -> dict[str, str]:
-        """What else the corpus says of a person, such as "sex"."""
+        """Attributes of a subject, such as "sex"."""
         return {}
 
     def evaluated_aus(self, root: Path) -> tuple[int, ...]:
@@ -237,19 +237,19 @@ class AUCorpus(Corpus):
         return self.aus
 
     def select(self, root: Path, aus: Sequence[int] | None = None, **options: Any) -> Selection:
-        """A selection; the action units are those that the literature evaluates."""
+        """A selection; by default with the action units that the literature evaluates."""
         return Selection(tuple(check_aus(self.evaluated_aus(root) if aus is None else aus)), **options)
 
     def features(self, selection: Selection) -> Any:
-        """Picture by path, points, labels, and where the frame comes from."""
+        """Path of the picture, landmarks, labels, and origin of the frame."""
         from datasets import Features, Image, List, Value
 
         m = len(selection.aus)
         features = {
             "image": Image(),
-            "landmarks": List(List(Value("float32"), length=2)),  # empty where the disc has none
+            "landmarks": List(List(Value("float32"), length=2)),  # empty where there are none
             "occurrence": List(Value("int8"), length=m),
-            "intensities": List(Value("float32")),  # 0 to 1, empty where the corpus codes occurrence
+            "intensities": List(Value("float32")),  # 0 to 1, empty where only occurrence is coded
             "subject": Value("string"),
             "sequence": Value("string"),
             "frame": Value("int32"),
@@ -258,7 +258,7 @@ class AUCorpus(Corpus):
         return Features(features | {name: Value("string") for name in self.group_of("F001")})
 
     def fingerprint(self, root: Path, frames: str = "all") -> str:
-        """Changes with labels, frame lists and `landmarks/*.csv`, and if a picture or points appear or go."""
+        """Hash of labels, frame lists, `landmarks/*.csv`, and folders, which change with their pictures."""
         lists = find_files(root / "landmarks", "*.csv")
         lists += [file for glob in self.frame_lists.values() for file in root.glob(glob)]
         stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in lists]
@@ -267,7 +267,7 @@ class AUCorpus(Corpus):
         return hashlib.sha256(seen.encode()).hexdigest()[:16]
 
     def rows(self, root: Path, selection: Selection) -> Iterator[dict[str, Any]]:
-        """One dictionary a frame that has a picture and, among the chosen AUs, a label."""
+        """Frames with a picture and a label of at least one selected AU, as dictionaries."""
         listed = self.listed_frames(root, selection.frames)
         found, without_picture, broken = 0, 0, list[str]()
         for recording in self.recordings(root, selection.aus):
@@ -295,16 +295,16 @@ class AUCorpus(Corpus):
         if not found:
             raise ValueError(
                 f"{root}: no frame can be used; of the frames {selection.frames!r}, {without_picture} are "
-                f"labelled and lack a picture. `actionunits corpus check {self.name}` says more."
+                f"labelled and lack a picture. See `actionunits corpus check {self.name}`."
             )
         if broken:
-            logger.warning("%s: %d broken files of points; the first: %s", self.name, len(broken), broken[0])
+            logger.warning("%s: %d broken landmark files; the first: %s", self.name, len(broken), broken[0])
 
     def labels(self, recording: Recording, min_intensity: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Occurrence (n, m) int8 and intensities (n, m) in [0, 1] or None, both with `UNKNOWN`.
 
         Raises:
-            ValueError: A code that no corpus uses.
+            ValueError: A code is invalid.
         """
         codes = recording.codes
         unknown = np.isin(codes, UNKNOWN_CODES)
@@ -323,16 +323,16 @@ class AUCorpus(Corpus):
         """The (subject, sequence, frame) of a frame list; None for "all".
 
         Raises:
-            FileNotFoundError: The list's files are not there, or there is no such list.
+            FileNotFoundError: There is no such list, or its files are missing.
         """
         if frames == "all":
             return None
         if frames in self.frame_lists:
             files = sorted(root.glob(self.frame_lists[frames]))
-            advice = f"put its files where {root / self.frame_lists[frames]} finds them"
+            advice = f"copy its files to {root / self.frame_lists[frames]}"
         else:
             files = [Path(frames)] if Path(frames).is_file() else []
-            advice = f"give a file, or one of {['all', *self.frame_lists]}"
+            advice = f"pass a file, or one of {['all', *self.frame_lists]}"
         if not files:
             raise FileNotFoundError(f"{self.title} has no frame list {frames!r} here; {advice}.")
         offset = 1 - self.first_in_list
@@ -340,14 +340,14 @@ class AUCorpus(Corpus):
 
     @staticmethod
     def chosen(recording: Recording, occurrence: np.ndarray, listed: set | None) -> np.ndarray:
-        """Indices of the frames that are on the list, or with any known label where there is none."""
+        """Indices of the listed frames; without a list, of those with any known label."""
         if listed is None:
             return np.flatnonzero((occurrence != UNKNOWN).any(axis=1))
         keys = ((recording.subject, recording.sequence, int(f)) for f in recording.frames)
         return np.flatnonzero([key in listed for key in keys])
 
     def check(self, root: Path, folds_file: str | Path | None = None) -> CheckReport:
-        """Count subjects, recordings, frames, pictures and landmarks; open three pictures a recording."""
+        """Count subjects, recordings, frames, pictures and landmarks; open three pictures per recording."""
         from actionunits.data.corpora.checking import check_frames
 
         self.recognize(Path(root))

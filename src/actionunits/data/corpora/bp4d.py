@@ -1,4 +1,4 @@
-"""BP4D and BP4D+: spontaneous expressions of 41 and 140 people in tasks, FACS-coded frame by frame."""
+"""BP4D and BP4D+: spontaneous expressions of 41 and 140 subjects, FACS-coded frame by frame."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ BP4D/
   landmarks/F001_T1.csv             instead of 2DFeatures: frame, x0, y0, ... (any scheme; optional)
   lists/BP4D_part1_path.txt ...     for frames=jaanet: the lists of PyTorch-JAANet (optional)"""
     traps: ClassVar[tuple[str, ...]] = (
-        "Pictures are F007/T1/0643.jpg in one copy, 643.jpg or 00643.jpg in others: only the number counts.",
+        "Pictures are named F007/T1/0643.jpg, 643.jpg or 00643.jpg in other copies; only the number counts.",
         "The first CSV column is the frame number although its header reads 0.",
-        "9 means that the action unit was not coded; it is unknown here, not an absence.",
+        "9 means that the action unit was not coded; it is unknown here, not absent.",
         "Points in MATLAB files count from 1; here 1 is subtracted, as in JAA-Net.",
-        "We have not seen an original disc: the names of the folder and variable of the points are the "
-        "authors' tracker's (`fit.pred`). If yours differ, write landmarks/*.csv.",
+        "We have not seen an original copy: the names of the landmarks' folder and variable are those of the "
+        "authors' tracker (`fit.pred`). If yours differ, write landmarks/*.csv.",
         "Frame lists differ: all coded frames are 146,847 (ME-GraphAU, MDHR, LAC), JAA-Net's are 146,576.",
-        "A subject's name says the sex; F001 of BP4D and F001 of BP4D+ are different people.",
+        "A subject's name begins with the sex; F001 of BP4D and F001 of BP4D+ are different people.",
     )  # fmt: skip
     published = {
         "all": Published(41, 146_847, "LAC Sec. IV-A; ME-GraphAU's and MDHR's lists"),
@@ -80,14 +80,14 @@ BP4D/
     tiny_tasks = ("T1", "T2")
 
     def recognize(self, root: Path) -> None:
-        """Raise `WrongCorpusError` unless there are files such as AUCoding/AU_OCC/F001_T1.csv of it."""
+        """Raise `WrongCorpusError` unless there are files such as AUCoding/AU_OCC/F001_T1.csv."""
         files = self.label_files(root)
         self.require(root, files, "AUCoding/AU_OCC/F001_T1.csv or the like")
         if sign := self.sign_of_sibling(files):
             raise WrongCorpusError(f"{root} does not hold {self.title}, but its sibling, which has {sign}.")
 
     def sign_of_sibling(self, files: Sequence[Path]) -> str:
-        """A label file's name that only BP4D+ has, "" if there is none: BP4D ends with F023 and M018."""
+        """A label file's name that only BP4D+ can have, or "": BP4D ends with F023 and M018."""
         own, others = (set().union(*PROTOCOLS[name].groups.values()) for name in ("bp4d", "bp4d_plus"))
         return next((path.name for path in files if path.name[:4] in others - own), "")
 
@@ -97,7 +97,7 @@ BP4D/
         return find_files(folder, "[FM][0-9][0-9][0-9]_T*.csv") if folder else []
 
     def recordings(self, root: Path, aus: Sequence[int]) -> Iterator[Recording]:
-        """One recording a subject and task."""
+        """One recording per subject and task."""
         for path in self.label_files(root):
             subject, _, task = path.stem.partition("_")
             frames, codes = read_au_table(path, aus)
@@ -112,11 +112,11 @@ BP4D/
             )
 
     def group_of(self, subject: str) -> dict[str, str]:
-        """The sex, which is the first letter of the name."""
+        """The sex, the first letter of the name."""
         return {"sex": {"F": "female", "M": "male"}.get(subject[:1], "")}
 
     def write_tiny(self, root: Path) -> None:
-        """Six people, two tasks, four coded frames each, one of them with unknown action units."""
+        """Write four coded frames of each of six subjects and two tasks, one with unknown action units."""
         header = [0, *range(1, 28)]
         for subject in self.tiny_subjects:
             for task in self.tiny_tasks:
@@ -174,7 +174,7 @@ class Bp4dPlus(Bp4d):
     tiny_tasks = ("T1", "T6")
 
     def sign_of_sibling(self, files: Sequence[Path]) -> str:
-        """A label file's name that only BP4D has: of its people alone, and T2 to T5, which it codes."""
+        """A label file's name that only BP4D can have, or "": BP4D+ has no coded tasks T2 to T5."""
         if super().sign_of_sibling(files):
             return ""
         tasks = ("T2", "T3", "T4", "T5")
@@ -182,7 +182,7 @@ class Bp4dPlus(Bp4d):
 
 
 def _points(root: Path, name: str, problems: list[str]) -> dict[int, np.ndarray]:
-    """The points of a recording; frames where the tracker failed have none."""
+    """Landmarks of a recording by frame, without frames where the tracker failed."""
     folder = first_folder(root, POINTS)
     path = folder / f"{name}.mat" if folder else None
     if path is None or not path.is_file():

@@ -1,4 +1,4 @@
-"""A corpus as a builder of the `datasets` library: its Arrow cache holds paths, labels and landmarks."""
+"""A builder of the `datasets` library for the corpora; its Arrow cache holds paths, labels and landmarks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FULL = "full"  # "all" has a meaning of its own in `datasets`
 
 @dataclass
 class CorpusConfig(datasets.BuilderConfig):
-    """What the rows depend on; each of it is a cache of its own.
+    """Configuration of the rows, each with its own cache.
 
     Attributes:
         aus: FACS numbers of the label columns.
@@ -35,11 +35,11 @@ class CorpusConfig(datasets.BuilderConfig):
 def read_rows(
     corpus: Corpus, root: Path, selection: Selection, cache_dir: str | Path | None = None
 ) -> datasets.Dataset:
-    """All rows of a corpus, from the cache if the disc has not changed.
+    """All rows of a corpus, from the cache if the label files have not changed.
 
     Raises:
-        ValueError: What the reader finds wrong with a file (instead of the library's "An error occurred").
-        OSError: Likewise.
+        ValueError: A file is invalid (the reader's error, not `datasets`' "An error occurred").
+        OSError: A file cannot be read.
     """
     builder = CorpusBuilder.of(corpus, root, selection, cache_dir)
     try:
@@ -52,7 +52,7 @@ def read_rows(
 
 
 class CorpusBuilder(datasets.GeneratorBasedBuilder):
-    """Used as a class, without a loading script: `CorpusBuilder.of(corpus, root, selection)`."""
+    """Builder of a corpus without a loading script: `CorpusBuilder.of(corpus, root, selection)`."""
 
     BUILDER_CONFIG_CLASS = CorpusConfig
     VERSION = datasets.Version("1.0.0")
@@ -62,8 +62,8 @@ class CorpusBuilder(datasets.GeneratorBasedBuilder):
     def of(
         cls, corpus: Corpus, root: Path, selection: Selection, cache_dir: str | Path | None = None
     ) -> CorpusBuilder:
-        """The builder of a corpus, which is an attribute of a class of its own."""
-        root = root.absolute()  # so that its rows find their pictures wherever they are read
+        """The builder of a corpus, of a subclass with `corpus` as its attribute."""
+        root = root.absolute()  # so that rows are valid in any working directory
         kind = type(
             f"{type(corpus).__name__}Builder", (cls,), {"corpus": corpus, "__module__": cls.__module__}
         )
@@ -79,7 +79,7 @@ class CorpusBuilder(datasets.GeneratorBasedBuilder):
 
     @property
     def selection(self) -> Selection:
-        """Which rows, with which labels."""
+        """The selection of the configuration."""
         return Selection(tuple(self.config.aus), self.config.frames, self.config.min_intensity)
 
     def _info(self) -> datasets.DatasetInfo:

@@ -1,4 +1,4 @@
-"""CASME II: micro-expressions of 26 people at 200 frames a second; each clip's apex frame is the sample."""
+"""CASME II: micro-expressions of 26 subjects at 200 frames per second; samples are the clips' apex frames."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ CASME2/
   landmarks/sub01_EP02_01f.csv ...              frame, x0, y0, ... of 68 points (or any scheme; optional)"""
     traps = (
         "Some clips have / instead of an apex: the frame halfway between onset and offset is taken.",
-        "Action units read like 4+R10, L2 or 12A: sides and strengths are left out. What has a question "
-        "mark, or an 'or', is unknown.",
-        "The sheet has blank columns without a name; columns are read by name.",
+        "Action units are written as 4+R10, L2 or 12A: sides and strengths are left out. Those with a "
+        "question mark or an 'or' are unknown.",
+        "The sheet has empty columns without a name; columns are read by name.",
         "The sheet has 255 clips, the publication 247.",
-        "The subject lists of the four folds are not published; pass yours as a folds file.",
+        "The subject lists of the four folds are not published; pass a folds file.",
     )
     published = {"all": Published(26, 255, "the coding sheet of 2014-05-08 (Yan et al. count 247 clips)")}
     tiny_clips = {1: ("EP02_01f", "EP03_02"), 2: ("EP01_11f",), 3: ("EP07_04",), 4: ("EP12_01", "EP13_06f")}
@@ -56,12 +56,12 @@ CASME2/
         self.require(root, self.label_files(root), "CASME2-coding*.xlsx or .csv")
 
     def label_files(self, root: Path) -> list[Path]:
-        """The coding sheet; of several the newest by name."""
+        """The coding sheet; of several the last by name, which is the newest."""
         found = [p for p in root.glob("CASME2-coding*") if p.suffix.lower() in (".xlsx", ".csv")]
         return sorted(found)[-1:]
 
     def recordings(self, root: Path, aus: Sequence[int]) -> Iterator[Recording]:
-        """One recording a clip, with its apex frame."""
+        """One recording per clip, with its apex frame."""
         sheet = self.label_files(root)[0]
         for number, row in enumerate(read_sheet(sheet), start=2):
             if missing := {"Subject", "Filename"} - row.keys():
@@ -86,7 +86,7 @@ CASME2/
             )
 
     def write_tiny(self, root: Path) -> None:
-        """Four people, six clips of three pictures; one clip has no apex."""
+        """Write six clips of three pictures of four subjects; one clip has no apex."""
         units = ("4+7", "R12", "1+2", "4 or 5?", "L14+17", "15")
         rows: list[list[object]] = [
             [
@@ -115,7 +115,7 @@ CASME2/
 
 
 def apex_frame(row: dict[str, str]) -> int:
-    """The apex, or the frame halfway between onset and offset where the sheet has none."""
+    """The apex frame, or where the sheet has none the frame halfway between onset and offset."""
     apex = row["ApexFrame"].strip()
     if apex in ("", "/"):
         return (int(float(row["OnsetFrame"])) + int(float(row["OffsetFrame"]))) // 2
@@ -123,13 +123,13 @@ def apex_frame(row: dict[str, str]) -> int:
 
 
 def read_units(text: str, aus: Sequence[int]) -> np.ndarray:
-    """(m,) codes of a cell such as "4+R10": 1 if named, unknown if doubtful, else 0.
+    """Codes (m,) of a cell such as "4+R10": 1 if named, `UNKNOWN` if doubtful or the cell is empty, else 0.
 
     Raises:
-        ValueError: A part that is no action unit.
+        ValueError: A part is no action unit.
     """
     if not text.replace("?", "").strip():
-        return np.full(len(aus), UNKNOWN)  # nobody said what it shows
+        return np.full(len(aus), UNKNOWN)
     codes = dict.fromkeys(aus, 0)
     for part in re.split(r"[+,;]", text):
         doubtful = "?" in part or "or" in part.lower()

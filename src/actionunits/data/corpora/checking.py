@@ -1,4 +1,4 @@
-"""What a folder holds of a corpus: counts against the published ones, and which rows of tables can be run."""
+"""Check a folder of a corpus: compare counts with the published ones, and find the results it allows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from actionunits.landmarks import check_inside
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-SHOWN = 3  # examples of a problem
+SHOWN = 3  # examples per problem
 
 
 def check_frames(corpus: AUCorpus, root: Path, folds_file: str | Path | None = None) -> CheckReport:
@@ -68,7 +68,7 @@ def check_frames(corpus: AUCorpus, root: Path, folds_file: str | Path | None = N
 
 
 def judge_rows(corpus: Corpus, report: CheckReport) -> list[dict[str, Any]]:
-    """The rows of the papers' tables that use this corpus; `lacks` says why one cannot be run here."""
+    """The rows of the papers' tables on this corpus, each with what it `lacks` to be runnable."""
     rows = []
     for row in rows_of_tables(corpus.name):
         others = [name for name in row["corpora"] if name != corpus.name]
@@ -79,15 +79,15 @@ def judge_rows(corpus: Corpus, report: CheckReport) -> list[dict[str, Any]]:
 
 NEEDS = {
     "landmarks": "landmarks (`actionunits corpus prepare --landmarks detect` finds others)",
-    "folds": "people in every fold",
+    "folds": "subjects in every fold",
     "split": "the official partition",
-    "folds-file": "the subject lists of its folds, which are not published; pass your own as a folds file",
+    "folds-file": "the subject lists of its folds, which are not published; pass a folds file",
     "jaanet": "the frame list of PyTorch-JAANet",
 }
 
 
 def compare(published: Published, subjects: int | None = None, frames: int | None = None) -> dict[str, Any]:
-    """Counts found beside the published ones; None where they could not be counted."""
+    """Counts found beside the published ones; None where they cannot be counted."""
     return {
         "subjects": published.subjects,
         "frames": published.frames,
@@ -99,7 +99,7 @@ def compare(published: Published, subjects: int | None = None, frames: int | Non
 
 
 def shortfalls(found: dict[str, int]) -> list[str]:
-    """What labelled frames lack."""
+    """Numbers of labelled frames without picture or landmarks, in words."""
     labelled, pictured = found.get("labelled frames", 0), found.get("frames with a picture", 0)
     problems = []
     if pictured < labelled:
@@ -110,26 +110,26 @@ def shortfalls(found: dict[str, int]) -> list[str]:
 
 
 def try_pictures(recording: Recording, frames: Sequence[int], points: dict[int, np.ndarray]) -> list[str]:
-    """Open the first, middle and last picture of a recording; what is wrong with them or their landmarks."""
+    """Problems with the first, middle and last picture of a recording or their landmarks."""
     chosen = sorted({frames[0], frames[len(frames) // 2], frames[-1]}) if frames else []
     found = (try_picture(recording.pictures[frame], points.get(frame)) for frame in chosen)
     return [problem for problem in found if problem]
 
 
 def try_picture(path: Path, points: np.ndarray | None = None) -> str:
-    """What is wrong with a picture, or with landmarks (L, 2) that should lie in it; "" if nothing is."""
+    """The problem with a picture or its landmarks (L, 2); "" if there is none."""
     try:
         with Image.open(path) as picture:
             picture.load()
             if points is not None:
                 check_inside(points, *picture.size)
-    except Exception as error:  # Pillow's decoders raise whatever they stumble over
+    except Exception as error:  # Pillow's decoders raise exceptions of many kinds
         return f"{path}: {error}"
     return ""
 
 
 def first_of(problems: list[str]) -> list[str]:
-    """A few of many problems."""
+    """The first problems, and the number of others."""
     more = [f"... and {len(problems) - SHOWN} more like these"] if len(problems) > SHOWN else []
     return problems[:SHOWN] + more
 
@@ -146,6 +146,7 @@ def _abilities(
     subjects: list[str],
     folds_file: str | Path | None,
 ) -> list[str]:
+    """The `NEEDS` that the folder fulfils."""
     found = report.found
     has = [name for name in listed if name != "all"]
     if found["usable"]:

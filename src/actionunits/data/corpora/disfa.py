@@ -1,4 +1,4 @@
-"""DISFA: 27 people watching a film of four minutes; intensities of twelve action units, frame by frame."""
+"""DISFA: 27 subjects watching a four-minute video; intensities of twelve action units, frame by frame."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from actionunits.landmarks import reduce_landmarks
 CODED = (1, 2, 4, 5, 6, 9, 12, 15, 17, 20, 25, 26)
 PICTURES = ("Frames", "frames", "Images", "images", "aligned_images", ".")
 MISSING_POINTS = {("SN031", 3631): 3630}
-"""(subject, frame) whose file of points lies on no disc, and the frame whose points OpenFace's code takes."""
+"""(subject, frame) without a landmark file in any copy, and the frame that OpenFace's code takes instead."""
 
 _POINT_FILE = re.compile(r"(?:.*_|l)([0-9]+)_lm\.mat")
 
@@ -56,13 +56,13 @@ DISFA/
   landmarks/SN001.csv                         instead of Landmark_Points: frame, x0, y0, ... (optional)
   lists/DISFA_part1_path.txt ...              for frames=jaanet: PyTorch-JAANet's lists (optional)"""
     traps = (
-        "Label files count frames from 1, many copies of the pictures from 0 (SN001/0.png): a folder that "
-        "has a number 0 is shifted by one.",
+        "Label files count frames from 1, many copies of the pictures from 0 (SN001/0.png): if a folder has "
+        "a number 0, its numbers are shifted by one.",
         "Points are named SN001_0000_lm.mat (from 0) or l00001_lm.mat (from 1), in tmp_frame_lm or frame_lm.",
-        "SN031 lacks the points of frame 3631; those of 3630 are taken, as OpenFace's code does.",
+        "SN031 lacks the points of frame 3631; those of 3630 are used, as in OpenFace's code.",
         "SN010 has 4,844 labelled frames, everybody else 4,845.",
         "Occurrence is intensity >= 2 in the papers here; OpenFace 3 uses >= 1 (`min_intensity`).",
-        "Both cameras have a video; labels belong to either, the literature uses mostly the left one.",
+        "There are videos of two cameras; labels belong to both, the literature mostly uses the left one.",
         "Frame lists differ: 130,814 labelled frames (ME-GraphAU, MDHR), 126,144 in JAA-Net's lists, which "
         "leave out frames with bad points.",
         "Points in MATLAB files count from 1; here 1 is subtracted, as in JAA-Net.",
@@ -86,7 +86,7 @@ DISFA/
         return [path for folder in folders for path in find_files(folder, "SN*_au*.txt")]
 
     def recordings(self, root: Path, aus: Sequence[int]) -> Iterator[Recording]:
-        """One recording a person."""
+        """One recording per subject."""
         for folder in sorted(root.glob("ActionUnit_Labels/SN[0-9][0-9][0-9]")):
             frames, codes = _intensities(folder, aus)
             subject = folder.name
@@ -102,12 +102,12 @@ DISFA/
             )
 
     def video_folder(self, video: Path) -> str:
-        """The folder below Frames that a video's pictures go to."""
+        """The folder below Frames for a video's pictures."""
         match = re.search(r"SN[0-9]{3}", video.name)
         return match[0] if match else video.stem
 
     def write_tiny(self, root: Path) -> None:
-        """Six people, eight frames each."""
+        """Write eight frames of each of six subjects."""
         for subject in self.tiny_subjects:
             intensities = tiny.codes(8, subject) * tiny.random(subject).integers(1, 6, (8, 99))
             folder = root / "ActionUnit_Labels" / subject
@@ -122,7 +122,7 @@ DISFA/
 
 
 def _intensities(folder: Path, aus: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Frame numbers (n,) and codes (n, m) from the files of one person."""
+    """Frame numbers (n,) and codes (n, m) from the files of one subject."""
     columns: list[np.ndarray] = []
     frames = np.empty(0, np.int64)
     files = {path.stem: path for path in find_files(folder, "*.txt")}
@@ -150,7 +150,7 @@ def _intensities(folder: Path, aus: Sequence[int]) -> tuple[np.ndarray, np.ndarr
 
 
 def _points(root: Path, subject: str, problems: list[str]) -> dict[int, np.ndarray]:
-    """Frame to 66 points; numbers that begin at 0 are shifted by one."""
+    """The 66 landmarks by frame; numbers that begin at 0 are shifted by one."""
     files = {
         int(match[1]): path
         for path in root.glob(f"Landmark_Points/{subject}/*/*_lm.mat")

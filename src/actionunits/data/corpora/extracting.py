@@ -1,6 +1,6 @@
-"""Pictures out of what a disc has instead: frames of videos (DISFA, GFT), faces of MS-Celeb-1M's table.
+"""Extract pictures from the videos of DISFA and GFT and from the table of MS-Celeb-1M.
 
-Frames are numbered from 1 in the order of decoding, as the label files count them.
+Frames are numbered from 1 in decoding order, as in the label files.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from actionunits.data.corpora.reading import find_files
 from actionunits.files import whole_file
 from actionunits.video import DAMAGED, UNDECODABLE, VideoError, VideoReader
 
-QUALITY = 95  # of the JPEG files
+QUALITY = 95  # JPEG quality
 
 
 def extract(corpus: Corpus, root: Path, output: Path | None = None) -> int:
-    """Write a corpus' pictures, or go on where an interrupted run stopped.
+    """Extract a corpus' pictures, or resume an interrupted extraction.
 
     Args:
         corpus: DISFA, GFT or MS-Celeb-1M.
-        root: Its folder.
-        output: Where the pictures go; by default into the corpus' folder, where the reader looks for them.
+        root: Folder of the corpus.
+        output: Folder of the pictures; by default below `root`, where the reader looks for them.
 
     Returns:
         Number of pictures written.
 
     Raises:
-        ValueError: The corpus comes with pictures.
-        WrongCorpusError: The folder holds no video, or not the table.
-        VideoError: Videos that are broken, or have damaged frames, after all else was extracted.
-        ImportError: PyAV is missing, for videos.
+        ValueError: The corpus is distributed with pictures.
+        WrongCorpusError: The folder has no video or table.
+        VideoError: Videos are broken or have damaged frames; everything else is extracted before.
+        ImportError: PyAV, which reads videos, is not installed.
     """
     if corpus.name == "ms_celeb":
         return extract_faces(root, output or root / PICTURES[0])
     if not hasattr(corpus, "videos"):
-        raise ValueError(f"{corpus.title} is read from pictures as it comes; there is nothing to extract.")
+        raise ValueError(f"{corpus.title} is distributed with pictures; there is nothing to extract.")
     videos = find_files((root / corpus.videos).parent, Path(corpus.videos).name)
     if not videos:
         raise WrongCorpusError(f"{root} has no {corpus.videos}; `actionunits corpus layout {corpus.name}`.")
@@ -61,31 +61,34 @@ def extract(corpus: Corpus, root: Path, output: Path | None = None) -> int:
             damaged.append(
                 f"{video}: {', '.join(first_of([str(number) for number in left_out]))} in {folder}"
             )
+    _report_problems(len(videos), count, broken, damaged)
+    return count
+
+
+def _report_problems(videos: int, written: int, broken: list[str], damaged: list[str]) -> None:
     problems = []
     if broken:
         problems.append(
-            f"{len(broken)} of {len(videos)} videos cannot be read, the others are done ({count} pictures "
+            f"{len(broken)} of {videos} videos cannot be read, the others are done ({written} pictures "
             f"written); copy these again: {'; '.join(broken)}"
         )
     if damaged:
         problems.append(
-            f"{len(damaged)} of {len(videos)} videos have damaged frames, which are left out, all others are "
+            f"{len(damaged)} of {videos} videos have damaged frames, which are left out, all others are "
             f"written; if there is a better copy, remove the folder and repeat this: {'; '.join(damaged)}"
         )
     if problems:
         raise VideoError(". ".join(problems))
-    return count
 
 
 def extract_video(video: Path, folder: Path) -> tuple[int, list[int]]:
-    """Write all frames of a video as 00001.jpg, 00002.jpg, ...; a folder that is there is complete.
+    """Write all frames of a video as 00001.jpg, 00002.jpg, ..., unless the folder exists.
 
     Returns:
-        Number of pictures written, and the numbers of the frames that are damaged; these have no picture, and
-        the others keep their numbers.
+        Number of pictures written, and the numbers of damaged frames, which have no picture.
 
     Raises:
-        VideoError: The video is broken or cut off; then there is no folder.
+        VideoError: The video is broken or truncated; no folder is left behind.
     """
     if folder.is_dir():
         return 0, []
@@ -94,7 +97,7 @@ def extract_video(video: Path, folder: Path) -> tuple[int, list[int]]:
     partial.mkdir(parents=True)
     count, damaged = 0, []
     try:
-        reader = VideoReader(video, upright=False)  # labels and points are of the frames as they are stored
+        reader = VideoReader(video, upright=False)  # labels and landmarks belong to the frames as stored
         for number, frame in enumerate(tqdm(reader, desc=video.name, unit="frame", disable=None), start=1):
             if frame.picture is not None:
                 frame.picture.save(partial / f"{number:05d}.jpg", quality=QUALITY)
@@ -104,7 +107,7 @@ def extract_video(video: Path, folder: Path) -> tuple[int, list[int]]:
             else:
                 raise VideoError(f"{video}, frame {number}: {frame.error}")
         if not count:
-            raise VideoError(f"{video} has damaged frames only")
+            raise VideoError(f"{video} has only damaged frames")
     except (VideoError, ImportError):
         shutil.rmtree(partial)
         raise
@@ -113,7 +116,7 @@ def extract_video(video: Path, folder: Path) -> tuple[int, list[int]]:
 
 
 def extract_faces(root: Path, folder: Path) -> int:
-    """Write the pictures of the cleaned list out of MS-Celeb-1M's table."""
+    """Extract the pictures of the cleaned list from MS-Celeb-1M's table; return their number."""
     for name in (LIST, TABLE):
         if not (root / name).is_file():
             raise WrongCorpusError(f"{root} has no {name}; `actionunits corpus layout ms_celeb`.")

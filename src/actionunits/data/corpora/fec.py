@@ -1,6 +1,6 @@
-"""FEC, the Google Facial Expression Comparison dataset: triplets of faces and which one looks least alike.
+"""FEC, the Google Facial Expression Comparison dataset: triplets of faces and the least similar one.
 
-The disc has no pictures but their addresses; here they lie as files named as at the end of the address.
+Only the pictures' addresses are distributed; files are expected under the last part of the address.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FILES = {
 }
 FOLDERS = (".", "FEC_dataset")
 PICTURES = "images"
-OPENED = 100  # pictures that the check opens
+OPENED = 100  # pictures opened by the check
 TYPES = ("ONE_CLASS_TRIPLET", "TWO_CLASS_TRIPLET", "THREE_CLASS_TRIPLET")
 
 
@@ -35,7 +35,7 @@ class Fec(Corpus):
     subjects = False
     homepage = "https://research.google/resources/datasets/google-facial-expression/"
     licence = (
-        "annotations for research, see the README of the download; the pictures are their photographers'"
+        "annotations for research, see the README of the download; pictures belong to their photographers"
     )
     citation = """\
 @inproceedings{vemulapalli2019fec,
@@ -50,9 +50,9 @@ FEC/
                                              rater and choice (1, 2 or 3: the least alike), rater, choice ...
   images/12345_abcdef_b.jpg ...              pictures, named as at the end of their addresses"""
     traps = (
-        "Many addresses are dead: triplets that lack a picture are left out, so everybody has other counts.",
-        "Boxes are left, right, top, bottom on the disc; here they come as xmin, ymin, xmax, ymax.",
-        "Raters disagree: `choice` is what two thirds of them say, as FEC's authors count, else 0.",
+        "Many addresses are dead: triplets that lack a picture are left out, so copies have other counts.",
+        "Boxes are left, right, top, bottom in the files; here they are xmin, ymin, xmax, ymax.",
+        "Raters disagree: `choice` is that of two thirds of them, as in FEC's paper, else 0.",
     )
     published = {
         "all": Published(None, 499_518, "Vemulapalli and Agarwala: 449,142 triplets train, 50,376 test")
@@ -63,7 +63,7 @@ FEC/
         self.require(root, self.label_files(root), " or ".join(FILES.values()))
 
     def label_files(self, root: Path) -> list[Path]:
-        """The CSV files that are there."""
+        """The CSV files that exist."""
         return [
             root / folder / name
             for name in FILES.values()
@@ -78,23 +78,23 @@ FEC/
         return Features(
             {
                 "images": List(Image(), length=3),
-                "boxes": List(List(Value("float32"), length=4), length=3),  # shares of width and height
+                "boxes": List(List(Value("float32"), length=4), length=3),  # relative to width and height
                 "type": Value("string"),
-                "choice": Value("int8"),  # 1, 2, 3: the least alike for two thirds of the raters; else 0
+                "choice": Value("int8"),  # 1, 2, 3: the least similar for two thirds of the raters; else 0
                 "votes": List(Value("int8")),
                 "split": Value("string"),
             }
         )
 
     def rows(self, root: Path, selection: Selection) -> Iterator[dict[str, Any]]:
-        """One dictionary a triplet whose three pictures are there."""
+        """Triplets whose three pictures exist, as dictionaries."""
         for path in self.label_files(root):
             for triplet in read_triplets(path, root / PICTURES):
                 if all(Path(image).is_file() for image in triplet["images"]):
                     yield triplet
 
     def check(self, root: Path, folds_file: str | Path | None = None) -> CheckReport:
-        """Count triplets and those with all pictures; open some hundred pictures."""
+        """Count triplets, and those with all pictures; open about a hundred pictures."""
         root = Path(root)
         self.recognize(root)
         report, found = CheckReport(self.name, str(root)), Counter[str]()
@@ -118,7 +118,7 @@ FEC/
         return report
 
     def write_tiny(self, root: Path) -> None:
-        """Six triplets to train, two to test."""
+        """Write six training and two test triplets."""
         for split, count in (("train", 6), ("test", 2)):
             rows = []
             for i in range(count):
@@ -132,10 +132,10 @@ FEC/
 
 
 def read_triplets(path: Path, pictures: Path) -> Iterator[dict[str, Any]]:
-    """The triplets of a file; pictures need not exist.
+    """The triplets of a file, whether or not their pictures exist.
 
     Raises:
-        ValueError: A row has no form of a triplet.
+        ValueError: A row is no triplet.
     """
     split = "train" if "train" in path.name else "test"
     with naming(path), path.open(newline="", encoding="utf-8-sig") as file:
@@ -159,5 +159,5 @@ def read_triplets(path: Path, pictures: Path) -> Iterator[dict[str, Any]]:
 
 
 def picture_name(address: str) -> str:
-    """The file that the picture of an address is expected in."""
+    """The expected file name of the picture at an address."""
     return urlsplit(address.strip()).path.rpartition("/")[2]

@@ -1,4 +1,4 @@
-"""Any folder of pictures with a table: picture, subject, and a column an action unit."""
+"""A folder of pictures with a table of picture, subject, and a column per action unit."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ DIR/
                          x0,y0,x1,y1,...                (optional: landmarks in pixels, any known scheme)
   anywhere/face.jpg ...  the pictures"""
     traps = (
-        "An empty cell is unknown, not an absence; a row without a split is in none.",
-        "Give every person a name of their own: splits are made by it.",
+        "An empty cell is unknown, not absent; a row without a split is in none.",
+        "Every person needs a unique name: splits are made by it.",
     )
 
     def recognize(self, root: Path) -> None:
@@ -46,7 +46,7 @@ DIR/
         if missing := {"image", "subject"} - set(self._header(root)):
             raise ValueError(
                 f"{root / TABLE} lacks the columns {sorted(missing)}; it has {self._header(root)[:8]}. "
-                "Commas part the cells."
+                "Cells are separated by commas."
             )
         self._label_columns(root)
 
@@ -55,14 +55,14 @@ DIR/
         return [root / TABLE] if (root / TABLE).is_file() else []
 
     def evaluated_aus(self, root: Path) -> tuple[int, ...]:
-        """FACS numbers of the table's label columns, in its order."""
+        """FACS numbers of the table's label columns, in order."""
         return tuple(self._label_columns(root))
 
     def recordings(self, root: Path, aus: Sequence[int]) -> Iterator[Recording]:
-        """One recording a row.
+        """One recording per row.
 
         Raises:
-            ValueError: The table has no rows, or one that cannot be read; the message names it.
+            ValueError: The table has no rows, or an invalid one, which the message names.
         """
         columns = self._label_columns(root)
         if missing := [au for au in aus if au not in columns]:
@@ -84,7 +84,7 @@ DIR/
             raise ValueError(f"{root / TABLE} has a header and no rows.")
 
     def write_tiny(self, root: Path) -> None:
-        """Six people, four pictures each."""
+        """Write four pictures of each of six subjects."""
         header = [
             "image",
             "subject",
@@ -108,7 +108,7 @@ DIR/
             return [name.strip() for name in next(csv.reader(file), [])]
 
     def _label_columns(self, root: Path) -> dict[int, str]:
-        """FACS number -> name of its column."""
+        """Names of the label columns by FACS number."""
         columns: dict[int, str] = {}
         for name in filter(_LIKE_AU.match, self._header(root)):
             match = _AU_COLUMN.fullmatch(name)
@@ -127,7 +127,7 @@ DIR/
         return columns
 
     def _rows(self, root: Path) -> Iterator[dict[str, str]]:
-        """Every row as column -> cell; one with too few or too many cells has None among them."""
+        """Rows as dictionaries of cells by column, with None among them if cells are missing or left over."""
         with naming(root / TABLE), (root / TABLE).open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file, fieldnames=self._header(root))
             next(rows, None)
@@ -137,15 +137,15 @@ DIR/
 def _recording(
     root: Path, row: dict[str, str], columns: Sequence[str], number: int, source: str
 ) -> Recording:
-    """The row `number`, counted from 1 below the header."""
+    """The recording of a row; `number` counts from 1 below the header."""
     if None in row or None in row.values():
-        raise ValueError("it has fewer or more cells than the header; mend it, empty cells need commas too.")
+        raise ValueError("it has fewer or more cells than the header; empty cells need commas, too.")
     split = row.get("split", "").strip()
     if split and split not in OFFICIAL["folder"]:
         raise ValueError(f"the split {split!r} is none of {', '.join(OFFICIAL['folder'])}.")
     subject = row["subject"].strip()
     if row["image"].strip() and not subject:
-        raise ValueError("it names no subject; give every person a name, splits are made by it.")
+        raise ValueError("it names no subject, by which splits are made; give every person a name.")
     frame = _frame(row.get("frame", "").strip() or str(number))
     picture = root / row["image"].strip()
     points = _points(row)
@@ -168,18 +168,18 @@ def _frame(cell: str) -> int:
     except ValueError as error:
         raise ValueError(f"the frame {cell!r} is no whole number.") from error
     if abs(frame) >= 2**31:
-        raise ValueError(f"the frame {frame} has more than 32 bits; number the frames from 0 or 1 on.")
+        raise ValueError(f"the frame {frame} has more than 32 bits; number the frames from 0 or 1.")
     return frame
 
 
 def _points(row: dict[str, str]) -> np.ndarray | None:
-    """The row's landmarks (L, 2), if it has any."""
+    """Landmarks (L, 2) of a row, or None."""
     count = 0
     while row.get(f"x{count}", "").strip() and row.get(f"y{count}", "").strip():
         count += 1
     given = sum(bool(cell.strip()) for name, cell in row.items() if _POINT_COLUMN.fullmatch(name))
     if given != 2 * count:
         raise ValueError(
-            f"it lacks x{count} or y{count} and has later points; fill the gap, or empty all of its points."
+            f"it lacks x{count} or y{count} and has later points; fill the gap, or leave all points empty."
         )
     return np.array([[float(row[f"x{i}"]), float(row[f"y{i}"])] for i in range(count)]) if count else None

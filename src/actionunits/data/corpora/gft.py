@@ -1,4 +1,4 @@
-"""GFT, the Sayette Group Formation Task: 96 people in unscripted talks of three, officially partitioned."""
+"""GFT, the Sayette Group Formation Task: 96 subjects in groups of three; has an official partition."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ GFT/
   landmarks/001A.csv ...      frame, x0, y0, ... of 49 points (or any scheme; optional)"""
     traps = (
         "The partition (78 and 18 people) is read from your files: no public code lists it.",
-        "We have not seen an original disc. The reader wants one CSV a person below folders whose names "
-        "begin with train and test; if yours differ, arrange or link them so.",
+        "We have not seen an original copy. The reader expects a CSV file per subject in folders whose names "
+        "begin with train and test; rearrange or link yours if they differ.",
         "Videos are long: only coded frames (not 9, 999 or -1) become rows.",
     )
     published = {
@@ -75,12 +75,12 @@ GFT/
         self.require(root, files, "AUs/Train/*.csv and AUs/Test/*.csv, nor a split.csv with AUs/*.csv")
 
     def label_files(self, root: Path) -> list[Path]:
-        """The CSV files, in order, and the partition's if it has one."""
+        """The CSV files, in order, and that of the partition if there is one."""
         split = root / "split.csv"
         return [path for path, _ in self._files(root)] + ([split] if split.is_file() else [])
 
     def recordings(self, root: Path, aus: Sequence[int]) -> Iterator[Recording]:
-        """One recording a person."""
+        """One recording per subject."""
         for path, split in self._files(root):
             subject = path.stem
             frames, codes = read_au_table(path, aus)
@@ -97,11 +97,11 @@ GFT/
             )
 
     def video_folder(self, video: Path) -> str:
-        """The folder below Frames that a video's pictures go to."""
+        """The folder below Frames for a video's pictures."""
         return video.stem
 
     def write_tiny(self, root: Path) -> None:
-        """Five people, six frames each, one of them not coded."""
+        """Write six frames of each of five subjects, one of them not coded."""
         for subject, split in self.tiny_subjects.items():
             codes = tiny.codes(6, subject)
             codes[0] = -1
@@ -136,10 +136,10 @@ GFT/
 
 
 def read_split(path: Path) -> dict[str, str]:
-    """Subject -> split in small letters, from a table with these columns.
+    """Splits in lower case by subject, from a table with the columns subject and split.
 
     Raises:
-        ValueError: It has not both columns.
+        ValueError: A column is missing.
     """
     with naming(path), path.open(newline="", encoding="utf-8-sig") as file:
         rows = [[cell.strip() for cell in row] for row in csv.reader(file)]

@@ -1,4 +1,4 @@
-"""MS-Celeb-1M: faces of public figures by name, on which ESCDA's backbone learns to tell people apart."""
+"""MS-Celeb-1M: faces of celebrities, for pretraining ESCDA's backbone on face recognition."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from actionunits.data.corpora.reading import first_folder, naming
 LIST = "MS-Celeb-1M_clean_list.txt"
 TABLE = "FaceImageCroppedWithAlignment.tsv"
 PICTURES = ("FaceImageCroppedWithAlignment", "images", ".")
-LOOKED_FOR = 1000  # pictures whose files the check looks for, evenly over the list
-OPENED = 100  # of them
+LOOKED_FOR = 1000  # evenly spaced pictures of the list that the check looks for
+OPENED = 100  # of them that it opens
 
 
 class MsCeleb(Corpus):
-    """MS-Celeb-1M (Guo et al., 2016), by its cleaned list."""
+    """The pictures of MS-Celeb-1M (Guo et al., 2016) in LightCNN's cleaned list."""
 
     name = "ms_celeb"
     title = "MS-Celeb-1M"
     homepage = "https://www.microsoft.com/en-us/research/project/ms-celeb-1m-challenge-recognizing-one-million-celebrities-real-world/"
-    licence = "Microsoft withdrew the corpus in 2019: only for those who hold a copy and may use it"
+    licence = "withdrawn by Microsoft in 2019: only for holders of a copy who may use it"
     citation = """\
 @inproceedings{guo2016msceleb,
   title = {{MS-Celeb-1M}: a dataset and benchmark for large-scale face recognition},
@@ -40,9 +40,9 @@ MS-Celeb-1M/
   FaceImageCroppedWithAlignment.tsv    the disc's own form; `actionunits corpus extract ms_celeb DIR`
                                        makes the pictures of the list from it"""
     traps = (
-        "The corpus is full of wrong names: the cleaned list of LightCNN (79,077 people, 5,049,824 pictures) "
-        "is what is read, and required.",
-        "The people in it were not asked. Weigh that before you use it.",
+        "The corpus has many wrong names: only the cleaned list of LightCNN (79,077 people, 5,049,824 "
+        "pictures) is read.",
+        "The people in it did not consent. Consider that before you use it.",
     )
     published = {"all": Published(79_077, 5_049_824, "the cleaned list of LightCNN")}
 
@@ -55,7 +55,7 @@ MS-Celeb-1M/
         return [root / LIST] if (root / LIST).is_file() else []
 
     def features(self, selection: Selection) -> Any:
-        """Picture, name and number of the person."""
+        """Picture, and name and number of the person."""
         from datasets import Features, Image, Value
 
         return Features(
@@ -63,7 +63,7 @@ MS-Celeb-1M/
         )
 
     def rows(self, root: Path, selection: Selection) -> Iterator[dict[str, Any]]:
-        """One dictionary a picture of the list; whether the file exists is seen when it is opened."""
+        """Pictures of the list as dictionaries; their files need not exist."""
         folder = first_folder(root, PICTURES)
         for name, label in read_list(root / LIST):
             yield {
@@ -105,7 +105,7 @@ MS-Celeb-1M/
         return report
 
     def write_tiny(self, root: Path) -> None:
-        """Four people, six pictures each."""
+        """Write six pictures of each of four people."""
         lines = []
         for label in range(4):
             for i in range(6):
@@ -116,7 +116,7 @@ MS-Celeb-1M/
 
 
 def read_list(path: Path) -> Iterator[tuple[str, int]]:
-    """(path of the picture, number of the person) of every line."""
+    """Path of the picture and number of the person in each line."""
     with naming(path), path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             name, _, label = line.strip().rpartition(" ")
@@ -129,7 +129,7 @@ def read_list(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def read_table(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(path of the picture as the list has it, its encoded bytes) of every line of the disc's own file."""
+    """Path of the picture as in the list, and its encoded bytes, in each line of the distributed table."""
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             cells = line.rstrip("\n").split("\t")  # name, rank, address, page, face, rectangle, picture

@@ -1,4 +1,4 @@
-"""Small readers that several corpora share: tables of labels, numbered pictures, landmarks, frame lists."""
+"""Readers shared by the corpora: label tables, numbered pictures, landmarks, frame lists."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _SIZES = {5, 49, 66, 68, 98, 478}
 
 
 def read_au_table(path: Path, aus: Sequence[int], frame_column: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Read a CSV with one row a frame and one column an action unit.
+    """Read a CSV with a row per frame and a column per action unit.
 
     Args:
         path: The file; its header names columns "12", "AU12" or "AU12_c".
-        aus: FACS numbers of the columns wanted.
-        frame_column: Whether the first column is the frame number; else rows count from 1.
+        aus: FACS numbers of the m columns.
+        frame_column: Whether the first column is the frame number; else rows are numbered from 1.
 
     Returns:
-        (n,) frame numbers and (n, m) label codes, int.
+        Frame numbers (n,) and label codes (n, m), int64.
 
     Raises:
         ValueError: A column is missing or a cell is no whole number; the message names the file.
@@ -40,7 +40,7 @@ def read_au_table(path: Path, aus: Sequence[int], frame_column: bool = True) -> 
         rows = list(csv.reader(file))
     while rows and not any(cell.strip() for cell in rows[-1]):
         rows.pop()
-    if frame_column:  # else an empty line in between would move all that follow
+    if frame_column:  # else removing an empty line would renumber the frames after it
         rows = [row for row in rows if any(cell.strip() for cell in row)]
     if not rows:
         return np.empty(0, np.int64), np.empty((0, len(aus)), np.int64)
@@ -57,21 +57,21 @@ def read_au_table(path: Path, aus: Sequence[int], frame_column: bool = True) -> 
         frames = [whole(row[0]) for row in rows[1:]] if frame_column else range(1, len(rows))
         numbers, table = np.asarray(list(frames), np.int64), np.asarray(codes, np.int64)
     except (ValueError, OverflowError, IndexError) as error:
-        raise ValueError(f"{path} has a row that is not whole numbers all along: {error}.") from error
+        raise ValueError(f"{path} has a row with a missing or non-integer cell: {error}.") from error
     check_once(path, numbers)
     return numbers, table.reshape(-1, len(aus))
 
 
 def check_once(path: Path, frames: np.ndarray) -> None:
-    """Refuse a file that labels a frame more than once."""
+    """Check that a file labels each frame once."""
     if len(np.unique(frames)) < len(frames):
         twice = next(frame for frame, count in Counter(frames.tolist()).items() if count > 1)
         raise ValueError(f"{path} labels frame {twice} more than once; keep one of its rows.")
 
 
 def whole(cell: str) -> int:
-    """The whole number in a cell, such as "1" or "1.0"."""
-    if not (value := float(cell)).is_integer():  # nor are nan and inf
+    """Read a whole number, such as "1" or "1.0"."""
+    if not (value := float(cell)).is_integer():  # false for nan and inf
         raise ValueError(f"{cell.strip()!r} is no whole number")
     return int(value)
 
@@ -80,8 +80,8 @@ def index_pictures(folder: Path, shift: int | str = 0) -> dict[int, Path]:
     """Picture files of a folder by the last number in their names: "643.jpg", "0643.jpg", "frame_643.png".
 
     Args:
-        folder: The folder; an absent one has no pictures.
-        shift: Added to the number; "auto" makes numbers that begin at 0 begin at 1.
+        folder: The folder; one that does not exist has no pictures.
+        shift: Added to the numbers; "auto" adds 1 if there is a 0.
 
     Raises:
         ValueError: Two files have the same number.
@@ -91,7 +91,7 @@ def index_pictures(folder: Path, shift: int | str = 0) -> dict[int, Path]:
         return found
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
         stem, suffix = os.path.splitext(entry.name)
-        if entry.name.startswith("."):  # macOS leaves "._643.jpg" beside "643.jpg" on foreign discs
+        if entry.name.startswith("."):  # macOS adds "._643.jpg" to "643.jpg" on other file systems
             continue
         if suffix.lower() not in PICTURES or not (number := _LAST_NUMBER.search(stem)):
             continue
@@ -109,14 +109,14 @@ def find_files(folder: Path, pattern: str) -> list[Path]:
     """Files of a folder by a pattern such as "F*.csv", in order; the suffix may be in upper case.
 
     Raises:
-        ValueError: Two files differ in their suffix alone.
+        ValueError: Two files differ only in the case of their suffix.
     """
     if not folder.is_dir():
         return []
     stem, suffix = os.path.splitext(pattern)
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):  # macOS leaves "._001A.csv" beside "001A.csv" on foreign discs
+        if path.name.startswith("."):  # macOS adds "._001A.csv" to "001A.csv" on other file systems
             continue
         if path.suffix.lower() != suffix or not fnmatchcase(path.stem, stem):
             continue
@@ -132,11 +132,11 @@ def first_folder(root: Path, candidates: Sequence[str]) -> Path | None:
 
 
 def read_landmarks(root: Path, sequence: str, problems: list[str]) -> dict[int, np.ndarray]:
-    """Points from `landmarks/SEQUENCE.csv`: a header, then frame, x0, y0, x1, y1, ... of every frame.
+    """Landmarks from `landmarks/SEQUENCE.csv`: a header, then frame, x0, y0, x1, y1, ... of every frame.
 
-    This is the package's own form, for corpora that come without points: pixels of the picture, counted from
-    the centre of the upper left pixel, in any order that `actionunits.landmarks.SCHEMES` knows. A file that
-    is something else has no points; what is wrong with it goes into `problems`.
+    This is the package's format for corpora without landmarks: pixels of the picture, from the centre of the
+    upper left pixel, in a scheme of `actionunits.landmarks.SCHEMES`. Of an invalid file there are no
+    landmarks; the reason is appended to `problems`.
     """
     name = f"{glob.escape(sequence)}.csv"
     if not (files := find_files(root / "landmarks", name)):
@@ -159,14 +159,14 @@ def read_landmarks(root: Path, sequence: str, problems: list[str]) -> dict[int, 
 
 
 def load_mat(path: Path, variable: str, problems: list[str]) -> Any:
-    """A variable of a MATLAB file; None where the file is broken, which goes into `problems`."""
+    """A variable of a MATLAB file; None if it cannot be read, with the reason appended to `problems`."""
     from scipy.io import loadmat  # a dependency of scikit-image
 
     try:
         variables = loadmat(str(path), squeeze_me=True, struct_as_record=False)
     except NotImplementedError:  # version 7.3 is HDF5
         problems.append(f"{path} is a MATLAB file of version 7.3; save it with -v7")
-    except Exception as error:  # SciPy's reader fails on a broken file in whatever way
+    except Exception as error:  # SciPy's reader raises exceptions of many kinds
         problems.append(f"{path} is no MATLAB file that SciPy can read: {error}")
     else:
         if variable in variables:
@@ -177,7 +177,7 @@ def load_mat(path: Path, variable: str, problems: list[str]) -> Any:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name the file where its bytes are no text, which Python's own message does not."""
+    """Name a file that is no text, which Python's own errors do not."""
     try:
         yield
     except (UnicodeDecodeError, csv.Error) as error:
@@ -185,9 +185,9 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def read_frame_list(path: Path) -> Iterator[tuple[str, str, int]]:
-    """(subject, sequence, frame) of a list of pictures such as "F007/T1/0643.jpg" or "SN001/0.png".
+    """(subject, sequence, frame) in a list of pictures such as "F007/T1/0643.jpg" or "SN001/0.png".
 
-    The published lists end their lines in CR LF, and some write a label behind the path.
+    Lines of published lists end with CR LF, and some have a label after the path.
     """
     with naming(path):
         lines = path.read_text(encoding="utf-8-sig").split("\n")

@@ -1,4 +1,4 @@
-"""The open synthetic corpus of `training/synthesize.py` among the others; its reader is `data.synthetic`."""
+"""The open synthetic corpus of `training/synthesize.py`, read by `actionunits.data.synthetic`."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from actionunits.data.synthetic import (
 
 
 class Synthetic(Corpus):
-    """Rendered faces with exact intensities. Pictures lie inside of its Parquet files."""
+    """Rendered faces with exact intensities, with the pictures inside the Parquet files."""
 
     name = "synthetic"
     title = "the synthetic corpus"
     aus = CORPUS_AUS["synthetic"]
     homepage = "training/README.md"
-    licence = "as its manifest says of the head model and the photographs"
+    licence = "that of the head model and the photographs, see the manifest"
     citation = ""
     layout = """\
 DIR/
   train-00000-of-00004.parquet ...   image, landmarks, au_intensities, au_occurrence, identity, sex, ...
   validation-*.parquet, test-*.parquet
   manifest.json                      how it was made (`training/synthesize.py` writes all of it)"""
-    traps = ("Labels are gains of blendshapes from 0 to 1, not scores of FACS coders.",)
+    traps = ("Labels are blendshape gains from 0 to 1, not scores of FACS coders.",)
 
     def recognize(self, root: Path) -> None:
         """Raise `WrongCorpusError` unless there are Parquet files of a split."""
@@ -43,16 +43,16 @@ DIR/
         return [path for split in available_splits(root) for path in split_files(root, split)]
 
     def features(self, selection: Selection) -> Any:
-        """None: the Parquet files say it themselves."""
+        """None: the Parquet files have their own."""
         return None
 
     def rows(self, root: Path, selection: Selection) -> Iterator[dict[str, Any]]:
-        """The rows of all splits, pictures decoded."""
+        """Rows of all splits, with decoded pictures."""
         for split in available_splits(root):
             yield from load_synthetic(root, split)
 
     def load(self, root: Path, split: str | None, cache_dir: str | Path | None = None) -> Any:
-        """The Parquet files through `datasets`: one split, or all."""
+        """Load one split, or all, with `datasets`."""
         import datasets
 
         files = {name: as_patterns(split_files(root, name)) for name in available_splits(root)}
@@ -62,7 +62,7 @@ DIR/
         return datasets.load_dataset("parquet", data_files=files, split=split, cache_dir=cache)
 
     def check(self, root: Path, folds_file: str | Path | None = None) -> CheckReport:
-        """Count pictures and people of each split."""
+        """Count the pictures and subjects of each split."""
         import pyarrow.parquet
 
         root = Path(root)
@@ -79,16 +79,14 @@ DIR/
         report.found["usable"] = sum(v for name, v in report.found.items() if name.startswith("pictures"))
         report.problems = [f"no split {s}" for s in SPLITS if s not in available_splits(root)]
         if not read_manifest(root):
-            report.problems.append("no manifest.json, so nobody knows how it was made")
+            report.problems.append("no manifest.json, so its origin is unknown")
         report.has = ["pictures", "landmarks", "split"]
         return report
 
     def write_tiny(self, root: Path) -> None:
-        """Not drawn: the real thing is free.
+        """Not supported: the corpus itself is free.
 
         Raises:
             ValueError: Always.
         """
-        raise ValueError(
-            "write the synthetic corpus with training/synthesize.py; nothing about it is under licence."
-        )
+        raise ValueError("render the synthetic corpus with training/synthesize.py; it needs no licence.")

@@ -1,4 +1,4 @@
-"""Drawn faces for tiny discs: an ellipse with eyes, nose and mouth, and their 68 points."""
+"""Tiny imitations of corpora: drawn faces of an ellipse with eyes, nose and mouth, and their 68 points."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ SIZE = (120, 96)  # width and height of a tiny picture [pixels]
 
 
 def random(*names: object) -> np.random.Generator:
-    """A generator that the names decide, so that a tiny disc is the same every time."""
+    """A generator seeded by names."""
     return np.random.default_rng(zlib.crc32(repr(names).encode()))
 
 
 def face_points(*names: object, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """iBUG-68 points of a schematic face, (68, 2) in pixels of a picture of this size."""
+    """iBUG-68 landmarks (68, 2) of a schematic face, in pixels of a picture of this size."""
     rng = random("face", *names)
     t = np.linspace(0, np.pi, 17)
     outer, inner = np.linspace(-np.pi, np.pi, 13)[:12], np.linspace(-np.pi, np.pi, 9)[:8]
@@ -43,9 +43,9 @@ def face_points(*names: object, size: tuple[int, int] = SIZE) -> np.ndarray:
 
 
 def draw_face(path: Path, *names: object, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """Draw a face into a new picture file and return its points (68, 2)."""
+    """Draw a face into a new picture file and return its landmarks (68, 2)."""
     points = face_points(*names, size=size)
-    shade = int(random(*names[:1]).integers(90, 200))  # of the person
+    shade = int(random(*names[:1]).integers(90, 200))  # by subject
     picture = Image.new("RGB", size, (40, 44, 52))
     draw = ImageDraw.Draw(picture)
     low, high = points.min(0), points.max(0)
@@ -60,7 +60,7 @@ def draw_face(path: Path, *names: object, size: tuple[int, int] = SIZE) -> np.nd
 
 
 def codes(count: int, *names: object) -> np.ndarray:
-    """(count, 99) labels 0 and 1; column a is that of action unit a."""
+    """Binary labels (count, 99); column a is that of AU a."""
     return (random("codes", *names).random((count, 99)) < 0.4).astype(int)
 
 
@@ -72,7 +72,7 @@ def write_table(path: Path, header: Sequence[object], rows: Iterable[Sequence[An
 
 
 def write_landmarks(root: Path, sequence: str, points: dict[int, np.ndarray]) -> None:
-    """Write `landmarks/SEQUENCE.csv`, the package's own form of points."""
+    """Write `landmarks/SEQUENCE.csv`, the package's landmark format."""
     size = len(next(iter(points.values())))
     header = ["frame", *(f"{axis}{i}" for i in range(size) for axis in "xy")]
     rows = ([frame, *np.round(p, 2).ravel()] for frame, p in points.items())

@@ -1,4 +1,4 @@
-"""Just enough of Excel's file format for one sheet of text and numbers, so that no library is needed."""
+"""Read and write one sheet of text and numbers in Excel's file format, without another library."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MAIN = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
 
 
 def read_sheet(path: Path) -> Iterator[dict[str, str]]:
-    """The rows of the first sheet (.xlsx) or of a .csv file as dictionaries by the header's names.
+    """Rows of the first sheet (.xlsx) or of a .csv file as dictionaries by column.
 
     Raises:
         ValueError: The file is neither.
@@ -98,7 +98,7 @@ def _text(element: ElementTree.Element) -> str:
 
 
 def _column(reference: str) -> int:
-    """Return the index of a cell's column: "AB12" -> 27."""
+    """The index of a cell's column: "AB12" -> 27."""
     number = 0
     for letter in re.sub(r"[^A-Z]", "", reference.upper()):
         number = 26 * number + ord(letter) - 64
@@ -106,7 +106,7 @@ def _column(reference: str) -> int:
 
 
 def _letters(column: int) -> str:
-    """Return the letters of a column: 27 -> "AB"."""
+    """The letters of a column: 27 -> "AB"."""
     quotient, rest = divmod(column, 26)
     return (_letters(quotient - 1) if quotient else "") + chr(65 + rest)
 

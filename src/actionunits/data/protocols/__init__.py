@@ -1,7 +1,7 @@
-"""Who trains and who tests: subject lists, folds by the numberings of several code bases, crossings, samples.
+"""Evaluation protocols: subject-exclusive folds with several numberings, and crossings of corpora.
 
-The lists are data (`*.yaml` beside this file); what is not published is not invented: such folds come from a
-file of yours. No person is ever on both sides of a split; whoever finds a way gets a ValueError.
+The subject lists are in the `*.yaml` files beside this one. Folds that are not published must be given as a
+file. Splits that share a subject raise a ValueError.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OFFICIAL = {
     "folder": ("train", "validation", "test"),
     "synthetic": ("train", "validation", "test"),
 }
-"""Corpora that come with a partition of their own, and its names."""
+"""Corpora with an official partition, and the names of its splits."""
 
 SAMPLING_RATES = (0.1, 0.01, 0.005, 0.001)
 """Shares of BP4D's training frames in AUFormer's study of data efficiency (its Fig. 4)."""
@@ -35,12 +35,12 @@ SAMPLING_RATES = (0.1, 0.01, 0.005, 0.001)
 
 @dataclass(frozen=True)
 class SubjectSplit:
-    """People to train and people to test on.
+    """Training and test subjects, which are disjoint.
 
     Attributes:
-        name: What is tested, such as "part3".
-        train: People to train on.
-        test: People to test on; nobody of `train`.
+        name: Name of the tested group, such as "part3".
+        train: Training subjects.
+        test: Test subjects.
     """
 
     name: str
@@ -48,21 +48,21 @@ class SubjectSplit:
     test: frozenset[str]
 
     def __post_init__(self) -> None:
-        """Refuse a person on both sides."""
+        """Check that the subjects are disjoint."""
         check_subjects_apart(train=self.train, test=self.test)
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Subject-exclusive folds of a corpus: every group is tested once, the others train.
+    """Subject-exclusive folds of a corpus: each tests one group of subjects and trains on the others.
 
     Attributes:
         corpus: Name of the corpus.
-        title: What the protocol is called in the literature.
-        groups: The people of each group.
-        numberings: For each code base, its names of the folds and the group that each tests.
+        title: Name of the protocol in the literature.
+        groups: The subjects of each group.
+        numberings: For each code base, its names of the folds with the group that each tests.
         default: The numbering of a bare number such as `fold=1`.
-        source: Where the lists come from.
+        source: Source of the lists.
     """
 
     corpus: str
@@ -73,18 +73,18 @@ class Protocol:
     source: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse a person in two groups and a fold that tests no group."""
+        """Check that groups are disjoint and every fold tests one of them."""
         check_subjects_apart(**{name: set(people) for name, people in self.groups.items()})
         for numbering, folds in self.numberings.items():
             if strange := set(folds.values()) - set(self.groups):
                 raise ValueError(f"numbering {numbering!r} tests {sorted(strange)}, which are no groups.")
 
     def split(self, fold: int | str) -> SubjectSplit:
-        """The people of a fold.
+        """The subjects of a fold.
 
         Args:
-            fold: Number or name in the default numbering (1), "NUMBERING:NAME" ("fg-net:0"), a name that only
-                one numbering has ("combine_1_2"), or the group to test ("part3").
+            fold: Number or name in the default numbering (1), "NUMBERING:NAME" ("fg-net:0"), a name in
+                any numbering that is not a number ("combine_1_2"), or the group to test ("part3").
 
         Raises:
             ValueError: There is no such fold.
@@ -117,7 +117,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Crossing:
-    """Training on one corpus and testing on another.
+    """A cross-corpus protocol: training on one corpus and test on another.
 
     Attributes:
         name: Such as "bp4d->disfa".
@@ -127,7 +127,7 @@ class Crossing:
         train: Part of the source: "all", or "train" of a fold or of the official partition.
         test: Part of the target: "all", or "test" of a fold or of the official partition.
         folds: The corpus whose fold is chosen; "" for none.
-        paper: The table it makes.
+        paper: The paper's table.
     """
 
     name: str
@@ -141,15 +141,15 @@ class Crossing:
 
 
 def get_protocol(corpus: str, folds_file: str | Path | None = None) -> Protocol:
-    """The folds of a corpus: built in, or from a file of yours.
+    """The folds of a corpus, built in or from a file.
 
     Args:
         corpus: Its name.
-        folds_file: CSV with the columns subject and fold (the fold in which the person is tested), or YAML
-            with a list of people for each fold.
+        folds_file: CSV with the columns subject and fold (that tests the subject), or YAML with a list of
+            test subjects for each fold.
 
     Raises:
-        ValueError: No lists are known and no file is given, or the file has another form.
+        ValueError: No lists are built in and no file is given, or the file has another format.
     """
     if folds_file is not None:
         return read_folds(corpus, Path(folds_file))
@@ -171,7 +171,7 @@ def read_folds(corpus: str, path: Path) -> Protocol:
                     raise ValueError(f"{path} must have the columns subject and fold, got {row}.")
                 groups.setdefault(row["fold"].strip(), []).append(row["subject"].strip())
     if len(groups) < 2:
-        raise ValueError(f"{path} names {len(groups)} folds; two are the least.")
+        raise ValueError(f"{path} has {len(groups)} folds; at least two are needed.")
     return Protocol(
         corpus, f"{corpus} by {path.name}", {n: tuple(p) for n, p in groups.items()}, source=str(path)
     )
@@ -188,83 +188,85 @@ def split_rows(
 
     Args:
         corpus: Name of the corpus.
-        subjects: The person of each row.
-        official: The official partition of each row, "" where there is none.
-        fold: Fold of the protocol; None takes the official partition.
+        subjects: The subject of each row.
+        official: The official split of each row, "" where there is none.
+        fold: Fold of the protocol; None for the official partition.
         folds_file: Folds that are not built in.
 
     Returns:
-        "train" and "test" (or what the official partition calls them), in the rows' order.
+        Row indices of "train" and "test" (or of the official splits), in ascending order.
 
     Raises:
-        ValueError: No such fold or partition, a person that the lists do not know, a side without rows, or a
-            person on two sides.
+        ValueError: There is no such fold or partition, a subject is not listed, a split is empty, or a
+            subject is in two splits.
     """
     people = np.asarray(subjects, dtype=object)
     if corpus in OFFICIAL and folds_file is None:
         if fold is not None:
             raise ValueError(f"{corpus} has an official partition and no folds; leave fold={fold!r} out.")
-        names = np.asarray(official, dtype=object)
-        if not (found := [split for split in OFFICIAL[corpus] if (names == split).any()]):
-            raise ValueError(f"{corpus}: no row names a split of {list(OFFICIAL[corpus])}.")
-        if outside := int((~np.isin(names.astype(str), OFFICIAL[corpus])).sum()):
-            logger.warning("%s: %d of %d rows name no split and are in none", corpus, outside, len(names))
-        splits = {split: np.flatnonzero(names == split) for split in found}
-    elif fold is None:
-        raise ValueError(
-            f"{corpus} is split by folds: pass fold=... ({get_protocol(corpus, folds_file).title})."
-        )
+        splits = _official_rows(corpus, np.asarray(official, dtype=object))
     else:
-        protocol = get_protocol(corpus, folds_file)
-        sides = protocol.split(fold)
-        if strange := sorted(set(people) - sides.train - sides.test):
-            raise ValueError(
-                f"{protocol.title} does not list {len(strange)} people of the disc: {strange[:8]}."
-            )
-        splits = {
-            "train": np.flatnonzero([person in sides.train for person in people]),
-            "test": np.flatnonzero([person in sides.test for person in people]),
-        }
+        splits = _fold_rows(corpus, get_protocol(corpus, folds_file), people, fold)
     if empty := [split for split, rows in splits.items() if not len(rows)]:
         raise ValueError(
-            f"{corpus}: nobody of {empty} is on the disc; `actionunits corpus check` says who is."
+            f"{corpus}: nobody of {empty} is in the folder; `actionunits corpus check` says who is."
         )
     check_subjects_apart(**{split: set(people[rows]) for split, rows in splits.items()})
     return splits
 
 
+def _official_rows(corpus: str, names: np.ndarray) -> dict[str, np.ndarray]:
+    if not (found := [split for split in OFFICIAL[corpus] if (names == split).any()]):
+        raise ValueError(f"{corpus}: no row is in one of the splits {list(OFFICIAL[corpus])}.")
+    if outside := int((~np.isin(names.astype(str), OFFICIAL[corpus])).sum()):
+        logger.warning("%s: %d of %d rows name no split and are left out", corpus, outside, len(names))
+    return {split: np.flatnonzero(names == split) for split in found}
+
+
+def _fold_rows(
+    corpus: str, protocol: Protocol, people: np.ndarray, fold: int | str | None
+) -> dict[str, np.ndarray]:
+    if fold is None:
+        raise ValueError(f"{corpus} is split by folds: pass fold=... ({protocol.title}).")
+    split = protocol.split(fold)
+    if strange := sorted(set(people) - split.train - split.test):
+        raise ValueError(f"{protocol.title} does not list {len(strange)} subjects: {strange[:8]}.")
+    sides = {"train": split.train, "test": split.test}
+    return {side: np.flatnonzero([person in names for person in people]) for side, names in sides.items()}
+
+
 def check_subjects_apart(**splits: Iterable[str]) -> None:
-    """Refuse splits that share a person, for a network that knows the face knows the answer.
+    """Check that splits are subject-exclusive.
 
     Raises:
-        ValueError: A person is in two splits.
+        ValueError: A subject is in two splits.
     """
     seen: dict[str, str] = {}
     for split, people in splits.items():
         for person in sorted(set(people)):
             if person in seen:
-                raise ValueError(f"{person!r} is both in {seen[person]} and {split}; split by person.")
+                raise ValueError(f"{person!r} is both in {seen[person]} and {split}; split by subject.")
             seen[person] = split
 
 
 def hold_out(people: Iterable[str], share: float) -> frozenset[str]:
-    """Some of these people for validation, the same ones on every machine.
+    """Choose subjects for validation by a hash of their names.
 
     Args:
-        people: Names; the order does not matter.
-        share: Part to hold out, in (0, 1); at least one person, at most all but one.
+        people: Names of the subjects, in any order.
+        share: Share to hold out, in (0, 1); at least one subject, at most all but one.
 
     Raises:
-        ValueError: The share is out of range or there are fewer than two people.
+        ValueError: The share is out of range, or there are fewer than two subjects.
     """
     names = sorted(set(people), key=lambda name: hashlib.sha256(name.encode()).digest())
     if not 0 < share < 1 or len(names) < 2:
-        raise ValueError(f"cannot hold out {share} of {len(names)} people.")
+        raise ValueError(f"cannot hold out {share} of {len(names)} subjects.")
     return frozenset(names[: min(max(1, math.ceil(share * len(names))), len(names) - 1)])
 
 
 def equidistant(count: int, rate: float) -> np.ndarray:
-    """Indices of an equidistant sample: 0.1 takes every tenth, from the first on (AUFormer Sec. 4.2).
+    """Indices of an equidistant sample: 0.1 takes every tenth, starting with the first (AUFormer Sec. 4.2).
 
     Raises:
         ValueError: The rate is not in (0, 1].
@@ -281,21 +283,21 @@ def refine(
     validation: float = 0.0,
     sample: float = 1.0,
 ) -> dict[str, np.ndarray]:
-    """Hold people out of the training rows for validation, then thin these rows.
+    """Hold out training subjects for validation, then subsample the training rows.
 
     Args:
         splits: Row indices by split, with "train".
-        people: The person of every row.
-        validation: Share of the training people to hold out as "validation"; 0 for none.
+        people: The subject of every row.
+        validation: Share of the training subjects to hold out as "validation".
         sample: Equidistant share of the training rows.
 
     Raises:
-        ValueError: The partition has a validation part already, or a share is out of range.
+        ValueError: There is a validation split already, or a share is out of range.
     """
     splits = dict(splits)
     if validation:
         if "validation" in splits:
-            raise ValueError("the official partition has a validation part; hold nobody else out.")
+            raise ValueError("the official partition has a validation split; leave validation out.")
         training = np.asarray(people, dtype=object)[splits["train"]]
         held = np.isin(training, list(hold_out(training, validation)))
         splits["train"], splits["validation"] = splits["train"][~held], splits["train"][held]
@@ -305,7 +307,7 @@ def refine(
 
 
 def rows_of_tables(corpus: str) -> list[dict[str, Any]]:
-    """The rows of the papers' result tables that use a corpus: paper, table, corpora, needs, figure."""
+    """Rows of the papers' result tables on a corpus: paper, table, method, corpora, needs, f1 [%]."""
     return [row for row in _TABLES if corpus in row["corpora"]]
 
 
@@ -341,4 +343,4 @@ CROSSINGS: dict[str, Crossing] = {
 UNPUBLISHED = {
     "casme2": "the subject lists of CASME II's four folds (AUFormer, ASP, DVASP) are not published",
 }
-"""Folds that papers use and nobody lists."""
+"""Corpora whose folds in papers are not published."""
