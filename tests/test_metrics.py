@@ -235,7 +235,7 @@ def test_report_is_json_and_holds_the_figures(predictions):
         (lambda: metrics.f1_frame([0.5], [1]), r"got shape \(1,\)"),
         (lambda: metrics.f1_frame([[np.nan]], [[1]]), "1 pictures have a nan"),
         (lambda: metrics.correlation([[0.5]], [[1, 2]]), "both be"),
-        (lambda: metrics.calibrate_thresholds([[0.5]], [[1]], max_false_alarms=5), "not 5"),
+        (lambda: metrics.calibrate_thresholds([[0.5]], [[1]], max_false_alarms=5), "max_false_alarms=5 must"),
         (lambda: metrics.f1_interval([[0.5]], [[1]], ["a", "b"]), "2 subjects"),
         (lambda: metrics.au_report([1, 2], [[0.5]], [[1]]), "2 AUs"),
         (lambda: metrics.f1_frame([[0.5, 0.5]], [[1, 0]], [0.5] * 3), r"each of 2 AUs, not \(3,\)"),

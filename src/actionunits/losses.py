@@ -1,6 +1,6 @@
 """Training losses of the methods: pure functions of logits and labels.
 
-Labels are occurrences in [0, 1] (0 and 1, or soft values between) or `UNKNOWN`; unknown labels take no part.
+Labels are occurrences in [0, 1] (binary or soft) or `UNKNOWN`, which are ignored.
 """
 
 from collections.abc import Sequence
@@ -17,17 +17,15 @@ def weighted_au_loss(
 ) -> Tensor:
     """Weighted multi-label cross-entropy (ESCDA Eq. 7, AC2D Eq. 14).
 
-    The sum over action units of Eq. 7 is averaged over the batch, and over the known labels only: the mean of
-    all known terms, each weighing w. Where all labels are known this is Eq. 7 itself (its w sum to one); a
-    picture or an action unit without known labels counts as if it were not there; without any known label the
-    loss and its gradient are zero. Computed from logits, in at least float32, so neither huge logits nor half
-    precision make it overflow.
+    The mean of the terms of all known labels, weighted by w. If all labels are known this is Eq. 7 (whose w
+    sum to one), averaged over the batch; without any known label loss and gradient are zero. Computed from
+    logits, in at least float32, so neither large logits nor half precision overflow.
 
     Args:
         logits: (B, m), any floating type.
         labels: (B, m), integers or floats: occurrence in [0, 1], or `UNKNOWN`.
-        weight: (m,) w of each action unit; its scale does not matter. Ones if left out.
-        pos_weight: (m,) v of each action unit, the weight of its occurrences. Ones if left out.
+        weight: (m,) w of each action unit, in any scale; ones by default.
+        pos_weight: (m,) v of each action unit, the weight of its occurrences; ones by default.
 
     Returns:
         Scalar, float32 (float64 for float64 logits).
@@ -45,14 +43,13 @@ def occurrence_weights(rates: Sequence[float] | Tensor) -> tuple[Tensor, Tensor]
     """Return the weights w and v that balance rare and frequent action units (ESCDA Eq. 8, AC2D Eq. 14).
 
     Args:
-        rates: (m,) share of the training pictures on which each action unit occurs, n_occ / n, in (0, 1).
+        rates: (m,) occurrence rates in the training set, n_occ / n, in (0, 1).
 
     Returns:
-        w (m,), proportional to 1 / rate, summing to one, and v (m,), non-occurrences an occurrence; float32.
+        w (m,), proportional to 1 / rate with sum one, and v (m,), (1 - rate) / rate; float32.
 
     Raises:
-        ValueError: A rate is not in (0, 1): such an action unit has nothing to learn from (not checked while
-            compiling).
+        ValueError: A rate is not in (0, 1), where the weights are undefined (not checked while compiling).
     """
     rate = torch.as_tensor(rates, dtype=torch.float32)
     is_compiling = torch.compiler.is_compiling()
@@ -71,15 +68,14 @@ def mdwa_loss(
 ) -> Tensor:
     """Margin-truncated difficulty-aware weighted asymmetric loss (AUFormer Eq. 6).
 
-    A non-occurrence predicted with probability p counts as p_m = max(p - m, 0) to the power of gamma times
-    -log(1 - p_m). So easy ones (p < m) do not count at all, and the gradient of those predicted with
-    certainty vanishes, as they may be mislabelled (Eq. 7). Means, unknown labels and precision as in
-    `weighted_au_loss`.
+    The loss of a non-occurrence with predicted probability p is -p_m^gamma log(1 - p_m), p_m = max(p - m, 0).
+    So easy ones (p < m) are ignored, and the gradient vanishes at p = 1, as they may be mislabelled (Eq. 7).
+    Means, unknown labels and precision as in `weighted_au_loss`.
 
     Args:
         logits: (B, m), any floating type.
         labels: (B, m), integers or floats: occurrence in [0, 1], or `UNKNOWN`.
-        weight: (m,) omega of each action unit; its scale does not matter. Ones if left out.
+        weight: (m,) omega of each action unit, in any scale; ones by default.
         gamma: (m,) or one number above 0, see `difficulty_exponents`.
         margin: m in [0, 1).
 
@@ -92,7 +88,7 @@ def mdwa_loss(
     x, y, w = _known_terms(logits, labels, weight)
     p = torch.sigmoid(x)
     is_hard = p > margin
-    # Any number for easy ones: 0 has no gradient to the power of < 1.
+    # An arbitrary value for easy ones: 0^gamma has no finite gradient for gamma < 1.
     p_m = torch.where(is_hard, p - margin, 0.5)
     log_q = F.logsigmoid(-x) if margin == 0 else torch.log(torch.sigmoid(-x) + margin)  # log(1 - p_m)
     exponent = gamma.to(x) if isinstance(gamma, Tensor) else gamma
@@ -113,8 +109,8 @@ def weighted_dice_loss(
     Args:
         logits: (B, m), any floating type.
         labels: (B, m), integers or floats: occurrence in [0, 1], or `UNKNOWN`.
-        weight: (m,) omega of each action unit; its scale does not matter. Ones if left out.
-        smoothing: epsilon; with 0 a non-occurrence always costs 1.
+        weight: (m,) omega of each action unit, in any scale; ones by default.
+        smoothing: epsilon; with 0 the loss of a non-occurrence is always 1.
 
     Returns:
         Scalar, float32 (float64 for float64 logits).
@@ -132,10 +128,10 @@ def weighted_dice_loss(
 def difficulty_exponents(rates: Sequence[float] | Tensor, bounds: Sequence[float] = (1.0, 2.0)) -> Tensor:
     """Return gamma (m,) = B_L + (B_R - B_L) * rate, float32 (AUFormer Sec. 3.4).
 
-    Rare action units are the difficult ones; their smaller exponent lets more of the gradient through.
+    Rare action units are difficult; a smaller exponent gives them a larger gradient.
 
     Args:
-        rates: (m,) share of the training pictures on which each action unit occurs, in [0, 1].
+        rates: (m,) occurrence rates in the training set, in [0, 1].
         bounds: B_L and B_R, the exponents at rates of 0 and 1.
     """
     lower, upper = bounds
@@ -143,13 +139,13 @@ def difficulty_exponents(rates: Sequence[float] | Tensor, bounds: Sequence[float
 
 
 def attention_kl_loss(log_attention: Tensor, target: Tensor, labels: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of attention from where an action unit is known to show (AC2D Eq. 7).
+    """Kullback-Leibler divergence of the predefined attention from the predicted one (AC2D Eq. 7).
 
-    Averaged over pictures and action units; where a label is unknown, the attention takes no part either.
+    Averaged over the pictures and action units with known labels.
 
     Args:
-        log_attention: (B, m, n) logarithm of an attention over n places.
-        target: (B, m, n) predefined attention, which sums to one over the places.
+        log_attention: (B, m, n) logarithm of the predicted attention over n positions.
+        target: (B, m, n) predefined attention, which sums to one over the positions.
         labels: (B, m) occurrences, or `UNKNOWN`.
 
     Returns:
@@ -163,7 +159,7 @@ def attention_kl_loss(log_attention: Tensor, target: Tensor, labels: Tensor) -> 
 
 
 def _known_terms(logits: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return logits, labels and weights (B, m) in at least float32; zeros where the label is unknown."""
+    """Return logits, labels and weights (B, m) in at least float32, 0 where the label is unknown."""
     if logits.shape != labels.shape:
         raise ValueError(f"labels have shape {tuple(labels.shape)}, the logits {tuple(logits.shape)}.")
     _check_labels(labels)

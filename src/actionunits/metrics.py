@@ -1,12 +1,12 @@
-"""How well action units are detected: per AU, in NumPy, with unknown labels left out.
+"""Metrics of action unit detection: per AU, in NumPy, ignoring unknown labels.
 
-The published number is F1-frame: the F1 score of each AU over all frames of a test fold at a threshold of
-0.5, then the plain mean over AUs. It says nothing of base rates, false alarms, ranking or calibration, so its
-company stands here too.
+Papers report F1-frame: the F1 score of each AU over all frames of a test fold at a threshold of 0.5, averaged
+over AUs. It does not show base rates, false alarms, ranking or calibration, for which there are further
+metrics.
 
 Shapes: `scores` (N, m) in [0, 1]; `labels` (N, m) with 1, 0 or `UNKNOWN`; thresholds one number or (m,).
-Every figure is (m,) float64, nan where it is undefined (AUC without both classes, say, or any figure of an AU
-without a known label). A score is a detection when it reaches its threshold (`>=`).
+Metrics are (m,) float64, nan where undefined (such as AUC without both classes, or any metric of an AU
+without known labels). A score is a detection if it reaches its threshold (`>=`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     AUF1: type[evaluate.Metric]
 
 FILLING = -100
-"""What the Trainer fills up logits and labels with where the clips of a batch are shorter than others."""
+"""The Trainer's padding of logits and labels of shorter clips."""
 
 
 def au_report(
@@ -37,15 +37,15 @@ def au_report(
     thresholds: ArrayLike = 0.5,
     subjects: ArrayLike | None = None,
 ) -> dict[str, Any]:
-    """All figures of one set of predictions as a JSON-ready dictionary (undefined figures are None).
+    """All metrics of a set of predictions as a JSON-ready dictionary, None where undefined.
 
     Args:
         aus: FACS numbers of the m columns.
         scores: Probabilities, (N, m).
         labels: Occurrence, (N, m), of 1, 0 and `UNKNOWN`.
-        intensities: Graded truth, (N, m); adds `correlation` and `icc`.
+        intensities: Ground truth of the intensity, (N, m); adds `correlation` and `icc`.
         thresholds: One decision threshold, or one per AU.
-        subjects: The person on each picture, (N,); adds `f1_interval`, 95 % over people.
+        subjects: The subject of each picture, (N,); adds `f1_interval`, 95 % over subjects.
 
     Returns:
         `{"pictures": N, "mean": {figure: value}, "per_au": {"AU1": {figure: value}, ...}}`.
@@ -75,7 +75,7 @@ def au_report(
 
 
 class Confusion(NamedTuple):
-    """Counts per AU, each (..., m): hits, false alarms, misses, correct rejections."""
+    """Counts per AU, each (..., m): true and false positives, false and true negatives."""
 
     tp: np.ndarray
     fp: np.ndarray
@@ -84,29 +84,29 @@ class Confusion(NamedTuple):
 
 
 def confusion(scores: ArrayLike, labels: ArrayLike, thresholds: ArrayLike = 0.5) -> Confusion:
-    """Counts per AU over the pictures whose label is known."""
+    """Counts per AU over the pictures with known labels."""
     return Confusion(*(cell.sum(axis=0) for cell in _cells(*_checked(scores, labels), thresholds)))
 
 
-# Figures of decisions: (scores, labels, thresholds) -> (m,)
+# Metrics of decisions: (scores, labels, thresholds) -> (m,)
 
 
 def f1_frame(scores: ArrayLike, labels: ArrayLike, thresholds: ArrayLike = 0.5) -> np.ndarray:
-    """F1-frame, 2PR / (P + R) = 2 TP / (2 TP + FP + FN); 0 where nothing was there and nothing was found.
+    """F1-frame, 2PR / (P + R) = 2 TP / (2 TP + FP + FN); 0 without occurrences and detections.
 
-    The same as scikit-learn's `f1_score(zero_division=0)` of each AU; nan for an AU without a known label.
+    Equals scikit-learn's `f1_score(zero_division=0)` of each AU; nan for an AU without known labels.
     """
     return _f1(confusion(scores, labels, thresholds))
 
 
 def accuracy(scores: ArrayLike, labels: ArrayLike, thresholds: ArrayLike = 0.5) -> np.ndarray:
-    """Share of right decisions."""
+    """Share of correct decisions."""
     count = confusion(scores, labels, thresholds)
     return _ratio(count.tp + count.tn, sum(count))
 
 
 def balanced_accuracy(scores: ArrayLike, labels: ArrayLike, thresholds: ArrayLike = 0.5) -> np.ndarray:
-    """Mean of the hit rate and the correct-rejection rate: 0.5 for a guess at any base rate."""
+    """Mean of true positive and true negative rate: 0.5 for a guess at any base rate."""
     count = confusion(scores, labels, thresholds)
     return (_ratio(count.tp, count.tp + count.fn) + _ratio(count.tn, count.tn + count.fp)) / 2
 
@@ -119,50 +119,49 @@ def mcc(scores: ArrayLike, labels: ArrayLike, thresholds: ArrayLike = 0.5) -> np
 
 
 def false_alarm_rate(scores: ArrayLike, labels: ArrayLike, thresholds: ArrayLike = 0.5) -> np.ndarray:
-    """Share of the pictures without the AU on which it is reported, FP / (FP + TN)."""
+    """Share of the pictures without the AU on which it is detected, FP / (FP + TN)."""
     count = confusion(scores, labels, thresholds)
     return _ratio(count.fp, count.fp + count.tn)
 
 
-# Figures of ranking and of graded scores
+# Metrics of ranking and of graded scores
 
 
 def roc_auc(scores: ArrayLike, labels: ArrayLike) -> np.ndarray:
-    """Area under the ROC curve: how often one with the AU scores above one without (ties count half)."""
+    """Area under the ROC curve: probability that a picture with the AU scores above one without it."""
     return _per_column(_roc_auc, *_checked(scores, labels))
 
 
 def average_precision(scores: ArrayLike, labels: ArrayLike) -> np.ndarray:
-    """Area under the precision-recall steps, sum of (R_n - R_{n-1}) P_n over the distinct thresholds."""
+    """Area under the precision-recall steps, the sum of (R_n - R_{n-1}) P_n over distinct thresholds."""
     return _per_column(_average_precision, *_checked(scores, labels))
 
 
 def calibration_error(scores: ArrayLike, labels: ArrayLike, bins: int = 15) -> np.ndarray:
-    """Expected calibration error (ECE): by how much a score differs from how often the AU is there.
+    """Expected calibration error (ECE, Guo et al., 2017), over `bins` equal intervals of scores in [0, 1].
 
-    Scores fall into `bins` equal intervals of [0, 1]; the error is the mean over pictures of the distance
-    between the mean score and the rate of occurrence in their interval (Guo et al., 2017). nan where a score
-    lies outside of [0, 1].
+    The error is the mean over pictures of the distance between mean score and occurrence rate in their
+    interval; nan if a score is not in [0, 1].
     """
     return _per_column(lambda s, there: _calibration_error(s, there, bins), *_checked(scores, labels))
 
 
 def correlation(scores: ArrayLike, intensities: ArrayLike) -> np.ndarray:
-    """Pearson's correlation of scores and intensities; `UNKNOWN` and nan intensities are left out."""
+    """Pearson's correlation of scores and intensities, ignoring `UNKNOWN` and nan intensities."""
     return _per_column(_pearson, *_checked_intensities(scores, intensities))
 
 
 def icc(scores: ArrayLike, intensities: ArrayLike) -> np.ndarray:
     """Intraclass correlation ICC(3,1) of scores and intensities, (BMS - EMS) / (BMS + EMS) for two judges.
 
-    The consistency of single ratings (Shrout & Fleiss, 1979), as intensities are published. A constant offset
-    costs nothing, another scale does: bring both to one scale. `UNKNOWN` and nan intensities are left out.
+    The consistency of single ratings (Shrout & Fleiss, 1979), as in papers on intensity. It ignores a
+    constant offset, but not a different scale. `UNKNOWN` and nan intensities are ignored.
     """
     return _per_column(_icc, *_checked_intensities(scores, intensities))
 
 
 def base_rate(labels: ArrayLike) -> np.ndarray:
-    """Share of occurrences among the known labels of each AU."""
+    """Occurrence rate of each AU among its known labels."""
     labels = _check_labels(labels)
     return _ratio((labels == 1).sum(axis=0), (labels != UNKNOWN).sum(axis=0))
 
@@ -187,21 +186,21 @@ RANKING_FIGURES: dict[str, Callable[..., np.ndarray]] = {
 def calibrate_thresholds(scores: ArrayLike, labels: ArrayLike, max_false_alarms: float = 1.0) -> list[float]:
     """The threshold of each AU with the best F1 on these pictures, among those with few false alarms.
 
-    F1 alone favours low thresholds for AUs that are common and hard ("always yes" has F1 2r / (1 + r) at base
-    rate r), and a detector that is used on mostly neutral faces would then cry wolf; hence the bound.
+    F1 alone favours low thresholds for frequent and difficult AUs ("always yes" has F1 2r / (1 + r) at base
+    rate r), which cause many false alarms on mostly neutral faces; hence the bound.
 
     Args:
-        scores: Probabilities on people kept apart from training, (N, m).
+        scores: Probabilities of subjects held out of training, (N, m).
         labels: Occurrence, (N, m).
-        max_false_alarms: Largest share of the pictures without the AU that may be reported.
+        max_false_alarms: Upper bound of `false_alarm_rate`.
 
     Returns:
-        m thresholds in the middle of the gap between two scores; 0.5 for an AU without a known occurrence;
-        one above all scores where the bound is passed before the first hit.
-        On the pictures that are measured themselves these are the oracle's thresholds, which no user has.
+        m thresholds halfway between two scores; 0.5 for an AU without known occurrences; one above all scores
+        if the bound is exceeded before the first true positive. On the evaluated pictures themselves these
+        are oracle thresholds.
     """
     if not 0 <= max_false_alarms <= 1:
-        raise ValueError(f"max_false_alarms is a share in [0, 1], not {max_false_alarms}.")
+        raise ValueError(f"max_false_alarms={max_false_alarms} must lie in [0, 1].")
     scores, labels = _checked(scores, labels)
     known = labels != UNKNOWN
     return [
@@ -219,7 +218,7 @@ def f1_interval(
     resamples: int = 1000,
     seed: int = 0,
 ) -> np.ndarray:
-    """Bootstrap interval of F1-frame over people: pictures of one person are not independent.
+    """Bootstrap interval of F1-frame, resampling subjects, as pictures of a subject are not independent.
 
     Returns:
         (2, m + 1): lower and upper bounds of each AU, then of the mean over AUs; nan without pictures.
@@ -232,7 +231,7 @@ def f1_interval(
         return np.full((2, labels.shape[1] + 1), math.nan)
     even = np.full(len(people), 1 / len(people))
     draws = np.random.default_rng(seed).multinomial(len(people), even, resamples)  # (resamples, people)
-    # Counts of each person (people, m); a resample weighs them by how often each person was drawn.
+    # Counts per subject (people, m), which a resample weights by how often the subject was drawn.
     per_person = [np.zeros((len(people), labels.shape[1])) for _ in Confusion._fields]
     for total, cell in zip(per_person, _cells(scores, labels, thresholds), strict=True):
         np.add.at(total, person, cell)
@@ -240,17 +239,16 @@ def f1_interval(
     defined = ~np.isnan(f1)
     mean = _ratio(np.where(defined, f1, 0).sum(axis=1), defined.sum(axis=1))
     bounds = [(1 - level) / 2, (1 + level) / 2]
-    columns = [c[~np.isnan(c)] for c in (*f1.T, mean)]  # a resample may lack all that is known of an AU
+    columns = [c[~np.isnan(c)] for c in (*f1.T, mean)]  # a resample may lack known labels of an AU
     return np.array([np.quantile(c, bounds) if c.size else [math.nan] * 2 for c in columns]).T
 
 
 def trainer_metrics(aus: Sequence[int], thresholds: ArrayLike = 0.5) -> Callable[..., dict[str, float]]:
-    """A `compute_metrics` for `transformers.Trainer`: logits and labels to mean F1, AUC and F1 per AU.
+    """A `compute_metrics` for `transformers.Trainer`: mean F1, mean AUC, and F1 per AU.
 
-    An AU without a known label in the evaluation set has no figure and no part in the mean; without any
-    the mean is nan. Frames of clips count like pictures, and what the Trainer fills up shorter ones with
-    does not. With `batch_eval_metrics=True` it gathers the batches, and the last one brings the figures; make
-    a new one after an evaluation that was broken off, whose batches it still holds.
+    Means are over AUs with known labels, nan if there are none. Frames of clips count as pictures, the
+    Trainer's padding does not. With `batch_eval_metrics=True` batches are gathered until the last one; after
+    an interrupted evaluation, whose batches it still holds, make a new function.
     """
     gathered: list[tuple[np.ndarray, np.ndarray]] = []
 
@@ -288,10 +286,10 @@ def _trainer_figures(
 
 
 def _rows(batches: Any) -> np.ndarray:
-    """Logits or labels (..., m) as the Trainer hands them over -> (N, m).
+    """The Trainer's logits or labels (..., m) as (N, m).
 
-    It hands over a list of batches with `eval_do_concat_batches=False`, tuples that begin with logits, and
-    tensors of any device and type with `batch_eval_metrics=True`.
+    They are a list of batches with `eval_do_concat_batches=False`, tuples that begin with logits, or tensors
+    on any device and of any type with `batch_eval_metrics=True`.
     """
     batches = batches if isinstance(batches, list) else [batches]
     firsts = [batch[0] if isinstance(batch, tuple) else batch for batch in batches]
@@ -319,17 +317,17 @@ def _checked(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarr
 
 
 def _checked_thresholds(thresholds: ArrayLike, m: int) -> np.ndarray:
-    """One threshold for each of m AUs."""
+    """Thresholds (m,)."""
     thresholds = np.asarray(thresholds, float)
     if thresholds.shape not in ((), (m,)):
-        raise ValueError(f"thresholds are one number or one for each of {m} AUs, not {thresholds.shape}.")
+        raise ValueError(f"thresholds must be one number or one for each of {m} AUs, not {thresholds.shape}.")
     return np.broadcast_to(thresholds, m)
 
 
 def _checked_intensities(
     scores: ArrayLike, intensities: ArrayLike
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Both as arrays, and where the intensity is known."""
+    """Both as arrays, and a mask of known intensities."""
     scores, intensities = np.asarray(scores, float), np.asarray(intensities, float)
     if scores.shape != intensities.shape or scores.ndim != 2:
         raise ValueError(f"scores {scores.shape} and intensities {intensities.shape} must both be (N, m).")
@@ -364,7 +362,7 @@ def _roc_auc(scores: np.ndarray, there: np.ndarray) -> float:
     if not positives or not negatives:
         return math.nan
     _, level, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = np.cumsum(counts) - (counts - 1) / 2  # ties share their mean rank
+    ranks = np.cumsum(counts) - (counts - 1) / 2  # ties have their mean rank
     rank_sum = ranks[level][there == 1].sum()
     return float((rank_sum - positives * (positives + 1) / 2) / (positives * negatives))
 
@@ -406,7 +404,7 @@ def _calibration_error(scores: np.ndarray, there: np.ndarray, bins: int) -> floa
 
 
 def _operating_points(scores: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distinct scores from high to low, and the hits and false alarms when the threshold is that score."""
+    """Distinct scores in descending order, with the true and false positives at each as the threshold."""
     order = np.argsort(-scores, kind="stable")
     last_of_tie = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
     tp = np.cumsum(there[order])[last_of_tie]
@@ -419,7 +417,7 @@ def _best_threshold(scores: np.ndarray, there: np.ndarray, max_false_alarms: flo
     level, tp, fp = _operating_points(scores, there)
     f1 = 2 * tp / (tp + fp + there.sum())
     allowed = (fp <= max_false_alarms * (~there).sum()) & (tp > 0)
-    if not allowed.any():  # better no answer than false alarms alone
+    if not allowed.any():  # better no detections than only false ones
         return float((level[0] + max(1.0, level[0])) / 2)
     best = int(np.argmax(np.where(allowed, f1, -1)))
     below = level[best + 1] if best + 1 < len(level) else min(0.0, level[best])
@@ -446,7 +444,7 @@ def _json(value: float) -> float | None:
 
 
 def __getattr__(name: str) -> Any:
-    """`AUF1` is made on first use, so that this module needs no `evaluate`."""
+    """Define `AUF1` on first use, as `evaluate` is optional."""
     if name != "AUF1":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = _make_auf1()
@@ -459,10 +457,10 @@ def _make_auf1() -> type[evaluate.Metric]:
     import evaluate
 
     class AUF1(evaluate.Metric):
-        """F1-frame and its company as an `evaluate.Metric`: probabilities and labels, both (N, m).
+        """F1-frame and further metrics as an `evaluate.Metric` of probabilities and labels, both (N, m).
 
-        `compute(thresholds=0.5)` returns the figures of `au_report`: "f1" is the mean over action units (None
-        where undefined), "f1_per_au" the list in column order, and so on.
+        `compute(thresholds=0.5)` returns the metrics of `au_report`: "f1" is the mean over action units (None
+        if undefined), "f1_per_au" the list in column order, and so on.
 
         Example:
             >>> metric = AUF1()
@@ -473,12 +471,16 @@ def _make_auf1() -> type[evaluate.Metric]:
             [0.67, 1.0]
         """
 
-        __qualname__ = "AUF1"  # where pickle finds it, not in the function that makes it
+        __qualname__ = "AUF1"  # where pickle looks for it
 
         def _info(self) -> evaluate.MetricInfo:
             features = {
-                "predictions": datasets.List(datasets.Value("float64")),  # float32 has no 0.7 to be reached
-                "references": datasets.List(datasets.Value("float32")),  # int8 would make 0 of 0.7 in silence
+                "predictions": datasets.List(
+                    datasets.Value("float64")
+                ),  # in float32, 0.7 would not reach a threshold of 0.7
+                "references": datasets.List(
+                    datasets.Value("float32")
+                ),  # int8 would silently convert 0.7 to 0
             }
             return evaluate.MetricInfo(
                 description="F1 of each action unit over all frames, its mean, and further figures.",
