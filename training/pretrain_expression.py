@@ -1,19 +1,18 @@
-r"""Train GTLE-Net's expression encoder on triplets of faces: the two that look alike are to lie near.
+r"""Pretrain GTLE-Net's expression encoder on triplets of faces, with the triplet loss of its Eq. 1.
 
     python training/pretrain_expression.py --synthetic corpora/synthetic --preset compact \
         --output runs/expression
     python training/pretrain_expression.py --fec-table FEC/faceexp-comparison-data-train-public.csv \
         --fec-photographs FEC/images --init encoders/vggface2 --output runs/expression
 
-The first compares the pictures of a step by their action units, which gives thousands of triplets, and has a
-linear layer, thrown away in the end, read these action units: from random weights triplets alone are slow to
-begin. Accuracy is measured on people who are not in training. The second takes the photographs that have been
-downloaded, and says how many triplets lack theirs. The loss of triplets is GTLE-Net's Eq. 1. The same command
-again continues an interrupted run, to the bit. It writes
+The first compares the pictures of a batch by their action units, which gives thousands of triplets; an
+auxiliary linear layer predicts these action units, as from random weights triplets alone learn slowly at
+first. Accuracy is measured on other people. The second uses the photographs that have been downloaded, and
+logs how many triplets lack theirs. Repeating the command resumes an interrupted run exactly. It writes
 
-    RUN/settings.json   the command line as it was used
-        log.jsonl       one line an event: triplets, losses, accuracy on triplets that were held out
-        prepared/       faces decoded and aligned once
+    RUN/settings.json   the command line
+        log.jsonl       one line per event: triplets, losses, accuracy on held-out triplets
+        prepared/       decoded and aligned faces
         checkpoint.pt   the state of the run
         model/          the encoder with its image processor and metrics.json:
                         GtleNetForAUDetection.from_encoder("RUN/model")
@@ -23,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,41 +45,26 @@ from actionunits.data import (
 )
 from actionunits.data.augmentation import compose, jitter, sample_placement, warp
 from actionunits.data.triplets import ComparableFaces, ExpressionTriplets, prepare_fec, read_fec
-from actionunits.files import whole_file
 from actionunits.models.gtlenet.modeling_gtlenet import triplet_loss
 from actionunits.publishing_terms import OPEN_TRIPLETS
-from network_training import (
-    RunLog,
-    WarmupCosine,
-    parameter_groups,
-    read_state,
-    replace_folder,
-    seeded_generator,
-)
+from network_training import RunLog, parameter_groups, replace_folder, seeded_generator
 from number_options import from_one, from_zero, not_negative, positive
-from pretraining_run import keep_settings, open_run, settings_of
+from pretraining_run import PretrainingRun, add_run_options, run_once
 
-# Faces stay where their alignment puts them, but for its errors: with random crops a short run learns less.
+# No random crops, only noise of the alignment: with them a short run learns less.
 AUGMENTATION = Augmentation(
     random_crop=False, brightness=0.3, contrast=0.3, rotation=2.0, scale=0.03, translation=2.0
 )
-FULL_INTENSITY = 0.5  # of an action unit, from which on it is to be read for sure
-TRIPLETS_RISE = (0.4, 0.7)  # between these shares of a run the weight of the triplets rises from 0 to 1
-HELD_OUT_SHARE = 0.05  # at most, of FEC's triplets, where no file for validation is given
-SAID_ANEW = ("output", "cache", "workers")  # what another command may change about the same run
+FULL_INTENSITY = 0.5  # intensity from which on an action unit's soft label is 1
+TRIPLETS_RISE = (0.4, 0.7)  # between these shares of a run the weight of the triplet loss rises from 0 to 1
+HELD_OUT_SHARE = 0.05  # at most, of FEC's triplets, without a table for validation
+MAY_CHANGE = ("output", "cache", "workers")  # options that may differ when a run is resumed
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train as the command line says."""
+    """Run the command line."""
     args = parse_arguments(arguments)
-    settings = settings_of(args, SAID_ANEW)
-    if open_run(args.output, settings):
-        log = RunLog(args.output / "log.jsonl")
-        train, validation = read_triplets(args, log)
-        training = Training(args, train, validation, log)
-        keep_settings(args.output, settings)
-        training.run()
-    print(f"wrote {args.output / 'model'}")
+    run_once(args, MAY_CHANGE, lambda args, log: Training(args, *read_triplets(args, log), log))
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -89,58 +72,58 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_data_options(parser)
+    add_training_options(parser)
+    add_run_options(parser, validate_every=1000)
+    args = parser.parse_args(arguments)
+    if (args.synthetic is None) == (args.fec_table is None):
+        parser.error("give --synthetic, or --fec-table with --fec-photographs")
+    if args.fec_table is not None and args.fec_photographs is None:
+        parser.error("--fec-table needs --fec-photographs, the folder of the downloaded photographs")
+    if args.init and (args.preset or args.image_size):
+        parser.error("--preset and --image-size are for a new encoder; leave them out with --init")
+    if args.lr is None:
+        args.lr = 5e-4 if args.synthetic is None else 3e-3
+    return args
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of faces and triplets."""
     add = parser.add_argument
     add("--synthetic", type=Path, help="folder of the synthetic corpus")
     add("--fec-table", type=Path, help="CSV file of FEC")
-    add("--fec-photographs", type=Path, help="folder of FEC's photographs, as far as downloaded")
+    add("--fec-photographs", type=Path, help="folder of FEC's downloaded photographs")
     add("--fec-validation-table", type=Path, help="FEC's CSV file for testing")
-    add("--output", type=Path, required=True, help="folder of the run")
-    add("--cache", type=Path, help="decoded faces, to share between runs")
-    add(
-        "--preset", default="", choices=["", "compact"], help="size of a new encoder; the paper's if left out"
-    )
+    add("--cache", type=Path, help="folder of decoded faces, to share between runs")
+    add("--triplets", type=from_one, default=4096, help="triplets per batch of the synthetic corpus")
+    add("--min-contrast", type=positive, default=1.3, help="of their distances, see triplets_by_distance")
+    add("--validation-triplets", type=from_one, default=2000)
+    add("--no-augmentation", action="store_true", help="for short runs")
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the encoder and its optimisation."""
+    add = parser.add_argument
+    add("--preset", default="", choices=["", "compact"], help="size of a new encoder; default: the paper's")
     add("--image-size", type=from_zero, default=0, help="height and width of a new encoder's input")
     add("--init", default="", help="encoder to start from, such as one of convert_facenet_to_hf")
-    add("--triplets", type=from_one, default=4096, help="made of a step's pictures of the synthetic corpus")
-    add("--min-contrast", type=positive, default=1.3, help="of their distances, see triplets_by_distance")
-    add(
-        "--au-weight",
-        type=not_negative,
-        default=3.0,
-        help="of the loss of reading action units; 0: triplets alone",
-    )
+    add("--au-weight", type=not_negative, default=3.0, help="weight of the auxiliary AU loss")
     add("--steps", type=from_one, default=20_000)
     add(
         "--batch",
         type=from_one,
         default=30,
-        help="triplets of a step, or a third of its pictures (synthetic)",
+        help="triplets, or a third of the pictures (synthetic), per step",
     )
     add("--lr", type=positive, help="default: 3e-3 for the synthetic corpus, 5e-4 for FEC")
     add("--weight-decay", type=not_negative, default=1e-4)
-    add("--validation-triplets", type=from_one, default=2000)
-    add("--validate-every", type=from_one, default=1000, help="steps; the run is saved then, too")
-    add("--no-augmentation", action="store_true", help="for short runs")
-    add("--precision", default="fp32", choices=["fp32", "bf16"])
-    add("--workers", type=from_zero, default=0, help="processes that fetch batches ahead")
-    add("--seed", type=from_zero, default=0)
-    args = parser.parse_args(arguments)
-    if (args.synthetic is None) == (args.fec_table is None):
-        parser.error("give --synthetic, or --fec-table with --fec-photographs")
-    if args.fec_table is not None and args.fec_photographs is None:
-        parser.error("--fec-table needs --fec-photographs, the folder where they have been downloaded to")
-    if args.init and (args.preset or args.image_size):
-        parser.error("--preset and --image-size are of a new encoder; with --init that one's hold")
-    if args.lr is None:
-        args.lr = 5e-4 if args.synthetic is None else 3e-3
-    return args
 
 
 Examples = ExpressionTriplets | ComparableFaces
 
 
 def read_triplets(args: argparse.Namespace, log: RunLog) -> tuple[Examples, ExpressionTriplets]:
-    """What to train with, and triplets to check with."""
+    """Training examples and validation triplets."""
     cache = args.cache or args.output / "prepared"
     if args.synthetic is not None:
         return synthetic_triplets(args, cache, log)
@@ -152,14 +135,14 @@ def read_triplets(args: argparse.Namespace, log: RunLog) -> tuple[Examples, Expr
     else:
         train, validation = hold_out(train, args.seed, args.validation_triplets)
     log.write("triplets", train=len(train), validation=len(validation))
-    tqdm.write(f"{len(train)} triplets to train with, {len(validation)} to check with")
+    tqdm.write(f"{len(train)} training triplets, {len(validation)} for validation")
     return train, validation
 
 
 def synthetic_triplets(
     args: argparse.Namespace, cache: Path, log: RunLog
 ) -> tuple[ComparableFaces, ExpressionTriplets]:
-    """The corpus' training faces, and triplets of its validation people."""
+    """Training faces of the corpus, and triplets of its validation faces."""
     train, validation = (
         ComparableFaces(prepare_synthetic(args.synthetic, split, cache), args.triplets, args.min_contrast)
         for split in ("train", "validation")
@@ -170,7 +153,7 @@ def synthetic_triplets(
 
 
 def fec_triplets(table: Path, photographs: Path, cache: Path, log: RunLog) -> ExpressionTriplets:
-    """FEC's triplets whose photographs are there, and a word about those that are not."""
+    """FEC's triplets with existing photographs; the number of others is logged."""
     found = read_fec(table, photographs)
     triplets = prepare_fec(found, cache, FaceDetector())
     counts = {**found.counts, "unreadable faces": len(triplets.faces.skipped), "used": len(triplets)}
@@ -182,9 +165,9 @@ def fec_triplets(table: Path, photographs: Path, cache: Path, log: RunLog) -> Ex
 def hold_out(
     triplets: ExpressionTriplets, seed: int, wanted: int
 ) -> tuple[ExpressionTriplets, ExpressionTriplets]:
-    """Split off about as many triplets as wanted, none of whose faces remains in the others.
+    """Hold out about `wanted` triplets that share no face with the others.
 
-    Triplets with faces on both sides are lost, so that a few percent held out cost many times as many.
+    Triplets with faces on both sides are lost: several times as many as are held out.
     """
     random = np.random.default_rng(seed)
     share = min(HELD_OUT_SHARE, wanted / len(triplets))
@@ -197,14 +180,14 @@ def hold_out(
     ]
     if not all(len(part) for part in parts):
         raise ValueError(
-            f"{len(triplets)} triplets are too few to hold some out; give --fec-validation-table."
+            f"{len(triplets)} triplets are too few to hold some out; pass --fec-validation-table."
         )
     return parts[0], parts[1]
 
 
 @dataclass
 class Steps(Dataset):
-    """The batch of every step, which seed and step alone decide."""
+    """The batch of each step, determined by seed and step."""
 
     examples: Examples
     batch: int
@@ -214,16 +197,15 @@ class Steps(Dataset):
         return self.examples.draw(self.batch, np.random.default_rng([self.seed, step]))
 
 
-class Training:
-    """The run, from wherever its checkpoint stands to its folder `model`.
+class Training(PretrainingRun):
+    """Training of the encoder, and of a linear layer that predicts action units from its features."""
 
-    Batches and augmentation follow from seed and step alone, so that a checkpoint needs little.
-    """
+    unit = "triplets"
 
     def __init__(
         self, args: argparse.Namespace, train: Examples, validation: ExpressionTriplets, log: RunLog
     ):
-        self.args, self.train, self.validation, self.log = args, train, validation, log
+        self.train, self.validation = train, validation
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(args.seed)
         model = build_encoder(args)
@@ -233,29 +215,11 @@ class Training:
         aus = len(train.faces.aus) if isinstance(train, ComparableFaces) and args.au_weight else 0
         self.au_reader = nn.Linear(model.embedding.in_features, aus).to(self.device) if aus else None
         modules = nn.ModuleList([self.model, *([self.au_reader] if aus else [])])
-        self.parameters = list(modules.parameters())
-        groups = parameter_groups(modules, args.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, lr=args.lr)
-        self.factor = WarmupCosine(min(500, args.steps / 10), args.steps)
-        self.step, self.metrics = 0, {}
-
-    def run(self) -> None:
-        """Train what is left to train, and save the encoder."""
-        self._resume()
-        losses: list[Tensor] = []
-        total = self.args.steps
-        with tqdm(total=total, initial=self.step, desc="triplets", unit="step", disable=None) as bar:
-            for batch in self._batches():
-                losses.append(self._train_step(batch))
-                bar.update()
-                if self.step % self.args.validate_every == 0 or self.step == total:
-                    self._validate(losses, bar)
-                    self._save_checkpoint()
-                    losses = []
-        self._save_model()
+        optimizer = torch.optim.AdamW(parameter_groups(modules, args.weight_decay), lr=args.lr)
+        parts = {"model": self.model, "au_reader": self.au_reader, "optimizer": optimizer}
+        super().__init__(args, log, parts, modules.parameters(), warmup_steps=500)
 
     def _batches(self) -> DataLoader:
-        """What is left of the steps."""
         return DataLoader(
             Steps(self.train, self.args.batch, self.args.seed),
             batch_size=None,
@@ -267,9 +231,7 @@ class Training:
 
     def _train_step(self, batch: dict[str, Tensor]) -> Tensor:
         batch = {name: values.to(self.device, non_blocking=True) for name, values in batch.items()}
-        torch.manual_seed(int(self._generator(1).initial_seed()))  # dropout
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.args.lr * self.factor(self.step)
+        torch.manual_seed(int(self._generator(1).initial_seed()))  # for dropout
         self.model.train()
         pictures, alignments = batch["pictures"], batch["alignments"]
         embeddings, features = self._embed(pictures, alignments, self.augmentation, self._generator(2))
@@ -279,12 +241,7 @@ class Training:
             targets = (batch["intensities"] / FULL_INTENSITY).clamp(0, 1)
             reading = F.binary_cross_entropy_with_logits(self.au_reader(features), targets)
             loss = share * loss + self.args.au_weight * reading
-        self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, 5.0)
-        self.optimizer.step()
-        self.step += 1
-        return loss.detach()
+        return self._update(loss)
 
     def _embed(
         self,
@@ -293,7 +250,7 @@ class Training:
         augmentation: Augmentation = NO_AUGMENTATION,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Pictures (P, H, W, 3), alignments (P, 2, 3) -> embeddings (P, D), the features they are made of."""
+        """Pictures (P, H, W, 3), alignments (P, 2, 3) -> embeddings (P, D), and the features before them."""
         placement = sample_placement(len(pictures), self.geometry, augmentation, generator)
         to_input = compose(placement.of_picture.float().to(self.device), alignments)
         pixels = jitter(warp(pictures, to_input, self.geometry.input_size), augmentation, generator)
@@ -304,26 +261,20 @@ class Training:
         return outputs.embeddings.float(), outputs.hidden_states[-1].float().mean((2, 3))
 
     @torch.no_grad()
-    def _validate(self, losses: list[Tensor], bar: tqdm) -> None:
-        """Share of held-out triplets whose negative is the farthest of both, and their loss."""
+    def _validate(self) -> dict[str, Any]:
+        """Loss and accuracy on the validation triplets."""
         held_out = self.validation.triplets[: self.args.validation_triplets]
         margins = torch.from_numpy(self.validation.margins[: len(held_out)])
         faces, triplets = np.unique(held_out, return_inverse=True)
         embeddings = self._embed_faces(self.validation.faces, faces)[triplets.reshape(held_out.shape)]
-        self.metrics = {
-            "steps": self.step,
-            "training_loss": float(torch.stack(losses).mean()),
+        return {
             "validation_loss": float(triplet_loss(*embeddings.unbind(1), margins)),
             "triplet_accuracy": triplet_accuracy(embeddings),
             "validation_triplets": len(embeddings),
         }
-        if not math.isfinite(self.metrics["training_loss"]):
-            raise FloatingPointError(f"the loss is no number at step {self.step}; lower --lr={self.args.lr}.")
-        bar.set_postfix({name: f"{self.metrics[name]:.3f}" for name in ("training_loss", "triplet_accuracy")})
-        self.log.write("validation", **self.metrics)
 
     def _embed_faces(self, faces: AlignedFaces, rows: np.ndarray) -> Tensor:
-        """Embeddings (N, D) of these faces as they are, on the CPU."""
+        """Embeddings (N, D) of faces without augmentation, on the CPU."""
         self.model.eval()
         embeddings = []
         for start in range(0, len(rows), 3 * self.args.batch):
@@ -335,28 +286,6 @@ class Training:
     def _generator(self, purpose: int) -> torch.Generator:
         return seeded_generator(self.args.seed, self.step, purpose)
 
-    def _save_checkpoint(self) -> None:
-        state = {
-            "model": self.model.state_dict(),
-            "au_reader": self.au_reader and self.au_reader.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "metrics": self.metrics,
-        }
-        with whole_file(self.args.output / "checkpoint.pt") as part:
-            torch.save(state, part)
-
-    def _resume(self) -> None:
-        path = self.args.output / "checkpoint.pt"
-        if path.is_file():
-            state = read_state(path, self.device)
-            self.model.load_state_dict(state["model"])
-            if self.au_reader is not None:
-                self.au_reader.load_state_dict(state["au_reader"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.metrics = state["step"], state["metrics"]
-            self.log.write("resumed", step=self.step)
-
     def _save_model(self) -> None:
         partial = self.args.output / "model.partial"
         self.model.config.pretraining = "expression"
@@ -364,14 +293,16 @@ class Training:
         AUImageProcessor(**self.model.config.processor_options).save_pretrained(partial)
         source = OPEN_TRIPLETS if self.args.synthetic else self.args.fec_table.name
         metrics = {**self.metrics, "triplets": source}
-        if self.args.init and not saw_open_triplets_alone(self.args.init):  # else its data bind these, too
+        if self.args.init and not saw_open_triplets_alone(
+            self.args.init
+        ):  # whose data's terms hold here, too
             metrics["init"] = "/".join(Path(self.args.init).parts[-2:])
         (partial / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
         replace_folder(partial, self.args.output / "model")
 
 
 def build_encoder(args: argparse.Namespace) -> GlobalExpressionEncoder:
-    """A new encoder, or the one to start from."""
+    """The encoder of `--init`, or a new one."""
     if args.init:
         return GlobalExpressionEncoder.from_pretrained(args.init, dtype=torch.float32)
     make: Any = GlobalExpressionEncoderConfig
@@ -381,14 +312,14 @@ def build_encoder(args: argparse.Namespace) -> GlobalExpressionEncoder:
 
 
 def saw_open_triplets_alone(encoder: str) -> bool:
-    """Whether the figures beside an encoder say that neither it nor what it began with saw other pictures."""
+    """Whether an encoder and its initial weights were trained on open triplets only, by its metrics.json."""
     file = Path(encoder) / "metrics.json"
-    figures = json.loads(file.read_text()) if file.is_file() else {}  # without any, nobody knows
+    figures = json.loads(file.read_text()) if file.is_file() else {}  # unknown without any
     return figures.get("triplets") == OPEN_TRIPLETS and "init" not in figures
 
 
 def triplet_accuracy(embeddings: Tensor) -> float:
-    """Share of triplets (T, 3, D) whose anchor and positive are nearer to each other than to the negative."""
+    """Share of triplets (T, 3, D) whose anchor and positive are closer to each other than to the negative."""
     anchor, positive, negative = embeddings.unbind(1)
     near = (anchor - positive).norm(dim=-1)
     far = torch.minimum((anchor - negative).norm(dim=-1), (positive - negative).norm(dim=-1))

@@ -1,17 +1,17 @@
-r"""Train ESCDA's backbone to tell people apart, on MS-Celeb-1M or other faces by name (its Sec. 4.1.2).
+r"""Pretrain ESCDA's backbone on face recognition, on MS-Celeb-1M or another corpus in its form (Sec. 4.1.2).
 
     python training/pretrain_face_recognition.py --data MS-Celeb-1M --output runs/ms-celeb-1m
     python training/pretrain_face_recognition.py --data TINY --output runs/tiny --preset compact --steps 100
 
-The recipes of LSC, GDA and ESCDA start from `runs/ms-celeb-1m/model` (`backbone_from`). The paper names the
-corpus only; the rest is ArcFace's (Deng et al., CVPR 2019): 512 numbers a face, an additive angular margin,
-stochastic gradient descent, mirrored faces of 112 pixels. One process, on a GPU if there is one. The same
-command again continues an interrupted run, to the bit on a CPU. It writes
+The recipes of LSC, GDA and ESCDA start from `runs/ms-celeb-1m/model` (`backbone_from`). The paper only
+names the corpus; the rest follows ArcFace (Deng et al., CVPR 2019): 512-dimensional embeddings, an additive
+angular margin, stochastic gradient descent, mirrored faces of 112 pixels. It uses one process, on a GPU if
+there is one. Repeating the command resumes an interrupted run, exactly on a CPU. It writes
 
-    RUN/settings.json   the command line as it was used
-        log.jsonl       one line an event: losses, and how well people that were held out are told apart
+    RUN/settings.json   the command line
+        log.jsonl       one line per event: losses, and verification of held-out people
         checkpoint.pt   the state of the run
-        model/          the backbone's weights under the names of GDA and LSC, and metrics.json
+        model/          the backbone's weights with the names of GDA and LSC, and metrics.json
 """
 
 from __future__ import annotations
@@ -32,40 +32,23 @@ from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from actionunits import GdaConfig, GdaForAUDetection
 from actionunits.data.corpora import get_corpus, load_corpus
 from actionunits.data.protocols import hold_out
-from actionunits.files import whole_file
-from network_training import (
-    RunLog,
-    ShuffledBatches,
-    WarmupCosine,
-    network_config,
-    read_state,
-    replace_folder,
-    seeded_generator,
-)
-from number_options import from_one, from_zero, not_negative, positive, share
-from pretraining_run import keep_settings, open_run, settings_of
+from network_training import RunLog, ShuffledBatches, network_config, replace_folder, seeded_generator
+from number_options import from_one, not_negative, positive, share
+from pretraining_run import PretrainingRun, add_run_options, run_once
 from recipe import NetworkRecipe
 
-UNREADABLE = -100  # label of a picture that cannot be read; the loss leaves it out
-SAID_ANEW = ("output", "data", "cache", "workers")  # what another command may change about the same run
+UNREADABLE = -100  # label of an unreadable picture, which the loss ignores
+MAY_CHANGE = ("output", "data", "cache", "workers")  # options that may differ when a run is resumed
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train as the command line says."""
+    """Run the command line."""
     args = parse_arguments(arguments)
-    settings = settings_of(args, SAID_ANEW)
-    if open_run(args.output, settings):
-        log = RunLog(args.output / "log.jsonl")
-        train, held = read_faces(args, log)
-        training = Training(args, train, held, log)
-        keep_settings(args.output, settings)
-        training.run()
-    print(f"wrote {args.output / 'model'}")
+    run_once(args, MAY_CHANGE, lambda args, log: Training(args, *read_faces(args, log), log))
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -75,39 +58,30 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder of MS-Celeb-1M (actionunits corpus layout ms_celeb)")
-    add("--output", type=Path, required=True, help="folder of the run")
-    add("--cache", type=Path, help="where the list of pictures is cached")
-    add("--preset", default="", choices=["", "compact"], help="size of the backbone; the paper's by default")
-    add("--config", type=json.loads, default={}, metavar="JSON", help="values of GdaConfig that differ")
+    add("--cache", type=Path, help="folder of the cached list of pictures")
+    add("--preset", default="", choices=["", "compact"], help="size of the backbone; default: the paper's")
+    add("--config", type=json.loads, default={}, metavar="JSON", help="other values of GdaConfig")
     add("--steps", type=from_one, default=180_000)
-    add("--batch", type=from_one, default=512, help="pictures of a step")
+    add("--batch", type=from_one, default=512, help="pictures per step")
     add("--lr", type=positive, default=0.1)
     add("--weight-decay", type=not_negative, default=5e-4)
-    add("--scale", type=positive, default=64.0, help="of the cosines (s)")
-    add(
-        "--margin",
-        type=not_negative,
-        default=0.5,
-        help="added to the angle of the right person, in radians (m)",
-    )
-    add("--held-out", type=share, default=0.005, help="share of people to check with")
-    add("--held-out-pictures", type=from_one, default=4000, help="at most so many of theirs")
-    add("--validate-every", type=from_one, default=5000, help="steps; the run is saved then, too")
-    add("--precision", default="fp32", choices=["fp32", "bf16"])
-    add("--workers", type=from_zero, default=0, help="processes that read pictures")
-    add("--seed", type=from_zero, default=0)
+    add("--scale", type=positive, default=64.0, help="s, of the cosines")
+    add("--margin", type=not_negative, default=0.5, help="m, added to the true person's angle [radians]")
+    add("--held-out", type=share, default=0.005, help="share of people for validation")
+    add("--held-out-pictures", type=from_one, default=4000, help="of these, at most")
+    add_run_options(parser, validate_every=5000)
     args = parser.parse_args(arguments)
     if not isinstance(args.config, dict):
         parser.error(f'--config {args.config!r} is no table of keys and values, such as {{"image_size": 96}}')
     try:
-        build_config(args)  # a mistyped key is told of before days of training at another size
+        build_config(args)  # finds a mistyped key before training
     except (ValueError, StrictDataclassError) as error:
         parser.error(f"--config: {error}")
     return args
 
 
 def read_faces(args: argparse.Namespace, log: RunLog) -> tuple[Faces, Faces]:
-    """Faces to train with, and those of other people to check with."""
+    """Training faces, and validation faces of other people."""
     report = get_corpus("ms_celeb").check(args.data)
     if not report.usable:
         raise FileNotFoundError(f"{args.data} has no pictures to train on: {'; '.join(report.problems)}.")
@@ -123,7 +97,7 @@ def read_faces(args: argparse.Namespace, log: RunLog) -> tuple[Faces, Faces]:
 
 
 class Faces(Dataset):
-    """Aligned faces by name: `pixels` (3, S, S) uint8 and `labels`, the number of the person among these."""
+    """Aligned faces: `pixels` (3, S, S) uint8 and `labels`, the index of the person."""
 
     def __init__(self, rows: Any, indices: np.ndarray, people: np.ndarray, size: int):
         from datasets import Image as Pictures
@@ -140,13 +114,13 @@ class Faces(Dataset):
         try:
             with Image.open(self.rows[index]["image"]["path"]) as picture:
                 face = picture.convert("RGB").resize((self.size, self.size), Image.Resampling.BILINEAR)
-        except Exception:  # Pillow's decoders raise whatever they stumble over
+        except Exception:  # Pillow's decoders raise exceptions of many kinds
             face, label = Image.new("RGB", (self.size, self.size)), UNREADABLE
         return {"pixels": torch.from_numpy(np.array(face)).permute(2, 0, 1), "labels": torch.tensor(label)}
 
 
 class FaceRecognizer(nn.Module):
-    """ESCDA's backbone, 512 numbers a face, and a direction in their space for every person."""
+    """ESCDA's backbone with an embedding layer, and a class centre per person (`directions`)."""
 
     def __init__(self, config: GdaConfig, people: int, width: int = 512):
         super().__init__()
@@ -169,19 +143,19 @@ class FaceRecognizer(nn.Module):
 def margin_softmax_loss(
     embeddings: Tensor, directions: Tensor, labels: Tensor, scale: float = 64.0, margin: float = 0.5
 ) -> Tensor:
-    """Cross-entropy of s cos(theta), where the right person's angle theta is made larger by m (ArcFace).
+    """Cross-entropy of s cos(theta), with m added to the true person's angle theta (ArcFace).
 
-    Beyond pi - m, where the cosine of theta + m would rise again, a line falls on, as in ArcFace's code.
+    Beyond pi - m, where cos(theta + m) would rise again, it is continued linearly, as in ArcFace's code.
 
     Args:
         embeddings: (B, D).
         directions: (people, D).
-        labels: (B,) number of the person; `UNREADABLE` is left out.
+        labels: (B,) index of the person, or `UNREADABLE`, which is ignored.
         scale: s.
         margin: m in radians.
 
     Returns:
-        The mean, a scalar; 0 where no picture could be read.
+        The mean over readable pictures, a scalar; 0 without any.
     """
     is_known = labels != UNREADABLE
     embeddings, labels = embeddings[is_known].float(), labels[is_known]
@@ -195,46 +169,26 @@ def margin_softmax_loss(
     return F.cross_entropy(logits, labels, reduction="sum") / max(1, len(labels))
 
 
-class Training:
-    """The run, from wherever its checkpoint stands to its folder `model`.
+class Training(PretrainingRun):
+    """Training of the backbone."""
 
-    The order of the pictures and their mirroring follow from seed and step alone.
-    """
+    unit = "faces"
 
     def __init__(self, args: argparse.Namespace, train: Faces, held: Faces, log: RunLog):
         if len(train) < args.batch:
             raise ValueError(f"{len(train)} pictures do not fill one batch of {args.batch}; lower --batch.")
-        self.args, self.train, self.held, self.log = args, train, held, log
+        self.train, self.held = train, held
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(args.seed)
         self.config = build_config(args)
         self.model = FaceRecognizer(self.config, train.people).to(self.device)
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(), lr=args.lr, momentum=0.9, weight_decay=args.weight_decay
-        )
-        self.factor = WarmupCosine(min(2000, args.steps / 10), args.steps)
-        self.step, self.metrics = 0, {}
-
-    def run(self) -> None:
-        """Train what is left to train, and save the backbone."""
-        self._resume()
-        losses: list[Tensor] = []
-        total = self.args.steps
-        with tqdm(total=total, initial=self.step, desc="faces", unit="step", disable=None) as bar:
-            while self.step < total:
-                for batch in self._batches():
-                    losses.append(self._train_step(batch))
-                    bar.update()
-                    if self.step % self.args.validate_every == 0 or self.step == total:
-                        self._validate(losses, bar)
-                        self._save_checkpoint()
-                        losses = []
-                    if self.step == total:
-                        break
-        self._save_model()
+        parameters = list(self.model.parameters())
+        optimizer = torch.optim.SGD(parameters, lr=args.lr, momentum=0.9, weight_decay=args.weight_decay)
+        parts = {"model": self.model, "optimizer": optimizer}
+        super().__init__(args, log, parts, parameters, warmup_steps=2000)
 
     def _batches(self) -> DataLoader:
-        """What is left of the epoch that the step lies in."""
+        """The remaining batches of the epoch."""
         batches = len(self.train) // self.args.batch
         epoch, start = divmod(self.step, batches)
         order = ShuffledBatches(
@@ -243,22 +197,13 @@ class Training:
         return DataLoader(self.train, batch_sampler=order, num_workers=self.args.workers)
 
     def _train_step(self, batch: dict[str, Tensor]) -> Tensor:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.args.lr * self.factor(self.step)
-        mirrored = (
-            torch.rand(len(batch["labels"]), generator=seeded_generator(self.args.seed, self.step)) < 0.5
-        )
+        generator = seeded_generator(self.args.seed, self.step)
+        mirrored = torch.rand(len(batch["labels"]), generator=generator) < 0.5
         pixels = torch.where(mirrored[:, None, None, None], batch["pixels"].flip(-1), batch["pixels"])
         embeddings = self._embed(self.model.train(), pixels)
         labels = batch["labels"].to(self.device)
-        args = self.args
-        loss = margin_softmax_loss(embeddings, self.model.directions, labels, args.scale, args.margin)
-        self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
-        self.optimizer.step()
-        self.step += 1
-        return loss.detach()
+        scale, margin = self.args.scale, self.args.margin
+        return self._update(margin_softmax_loss(embeddings, self.model.directions, labels, scale, margin))
 
     def _embed(self, model: FaceRecognizer, pixels: Tensor) -> Tensor:
         pixels = pixels.to(self.device).float() / 127.5 - 1
@@ -266,8 +211,8 @@ class Training:
             return model(pixels)
 
     @torch.no_grad()
-    def _validate(self, losses: list[Tensor], bar: tqdm) -> None:
-        """How well pairs of pictures of one person are told from pairs of two, among people held out."""
+    def _validate(self) -> dict[str, Any]:
+        """Verification of the held-out people."""
         found, names = [], []
         for batch in DataLoader(
             self.held, batch_size=min(256, self.args.batch), num_workers=self.args.workers
@@ -275,37 +220,10 @@ class Training:
             is_known = batch["labels"] != UNREADABLE
             found.append(self._embed(self.model.eval(), batch["pixels"][is_known]).float().cpu())
             names.append(batch["labels"][is_known])
-        self.metrics = {
-            "steps": self.step,
-            "training_loss": float(torch.stack(losses).mean()),
-            "verification_auc": verification_auc(torch.cat(found), torch.cat(names)),
-        }
-        if not math.isfinite(self.metrics["training_loss"]):
-            raise FloatingPointError(f"the loss is no number at step {self.step}; lower --lr={self.args.lr}.")
-        bar.set_postfix(loss=f"{self.metrics['training_loss']:.3f}")
-        self.log.write("validation", **self.metrics)
-
-    def _save_checkpoint(self) -> None:
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "metrics": self.metrics,
-        }
-        with whole_file(self.args.output / "checkpoint.pt") as part:
-            torch.save(state, part)
-
-    def _resume(self) -> None:
-        path = self.args.output / "checkpoint.pt"
-        if path.is_file():
-            state = read_state(path, self.device)
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.metrics = state["step"], state["metrics"]
-            self.log.write("resumed", step=self.step)
+        return {"verification_auc": verification_auc(torch.cat(found), torch.cat(names))}
 
     def _save_model(self) -> None:
-        """Write the backbone alone: a recipe's `backbone_from` takes what has the names of its network."""
+        """Write the backbone alone, with the names that a recipe's `backbone_from` expects."""
         partial = self.args.output / "model.partial"
         partial.mkdir(exist_ok=True)
         weights = {
@@ -319,16 +237,16 @@ class Training:
 
 
 def build_config(args: argparse.Namespace) -> GdaConfig:
-    """The backbone's sizes."""
+    """The backbone's configuration."""
     network = NetworkRecipe("au-gda", preset=args.preset, config=args.config)
     config: Any = network_config(network, **network.config)
     return config
 
 
 def verification_auc(embeddings: Tensor, people: Tensor) -> float:
-    """Probability that two pictures of one person are more alike than two of different ones, (N, D), (N,).
+    """AUC of verifying pairs of pictures by cosine similarity; embeddings (N, D), people (N,).
 
-    Undefined, and 0.5, where nobody has two pictures or there is but one person.
+    Undefined, and 0.5, if nobody has two pictures or there is only one person.
     """
     alike = F.normalize(embeddings) @ F.normalize(embeddings).T
     first, second = torch.triu_indices(len(people), len(people), offset=1)
