@@ -1,17 +1,17 @@
-"""Measure a model, or what another tool predicted, per action unit and per group of people.
+"""Evaluate a model, or the predictions of another tool, per action unit and per group of people.
 
     python training/evaluate.py --model MODEL --data CORPUS --split test --output OUT
-    torchrun --nproc_per_node 2 training/evaluate.py ...                # the same figures, in half the time
+    torchrun --nproc_per_node 2 training/evaluate.py ...                # the same in half the time
     python training/evaluate.py --predictions *.csv --format openface --labels LABELS.csv --output OUT
     python training/evaluate.py --model RUN/fold-*/model --data OTHER --output OUT      # mean over models
     python training/evaluate.py --reports fold-*/metrics-test.json --output OUT         # mean over folds
     python training/evaluate.py --matrix bp4d:gft=a/metrics-test.json ... --output OUT  # across corpora
 
-Pictures go through the model's own image processor, as they do in use. Written are `metrics-test.json`,
-`metrics-test.md` (tables) and `metrics-test.png` (F1 bars, with the paper's figures where the model's recipe
-has some). Decisions are measured at 0.5, as papers do, at thresholds calibrated on other people (those in the
-model's config, or `--calibrate-on train`), and at the oracle's. Action units that only the model or only the
-corpus has are left out and named.
+Pictures are preprocessed by the model's image processor, as in use. It writes `metrics-test.json`,
+`metrics-test.md` (tables) and `metrics-test.png` (F1 bars, with the paper's figures if the model's recipe has
+them). Decisions are evaluated at 0.5, as in papers, at thresholds calibrated on other people (those in the
+model's config, or `--calibrate-on train`), and at oracle thresholds. Action units that only the model or only
+the corpus has are left out and listed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from recipe import load_recipe
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Evaluate as the command line says."""
+    """Run the command line."""
     args = parse_arguments(arguments)
     state = PartialState(cpu=not torch.accelerator.is_available())
     if args.matrix:
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         models = [find_model(model) for model in args.model]
         pairs = [{"model": model, "fold": fold} for model in models for fold in args.fold]
         reports = [measure_model(argparse.Namespace(**vars(args) | pair), state) for pair in pairs]
-        apart = reports[: len(args.fold)]  # every model is measured on the same folds
+        apart = reports[: len(args.fold)]  # every model is evaluated on the same folds
         report = mean_over_folds(reports, apart) if len(reports) > 1 else reports[0]
     if state.is_main_process:
         write_report(args.output, report)
@@ -97,21 +97,21 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     tool.add_argument("--missing", default="nothing", choices=("nothing", "unknown"), help="faces not found")
     args = parser.parse_args(arguments)
     if args.model and not args.data:
-        parser.error("--model needs --data, the corpus to measure it on")
+        parser.error("--model needs --data, the corpus to evaluate it on")
     if args.calibrate_on and args.split in (args.calibrate_on, "full"):
         parser.error(
             f"--calibrate-on {args.calibrate_on} with --split {args.split} would choose thresholds on the "
-            "pictures that are measured; measure another split, or see the oracle's, which every report has"
+            "evaluated pictures; evaluate another split, or see the oracle thresholds in every report"
         )
     if args.batch_size < 1:
-        parser.error(f"--batch-size {args.batch_size} is no number of pictures from 1 on")
+        parser.error(f"--batch-size {args.batch_size} must be at least 1")
     if args.predictions and not (args.format and args.labels):
-        parser.error("--predictions need --format, the tool that wrote them, and --labels")
+        parser.error("--predictions needs --format, the tool that wrote them, and --labels")
     return args
 
 
 def measure_model(args: argparse.Namespace, state: PartialState) -> dict[str, Any]:
-    """The report of a model on a split of a corpus."""
+    """Evaluate a model on a split of a corpus."""
     model = AutoModel.from_pretrained(args.model, dtype=torch.float32).to(state.device).eval()
     processor = AutoImageProcessor.from_pretrained(args.model)
 
@@ -122,7 +122,7 @@ def measure_model(args: argparse.Namespace, state: PartialState) -> dict[str, An
             if args.fold:
                 raise ValueError(
                     f"--fold {args.fold} is of a prepared corpus; the synthetic one in {args.data} has "
-                    "splits and no folds, so leave it out."
+                    "splits and no folds; leave it out."
                 )
             return prepare_synthetic(
                 args.data, split, args.cache or args.output / "prepared", processor.aligned_size
@@ -132,7 +132,7 @@ def measure_model(args: argparse.Namespace, state: PartialState) -> dict[str, An
     known = list(model.config.aus)
     shared = [au for au in known if au in faces.aus]
     if not shared:
-        raise ValueError(f"the model knows {known}, the corpus {list(faces.aus)}: no action unit is shared.")
+        raise ValueError(f"the model has {known}, the corpus {list(faces.aus)}: no action unit is shared.")
     if shared != known:
         model = model.adapt_to_aus(shared)
         processor = AutoImageProcessor.from_pretrained(args.model, aus=model.config.places)
@@ -147,7 +147,7 @@ def measure_model(args: argparse.Namespace, state: PartialState) -> dict[str, An
 
 
 def describe(args: argparse.Namespace) -> dict[str, Any]:
-    """What the model's folder, and the recipe if one is given, say of how the model was made."""
+    """Context of the report from the model's folder, and from the recipe if one is given."""
     folder, about = Path(args.model), {}
     if (folder / "metrics.json").is_file():
         reports = json.loads((folder / "metrics.json").read_text(encoding="utf-8")).values()
@@ -161,25 +161,25 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_predictions(args: argparse.Namespace) -> dict[str, Any]:
-    """The report of what another tool wrote."""
+    """Evaluate the predictions of another tool."""
     predictions = read_predictions(args.predictions, args.format, args.values)
     labels = read_labels(args.labels, args.first_frame, args.from_intensity)
     return score_predictions(predictions, labels, args.split, args.missing)
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """A `metrics-SPLIT.json`."""
+    """Read a `metrics-SPLIT.json`."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}; write it again.") from error
     if not isinstance(report, dict) or "at_half" not in report:
-        raise ValueError(f"{path} is no report; give a metrics-SPLIT.json that evaluate.py or a run wrote.")
+        raise ValueError(f"{path} is no report; pass a metrics-SPLIT.json of evaluate.py or a run.")
     return report
 
 
 def write_matrix(args: argparse.Namespace) -> None:
-    """Who was trained on what reaches which F1 on what: `cross-corpus.json` and `.md`."""
+    """Write F1 by training and test corpus into `cross-corpus.json` and `.md`."""
     reports: dict[str, dict[str, Any]] = {}
     for argument in args.matrix:
         names, equals, path = argument.partition("=")
@@ -187,7 +187,7 @@ def write_matrix(args: argparse.Namespace) -> None:
         if not equals or not colon:
             raise ValueError(f"--matrix takes TRAINED:TESTED=metrics-test.json, got {argument!r}.")
         if tested in reports.setdefault(trained, {}):
-            raise ValueError(f"--matrix names {names} twice; average folds with --reports before.")
+            raise ValueError(f"--matrix names {names} twice; average folds by --reports first.")
         reports[trained][tested] = read_report(Path(path))
     matrix = cross_corpus(reports)
     args.output.mkdir(parents=True, exist_ok=True)

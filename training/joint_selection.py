@@ -1,8 +1,8 @@
-"""One epoch for both networks of an ensemble: that after which their answers together are best.
+"""Select the epoch after which the combined predictions of an ensemble's networks are best.
 
-ESCDA's paper trains LSC and GDA side by side and takes "the best average predictions" (Sec. 4.1.2). Here one
-trains after the other, so each keeps all its epochs until both are trained: weights in NETWORK/epoch-0001 and
-so on, and beside these what the watched people scored.
+ESCDA's paper trains LSC and GDA side by side and takes "the best average predictions" (Sec. 4.1.2). Here they
+are trained one after the other, so all epochs are kept until both are trained: weights in NETWORK/epoch-0001
+and so on, and predictions on the monitored split beside them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from recipe import Recipe
 def keep_best_together(
     recipe: Recipe, splits: dict[str, AlignedFaces], output: Path, accelerator: Accelerator, log: RunLog
 ) -> None:
-    """Put the weights of the chosen epoch into `model` of each network, and remove those of all epochs."""
+    """Copy the weights of the selected epoch into each network's `model`, and remove all epochs."""
     if accelerator.is_main_process:
         folders = [output / name for name in recipe.networks]
         if not all((folder / "model" / "config.json").is_file() for folder in folders):
@@ -43,7 +43,7 @@ def keep_best_together(
 
 
 def figures_together(recipe: Recipe, faces: AlignedFaces, folders: list[Path]) -> list[float]:
-    """The figure that selects, of the networks' combined answers after each epoch."""
+    """The selection metric of the networks' combined predictions after each epoch."""
     combine = {"average": np.mean, "voting": np.max}[recipe.ensemble]
     figures = []
     for epoch in range(1, recipe.epochs + 1):

@@ -1,11 +1,12 @@
-"""Batches for the landmark network, cut and disturbed on the device where the pictures lie.
+"""Batches for the landmark network, cropped and degraded on the device of the pictures.
 
-Three crops in four show a face: half of these about as a detector or a user cuts it, half as the network's
-own second look does. The others show none: clutter, a face much too near, too far or half out of the crop,
-upside down, or in shuffled pieces. The disturbances are those of news pictures: a tight cut with black, grey
-or drawn out rims, low resolution, blur, grey, contrast, noise, and things before the face.
+Three in four crops show a face: half of these cropped like a detector's or user's boxes, half like the
+network's own second look. The others are negatives: clutter, faces much too close, too far away or half
+outside the crop, upside down, or in shuffled tiles. Degradations are those of press photographs: tight crops
+with black, grey or replicated borders, low resolution, blur, grey, contrast, noise, and occlusion.
 
-The network of the fine looks sees faces only, cut as the points of the first one cut them, less disturbed.
+The network of the fine looks is trained on faces only, cropped by the points of the first one and degraded
+less.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ Pictures = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Disturbance:
-    """How badly crops are treated.
+    """Strengths of the degradations.
 
     Attributes:
-        stretch: standard deviation of what turning, scaling and shifting by chance is multiplied with.
-        tight: share of pictures that end close to the face.
-        covered: shares of crops with a thing before the face, and with another one.
-        poor: what happens to each of as many equal groups of crops.
+        stretch: Standard deviation of a random linear map's entries from those of the identity.
+        tight: Share of pictures that end close to the face.
+        covered: Shares of crops with a first and a second occluding object.
+        poor: Degradation of each of as many equal groups of crops.
     """
 
     stretch: float
@@ -63,11 +64,11 @@ class LandmarkBatches:
     """Pictures on a device, and batches of them.
 
     Args:
-        faces: see `Pictures`.
-        photos: more of them, which make up `PHOTO_SHARE` of every batch.
+        faces: See `Pictures`.
+        photos: Photographs, which are `PHOTO_SHARE` of every batch.
         clutter: (M, S, S, 3) pictures without a face.
-        device: where everything lies and happens.
-        fine: for the network of the fine looks.
+        device: Device of pictures and batches.
+        fine: Whether batches are for the network of the fine looks.
     """
 
     def __init__(
@@ -87,14 +88,14 @@ class LandmarkBatches:
         return len(self.pictures)
 
     def order(self, batch: int) -> list[Tensor]:
-        """The indices of all whole batches of an epoch, in a new order."""
+        """Indices of the shuffled batches of an epoch, without an incomplete one."""
         order = torch.randperm(len(self), device=self.device)
         return list(order[: len(order) // batch * batch].split(batch))
 
     def draw(self, chosen: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Crops (B, 3, size, size) in -1..1, points (B, 68, 2) in parts of their side, is_face (B,) 0 or 1.
+        """Crops (B, 3, size, size) in [-1, 1], points (B, 68, 2) relative to their side, is_face (B,) 0 or 1.
 
-        The last quarter shows no face; see the parts of it below. For fine looks, all do.
+        The last quarter is negatives, in equal parts of each kind; for fine looks there are none.
         """
         count = len(chosen)
         part = math.ceil(NO_FACE_SHARE * count / 5)
@@ -117,11 +118,11 @@ class LandmarkBatches:
         return crops, labels, is_face
 
     def _places(self, points: Tensor, misfit: int, half_out: int):
-        """Middle (B, 2), side [pixels] and angle (B,) of the crops; of misfits from there on."""
+        """Centre (B, 2), side [pixels] and angle (B,) of crops; negatives from the indices on."""
         count, device = len(points), points.device
         low, high = points[:, 17:].amin(1), points[:, 17:].amax(1)
         inner = (high - low).amax(1)
-        second = torch.rand(count, device=device) < 0.5  # as the second look cuts
+        second = torch.rand(count, device=device) < 0.5  # crops like the second look's
         loose = torch.where(second, 0.03, 0.16)
         side = inner * torch.where(
             second, CROP_MARGIN * self._between(count, 0.93, 1.07), self._between(count, 1.1, 2.3)
@@ -135,7 +136,7 @@ class LandmarkBatches:
         )
         side[misfit:] = (inner * 1.7)[misfit:] * scale
         center[misfit:] = self._between((count - misfit, 2), 0, self.pictures.shape[1])
-        aside = slice(half_out, misfit)  # the face is there, more than half of it beyond the crop
+        aside = slice(half_out, misfit)  # more than half of the face is outside the crop
         side[aside] = inner[aside] * self._between(misfit - half_out, 1.1, 1.8)
         away = F.normalize(torch.randn(misfit - half_out, 2, device=device))
         away = away * (side[aside] * self._between(misfit - half_out, 0.55, 0.8))[:, None]
@@ -143,7 +144,7 @@ class LandmarkBatches:
         return center, side, angle
 
     def _close_places(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Middle (B, 2), side [pixels] and angle (B,) of crops by points that are off by a little."""
+        """Centre (B, 2), side [pixels] and angle (B,) of crops by slightly wrong points."""
         low, high = points[:, 17:].amin(1), points[:, 17:].amax(1)
         by_chance = torch.randn(4, len(points), device=points.device)
         side = CROP_MARGIN * (high - low).amax(1) * torch.exp(0.05 * by_chance[0])
@@ -166,12 +167,12 @@ def cut(
     size: int,
     disturbance: Disturbance = ROUGH,
 ):
-    """Turned square crops of pictures (B, S, S, 3), some mirrored, and their points.
+    """Rotated, stretched and partly mirrored square crops of pictures (B, S, S, 3), and their points.
 
-    A little stretched, too, and in some the picture ends close to the face, as pictures cut to a face do.
+    Some pictures end close to the face, like those cropped to a face.
 
     Returns:
-        (B, 3, size, size) in -1..1 and (B, 68, 2) in parts of the side.
+        (B, 3, size, size) in [-1, 1] and (B, 68, 2) relative to the side.
     """
     count, device, whole = len(pictures), pictures.device, pictures.shape[1]
     cos, sin = angle.cos(), angle.sin()
@@ -197,9 +198,9 @@ def cut(
 
 
 def _rims(points: Tensor, whole: int, share: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Where pictures end: top left and bottom right (B, 1, 1, 2), and what is beyond, as a grey level (B,).
+    """Borders of pictures: top left and bottom right (B, 1, 1, 2), and the grey level (B,) beyond.
 
-    A share of them ends close to the face or a little inside of it. The level 2 stands for a rim drawn out.
+    A share of them is close to the face or slightly inside it. The level 2 means replicated borders.
     """
     count, device = len(points), points.device
     face_low, face_high = points.amin(1), points.amax(1)
@@ -216,7 +217,7 @@ def _rims(points: Tensor, whole: int, share: float) -> tuple[Tensor, Tensor, Ten
 
 
 def disturb(crops: Tensor, disturbance: Disturbance = ROUGH) -> Tensor:
-    """Things before the face, poor lenses and sensors, light and colour; (B, 3, S, S) in -1..1."""
+    """Degrade crops (B, 3, S, S) in [-1, 1] by occlusion, blur, low resolution, light, colour and noise."""
     crops = _occlude(crops, disturbance.covered)
     order = torch.randperm(len(crops), device=crops.device)
     for kind, group in zip(disturbance.poor, order.chunk(len(disturbance.poor)), strict=False):
@@ -237,7 +238,7 @@ def disturb(crops: Tensor, disturbance: Disturbance = ROUGH) -> Tensor:
 
 
 def _occlude(crops: Tensor, shares: tuple[float, ...]) -> Tensor:
-    """Before these shares of the crops a block or disc, of one colour or cut from another crop."""
+    """Cover these shares of the crops by a block or disc, of one colour or from another crop."""
     count, device, size = len(crops), crops.device, crops.shape[-1]
     at = (torch.arange(size, device=device) + 0.5) / size
     for share in shares:
@@ -255,14 +256,14 @@ def _occlude(crops: Tensor, shares: tuple[float, ...]) -> Tensor:
 
 
 def _lower(crops: Tensor) -> Tensor:
-    """The crops at a lower resolution, the same for all."""
+    """Reduce the resolution, by the same factor for all crops."""
     size = crops.shape[-1]
     small = int(torch.randint(max(size // 6, 4), round(size * 0.7), ()))
     return F.interpolate(F.interpolate(crops, (small, small), mode="area"), (size, size), mode="bilinear")
 
 
 def _blur(crops: Tensor, length: int) -> Tensor:
-    """A Gaussian blur, or one along a line of up to `length` pixels, the same for all crops."""
+    """Gaussian blur, or motion blur of up to `length` pixels, the same for all crops."""
     if length:
         taps = torch.ones(int(torch.randint(2, length + 1, ())))
     else:
@@ -290,7 +291,7 @@ POOR = {
 
 
 def shuffled(crops: Tensor) -> Tensor:
-    """The crops cut into 4 x 4 pieces, put together in another order."""
+    """The crops with their 4 x 4 tiles in another order."""
     side = crops.shape[-1] // 4
     pieces = crops.unfold(2, side, side).unfold(3, side, side).flatten(2, 3)
     pieces = pieces[:, :, torch.randperm(16, device=crops.device)]

@@ -1,4 +1,4 @@
-"""Training of one network of a recipe: its loop, checkpoints, order of pictures and learning rate."""
+"""Training of one network of a recipe: loop, checkpoints, sampling and learning rate."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from actionunits.metrics import au_report
 from recipe import NetworkRecipe, Recipe
 
 KEEP_CHECKPOINTS = 2
-STATISTICS_BATCHES = 24  # that batch statistics of averaged weights are estimated on
+STATISTICS_BATCHES = 24  # batches to estimate the batch statistics of averaged weights
 
 
 class NetworkTraining:
-    """Training of one network, from wherever its last checkpoint stands to its folder `model`.
+    """Training of one network, from its last checkpoint to its folder `model`.
 
-    The order of the pictures and their augmentation follow from seed, epoch and batch alone, so a checkpoint
-    needs no more than weights, optimiser, scheduler, dropout's random state and the number of steps.
+    Order and augmentation of the pictures depend on seed, epoch and batch only, so checkpoints hold weights,
+    optimiser, scheduler, dropout's random state and the number of steps.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class NetworkTraining:
         graded = self.watched_faces is not None and self.watched_faces.intensities is not None
         if recipe.epoch_selection != "last" and recipe.selection_metric == "correlation" and not graded:
             raise ValueError(
-                "selection_metric=correlation needs intensities, which this corpus lacks; take f1 or auc."
+                "selection_metric=correlation needs intensities, which this corpus lacks; use f1 or auc."
             )
         faces: Any = self.train_faces
         self.examples = training_examples(
@@ -71,7 +71,7 @@ class NetworkTraining:
         self.total_steps = self.steps_per_epoch * self.epochs
 
     def run(self) -> None:
-        """Train what is left to train."""
+        """Train the remaining steps, and select the epoch."""
         if (self.folder / "model" / "config.json").is_file():
             return
         self._build()
@@ -141,11 +141,11 @@ class NetworkTraining:
             if is_last or is_due or self.position.step % self.recipe.log_every == 0:
                 self._log_step(losses, float(norm), time.monotonic() - started, bar)
                 started, losses = time.monotonic(), []
-            if is_due and not is_last:  # an epoch ends with a checkpoint after its validation
+            if is_due and not is_last:  # epochs end with validation and a checkpoint
                 self._save_checkpoint()
 
     def _end_epoch(self) -> None:
-        """Let a model that keeps state by the epoch, such as AC2D's prototypes, renew it."""
+        """Let a model update its state per epoch, such as AC2D's prototypes."""
         model = self.accelerator.unwrap_model(self.model)
         if hasattr(model, "end_of_epoch"):
             model.end_of_epoch(self._batches(self.position.step // self.steps_per_epoch - 1, 0))
@@ -169,7 +169,9 @@ class NetworkTraining:
             collate_fn=stack_samples,
             num_workers=0 if recipe.preload else recipe.workers,
             pin_memory=accelerator.device.type == "cuda" and not recipe.preload,
-            generator=seeded_generator(recipe.seed, epoch),  # not dropout's, which a checkpoint restores
+            generator=seeded_generator(
+                recipe.seed, epoch
+            ),  # not the global one, which checkpoints restore for dropout
         )
         augmentation = recipe.augmentation
         if epoch < recipe.plain_epochs:
@@ -182,7 +184,7 @@ class NetworkTraining:
 
     @torch.no_grad()
     def _average_with_pretrained(self) -> None:
-        """Average the trained weights with the pretrained ones, and renew the batch statistics."""
+        """Average the trained weights with the pretrained ones, and estimate the batch statistics again."""
         network = self.recipe.networks[self.name]
         model = self.accelerator.unwrap_model(self.model)
         before = build_network(network, self.recipe, self.train_faces).state_dict()
@@ -196,7 +198,7 @@ class NetworkTraining:
     def _log_step(self, losses: list[torch.Tensor], norm: float, seconds: float, bar: tqdm) -> None:
         loss = float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))
         for name, value in {"loss": loss, "gradient's norm": norm}.items():
-            if not math.isfinite(value):  # a norm that is not has spoilt the weights, which no loss shows yet
+            if not math.isfinite(value):  # weights are broken before the loss shows it
                 raise self._diverged(f"the {name} is {value} at step {self.position.step}")
         clips = len(losses) * self.recipe.batch_size / self.recipe.gradient_accumulation
         pictures = clips * self.recipe.clips.length
@@ -214,15 +216,14 @@ class NetworkTraining:
         )
 
     def _diverged(self, seen: str) -> FloatingPointError:
-        """What to say of a network that has become useless."""
+        """The error of a diverged training."""
         recipe, kept = self.recipe, self._checkpoints()
         remedy = f"lower base_learning_rate={recipe.base_learning_rate} or clip_norm={recipe.clip_norm}"
         if recipe.precision != "fp32":
             remedy += f", or set precision=fp32 instead of {recipe.precision}"
         before = f"The last checkpoint, {kept[-1]}, is from before." if kept else "No checkpoint was saved."
         return FloatingPointError(
-            f"{self.name}: {seen}; {remedy}, and choose another --output, for a run keeps to its recipe. "
-            f"{before}"
+            f"{self.name}: {seen}; {remedy}, and choose another --output, as a run keeps its recipe. {before}"
         )
 
     def _validate(self) -> None:
@@ -238,7 +239,7 @@ class NetworkTraining:
         if useless := int((~np.isfinite(scores)).any(axis=1).sum()):
             raise self._diverged(
                 f"{useless} of {len(scores)} faces of the {watched_split(self.recipe)} people have a score "
-                f"that is no number after step {self.position.step}"
+                f"that is not finite after step {self.position.step}"
             )
         report = au_report(faces.aus, scores, faces.occurrence, faces.intensities)
         epoch = self.position.step // self.steps_per_epoch
@@ -260,11 +261,11 @@ class NetworkTraining:
             self._save_network(self._best)
 
     def _checkpoints(self) -> list[Path]:
-        """The newest last."""
+        """All checkpoints, the latest last."""
         return sorted((self.folder / "checkpoints").glob("step-*[0-9]"))
 
     def _resume(self) -> None:
-        """Go on from the newest checkpoint that can be read, in all processes.
+        """Resume from the latest checkpoint that all processes can read.
 
         Raises:
             ValueError: There are checkpoints, but none can be read.
@@ -273,10 +274,10 @@ class NetworkTraining:
         for checkpoint in reversed(self._checkpoints()):
             if (problem := self._load(checkpoint)) is None:
                 for reason in broken:
-                    self._warn(f"{reason}. Going on from {checkpoint.name}, the one before.")
+                    self._warn(f"{reason}. Resuming from {checkpoint.name}, the one before.")
                 self.log.write("resumed", network=self.name, step=self.position.step)
                 if self.position.best_epoch and not (self.folder / self._best).is_dir():
-                    # A later one has replaced it.
+                    # A later best epoch has replaced it.
                     self.position.best_score, self.position.best_epoch = -math.inf, 0
                 return
             broken.append(problem)
@@ -287,14 +288,14 @@ class NetworkTraining:
             )
 
     def _load(self, checkpoint: Path) -> str | None:
-        """Load a checkpoint; what is wrong with it if any process cannot."""
+        """Load a checkpoint; return the problem if a process cannot, else None."""
         problem = None
         found = sorted(file.name for file in checkpoint.iterdir())
         try:
             if empty := [name for name in found if not (checkpoint / name).stat().st_size]:
-                raise ValueError(f"nothing is in {empty}")  # Accelerate goes on without random states
+                raise ValueError(f"nothing is in {empty}")  # Accelerate ignores missing random states
             self.accelerator.load_state(str(checkpoint))
-        except Exception as error:  # of files that are missing, cut off or of another network
+        except Exception as error:  # of missing, truncated or mismatched files
             reason = f"{type(error).__name__}: {error}".split("\n")[0]
             problem = f"{checkpoint} cannot be read ({reason}; it holds {found or 'nothing'})"
         failed = torch.tensor(float(problem is not None), device=self.accelerator.device)
@@ -308,7 +309,7 @@ class NetworkTraining:
             tqdm.write(f"{self.name}: {message}", file=sys.stderr)
 
     def _save_checkpoint(self) -> None:
-        """Save the state of the run under a temporary name, then move it to its place."""
+        """Save a checkpoint, which appears when it is complete, and remove old ones."""
         folder = self.folder / "checkpoints"
         final = folder / f"step-{self.position.step:09d}"
         partial = folder / f"{final.name}.partial"
@@ -323,17 +324,17 @@ class NetworkTraining:
             for old in self._checkpoints()[:-KEEP_CHECKPOINTS]:
                 shutil.rmtree(old)
             for old in self.folder.glob("best-*"):
-                if old.name != self._best:  # no checkpoint leads back to it
+                if old.name != self._best:  # which no checkpoint refers to
                     shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
     @property
     def _best(self) -> str:
-        """Folder of the best epoch so far; one for each, so that a checkpoint finds the one it means."""
+        """Folder of the best epoch so far, named by the epoch for checkpoints to find it."""
         return f"best-{self.position.best_epoch:04d}"
 
     def _save_network(self, name: str) -> None:
-        weights = self.accelerator.get_state_dict(self.model)  # gathered, where processes hold parts of it
+        weights = self.accelerator.get_state_dict(self.model)  # gathered from all processes
         if self.accelerator.is_main_process:
             partial = self.folder / f"{name}.partial"
             self.accelerator.unwrap_model(self.model).save_pretrained(partial, state_dict=weights)
@@ -341,7 +342,7 @@ class NetworkTraining:
         self.accelerator.wait_for_everyone()
 
     def _keep_epoch(self, epoch: int, scores: np.ndarray) -> None:
-        """Keep an epoch for the choice that is made once all networks are trained (`joint_selection`)."""
+        """Keep an epoch's weights and scores for `joint_selection`."""
         self._save_network(epoch_folder(epoch))
         if self.accelerator.is_main_process:
             partial = self.folder / "scores.partial.npy"
@@ -350,7 +351,7 @@ class NetworkTraining:
         self.accelerator.wait_for_everyone()
 
     def _keep_selected(self) -> None:
-        """Put the selected epoch's weights into `model`, which marks the network as trained."""
+        """Write the selected epoch's weights into `model`, which marks the network as trained."""
         selected = self.position.best_epoch
         self.log.write("trained", network=self.name, selected_epoch=selected or self.epochs)
         if selected and self.accelerator.is_main_process:
@@ -362,36 +363,36 @@ class NetworkTraining:
 
 
 class TakesKeywords(nn.Module):
-    """A model whose inputs come as one dictionary, as `update_bn` passes them."""
+    """A model whose inputs are one dictionary, as in `update_bn`."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> Any:
-        """Pass them on by name."""
+        """Pass the inputs as keyword arguments."""
         return self.model(**inputs)
 
 
 @dataclass
 class Position:
-    """How far a network's training is, as a checkpoint keeps it."""
+    """Progress of a network's training, saved in checkpoints."""
 
     step: int = 0
     best_score: float = -math.inf
     best_epoch: int = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint saves."""
+        """The state for a checkpoint."""
         return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what a checkpoint saved."""
+        """Restore the state of a checkpoint."""
         vars(self).update(state)
 
 
 class ShuffledBatches(Sampler[list[int]]):
-    """Batches of an epoch in an order that seed and epoch decide, and this process' share of each."""
+    """Shuffled batches of an epoch, determined by `seed`, with this process' share of each."""
 
     def __init__(
         self, count: int, batch_size: int, batches: int, seed: tuple, share: tuple[int, int], start: int = 0
@@ -410,7 +411,7 @@ class ShuffledBatches(Sampler[list[int]]):
 
 
 class WarmupCosine:
-    """Factor of the learning rate at a step: linear from 0, then half a cosine to 0."""
+    """Learning rate factor: linear warm-up from 0, then half a cosine to 0."""
 
     def __init__(self, warmup_steps: float, total_steps: int):
         self.warmup_steps, self.total_steps = warmup_steps, total_steps
@@ -424,7 +425,7 @@ class WarmupCosine:
 
 
 class WarmupInverseSquareRoot(WarmupCosine):
-    """Factor of the learning rate at a step: linear from 0, then sqrt(warm-up steps / steps)."""
+    """Learning rate factor: linear warm-up from 0, then sqrt(warm-up steps / steps)."""
 
     def __call__(self, step: int) -> float:
         """The factor for the update after `step` updates."""
@@ -438,41 +439,41 @@ SCHEDULES = {"cosine": WarmupCosine, "inverse-square-root": WarmupInverseSquareR
 
 
 def seeded_generator(*seed: int) -> torch.Generator:
-    """A generator that the numbers decide, such as seed, epoch, batch and process."""
+    """A generator seeded by numbers, such as seed, epoch, batch and process."""
     state = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
 def epoch_folder(epoch: int) -> str:
-    """Folder of a network's weights after an epoch, where all epochs are kept."""
+    """Folder of a network's weights after an epoch."""
     return f"epoch-{epoch:04d}"
 
 
 def epoch_scores(epoch: int) -> str:
-    """File of what the watched people scored after it, (N, m)."""
+    """File of the scores (N, m) on the monitored split after an epoch."""
     return f"epoch-{epoch:04d}.npy"
 
 
 def watched_split(recipe: Recipe, splits: Sequence[str] | None = None) -> str:
-    """The split that is measured after every epoch, and by which the epoch is selected if any is.
+    """The split that is evaluated after every epoch, and may select it.
 
     Raises:
-        ValueError: The rule of selection needs a split that is not among `splits`.
+        ValueError: Selection needs a split that is not among `splits`.
     """
     watched = "test" if recipe.epoch_selection == "best-test" else "validation"
     if splits is not None and recipe.epoch_selection != "last" and watched not in splits:
         raise ValueError(
             f"epoch_selection={recipe.epoch_selection} needs a split {watched!r}, there are {list(splits)}; "
-            "hold people out, or take epoch_selection=last."
+            "hold subjects out, or use epoch_selection=last."
         )
     return watched
 
 
 def steps_per_epoch(count: int, recipe: Recipe, processes: int) -> int:
-    """Optimiser steps of an epoch; pictures that do not fill a step wait for another epoch's order.
+    """Optimiser steps per epoch; the rest of the pictures, less than a batch, is dropped.
 
     Raises:
-        ValueError: The batch does not divide among processes and accumulation, or there are too few pictures.
+        ValueError: The batch cannot be divided among processes and accumulation, or is larger than `count`.
     """
     shares = processes * recipe.gradient_accumulation
     if recipe.batch_size % shares:
@@ -486,10 +487,10 @@ def steps_per_epoch(count: int, recipe: Recipe, processes: int) -> int:
 
 
 def build_network(network: NetworkRecipe, recipe: Recipe, faces: AlignedFaces) -> nn.Module:
-    """A new network, or a pretrained one for these action units, with the corpus' occurrence rates."""
+    """A new or pretrained network for the recipe's action units, with the corpus' occurrence rates."""
     settings: dict[str, Any] = {"aus": list(recipe.aus), **clip_settings(network, recipe), **network.config}
     if recipe.balance_aus:
-        margin = 1 / (len(faces) + 1)  # an action unit that never or always occurs has no weight in Eq. 8
+        margin = 1 / (len(faces) + 1)  # weights of Eq. 8 are undefined at rates of 0 and 1
         settings["au_occurrence_rates"] = np.clip(faces.occurrence_rates(), margin, 1 - margin).tolist()
     if network.pretrained:
         return AutoModel.from_pretrained(network.pretrained, **settings, dtype=torch.float32)
@@ -497,18 +498,17 @@ def build_network(network: NetworkRecipe, recipe: Recipe, faces: AlignedFaces) -
 
 
 def clip_settings(network: NetworkRecipe, recipe: Recipe) -> dict[str, int]:
-    """What the configuration of a network of videos says of the clips it is trained on.
+    """The recipe's clips as configuration of a temporal network; empty for others.
 
     Raises:
-        ValueError: The recipe says otherwise of its network.
+        ValueError: They do not fit the network or its own configuration.
     """
     if network.model_type not in CONFIG_MAPPING:  # pretrained weights have their own type
         return {}
     if "clip_length" not in (field.name for field in fields(CONFIG_MAPPING[network.model_type])):
         if recipe.clips.length > 1:
             raise ValueError(
-                f"clips.length={recipe.clips.length}, but {network.model_type} is a network of pictures; "
-                "take 1."
+                f"clips.length={recipe.clips.length}, but {network.model_type} takes pictures; use 1."
             )
         return {}
     settings = {"clip_length": recipe.clips.length, "num_subsequences": recipe.clips.subsequences}
@@ -524,11 +524,10 @@ def clip_settings(network: NetworkRecipe, recipe: Recipe) -> dict[str, int]:
 
 
 def network_config(network: NetworkRecipe, **settings: Any) -> Any:
-    """The configuration of a new network: that of its preset, with other values.
+    """The configuration of a new network: its preset with other values.
 
     Raises:
-        ValueError: There is no such type, preset or value. Transformers would keep a value of a wrong name
-            and build the network without it.
+        ValueError: There is no such type, preset or key. Transformers would silently ignore an unknown key.
     """
     types = sorted(name for name in CONFIG_MAPPING if name.startswith("au-"))  # type: ignore[attr-defined]
     if network.model_type not in types:
@@ -545,15 +544,15 @@ def network_config(network: NetworkRecipe, **settings: Any) -> Any:
 
 
 def start_from(model: nn.Module, folder: Path) -> None:
-    """Take over the weights of another network where name and shape agree.
+    """Load the weights of another network that have the same names and shapes.
 
     Raises:
         FileNotFoundError: There are no weights.
-        ValueError: Nothing agrees.
+        ValueError: There are no such weights.
     """
     if not (file := folder / "model.safetensors").is_file():
         raise FileNotFoundError(
-            f"{file} is not there; train it first, or start from random weights: "
+            f"{file} does not exist; train it first, or start from random weights: "
             "--set networks.NAME.backbone_from="
         )
     found, own = load_file(file), model.state_dict()
@@ -566,7 +565,7 @@ def start_from(model: nn.Module, folder: Path) -> None:
 
 
 def training_examples(pictures: Any, faces: AlignedFaces, recipe: Recipe) -> Any:
-    """What an epoch goes through: the pictures (of these faces, wherever they lie), or clips of them."""
+    """The examples of an epoch: `pictures` (the faces, or `FacesOnDevice`), or clips of them."""
     clips = recipe.clips
     if clips.length == 1:
         return pictures
@@ -576,7 +575,7 @@ def training_examples(pictures: Any, faces: AlignedFaces, recipe: Recipe) -> Any
 
 
 class FacesOnDevice(Dataset):
-    """Faces whose pictures lie in the memory of a device, where to fetch a batch is to index."""
+    """Faces in the memory of a device."""
 
     def __init__(self, faces: AlignedFaces, device: torch.device, piece: int = 1024):
         parts = [
@@ -589,17 +588,17 @@ class FacesOnDevice(Dataset):
         return len(self.tensors["pictures"])
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """A whole batch, stacked, as `AlignedFaces` gives it."""
+        """A stacked batch, like that of `AlignedFaces`."""
         return {name: values[torch.as_tensor(indices)] for name, values in self.tensors.items()}
 
 
 def sequence_names(faces: AlignedFaces) -> np.ndarray:
-    """The sequence that each picture is of (N,)."""
+    """Names of the sequences of the pictures (N,)."""
     return faces.groups.get("sequence", faces.people) if faces.sequences is None else faces.sequences
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices and kernels decay; norms, biases and scalars do not."""
+    """Apply weight decay to matrices and kernels, but not to norms, biases and scalars."""
     parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     decays = {name for name, p in parameters if p.ndim > 1 and not name.endswith("bias")}
     return [
@@ -614,7 +613,7 @@ def collator(
     scheme: str = "ibug68",
     places: Sequence[int] | None = None,
 ) -> AUCollator:
-    """What makes a batch of faces the inputs of a model that reads the centres of `places`, or of its AUs."""
+    """The recipe's collator, for a model with AU centres of `places`, by default of its AUs."""
     return AUCollator(
         aus=recipe.aus,
         places=places,
@@ -632,7 +631,7 @@ def collator(
 def gathered_scores(
     model: nn.Module, faces: AlignedFaces, collate: AUCollator, batch_size: int, accelerator: Accelerator
 ) -> np.ndarray:
-    """Probabilities (N, m) of all faces; every process does its share and gets all."""
+    """Probabilities (N, m) of all faces in all processes, each of which predicts its share."""
     model.eval()
     processes = accelerator.num_processes
     order = np.arange(math.ceil(len(faces) / processes) * processes) % len(faces)  # equal shares
@@ -651,12 +650,12 @@ def gathered_scores(
 def gathered_clip_scores(
     model: nn.Module, faces: AlignedFaces, collate: AUCollator, clip_length: int, accelerator: Accelerator
 ) -> np.ndarray:
-    """Probabilities (N, m) of all faces, detected clip by clip; every process does its share and gets all."""
+    """Probabilities (N, m) of all faces like `gathered_scores`, predicted clip by clip."""
     model.eval()
     clips = fixed_stride_clips(sequence_names(faces), clip_length)
     scores = torch.zeros(len(faces), len(faces.aus), device=accelerator.device)
     processes = accelerator.num_processes
-    # Wrapped models synchronise in each forward pass, so that all processes must have as many.
+    # Wrapped models synchronise in each forward pass, so all processes need the same number of passes.
     for number in range(accelerator.process_index, math.ceil(len(clips) / processes) * processes, processes):
         rows = clips[number % len(clips)].rows
         batch = send_to_device(faces.__getitems__(rows), accelerator.device)
@@ -667,28 +666,28 @@ def gathered_clip_scores(
 
 
 def new_accelerator(recipe: Recipe) -> Accelerator:
-    """What runs on one CPU, one GPU or several processes; one for every network."""
+    """An accelerator for CPU, GPU or several processes; each network needs its own."""
     return Accelerator(
         mixed_precision="bf16" if recipe.precision == "bf16" else "no",
         gradient_accumulation_steps=recipe.gradient_accumulation,
-        cpu=not torch.accelerator.is_available(),  # else torchrun's processes on a CPU do not join
+        cpu=not torch.accelerator.is_available(),  # for torchrun's processes on CPUs to communicate
     )
 
 
 @dataclass
 class RunLog:
-    """JSON lines, one an event; silent where there is no path (all processes but the first)."""
+    """Log of events as JSON lines; does nothing without a path (in all processes but the first)."""
 
     path: Path | None
 
     def __post_init__(self) -> None:
-        """Cut off what a process that was killed left of its last line."""
+        """Remove an incomplete last line of a killed process."""
         if self.path is not None and self.path.exists():
             with self.path.open("rb+") as file:
                 file.truncate(file.read().rfind(b"\n") + 1)
 
     def write(self, event: str, **values: Any) -> None:
-        """Append an event with the time."""
+        """Append an event, with the time."""
         if self.path is not None:
             line = {"event": event, "time": datetime.now(timezone.utc).isoformat(timespec="seconds")}
             with self.path.open("a", encoding="utf-8") as file:
@@ -701,14 +700,14 @@ class RunLog:
 
 
 def read_state(path: Path, device: torch.device) -> dict[str, Any]:
-    """What `torch.save` wrote of a training.
+    """Load the state of a training saved by `torch.save`.
 
     Raises:
-        ValueError: The file is cut off or broken.
+        ValueError: The file is truncated or broken.
     """
     try:
         return torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch's reader fails on a broken file in whatever way
+    except Exception as error:  # torch raises exceptions of many kinds
         reason = str(error).split("\n")[0] or type(error).__name__
         raise ValueError(
             f"{path} ({path.stat().st_size} bytes) cannot be read: {reason}; copy it here again, or remove "
@@ -717,6 +716,6 @@ def read_state(path: Path, device: torch.device) -> dict[str, Any]:
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Move a complete folder to its place; what was there goes."""
+    """Move a complete folder to `target`, replacing it."""
     shutil.rmtree(target, ignore_errors=True)
     source.rename(target)

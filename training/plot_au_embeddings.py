@@ -5,10 +5,10 @@ r"""Draw AU embeddings by t-SNE: Fig. 6 of GTLE-Net, with and without masks, and
     python training/plot_au_embeddings.py --models runs/auformer-unsupervised/model runs/auformer/model \
         --data corpora/synthetic --together --pictures 100 --output fig5.png
 
-A row a model, a column an action unit, a dot a picture: orange where the action unit occurs, blue where not.
-With `--together` all action units share a panel: a dot an action unit of a picture, a colour an action unit.
-Below each panel stands how many of a dot's ten nearest neighbours, before t-SNE, have its label (or are of
-its action unit): the mean share, and in parentheses what chance would give.
+Rows are models, columns action units, dots pictures: orange where the action unit occurs, blue where not.
+With `--together` all action units share a panel: dots are action units of pictures, coloured by action unit.
+Below each panel is the mean share of a dot's ten nearest neighbours, before t-SNE, with the same label (or
+action unit), and in parentheses the share by chance.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from actionunits.data.preparing import is_prepared, open_prepared
 from actionunits.files import whole_file
 from number_options import from_one, from_zero
 
-SIDE, GAP, CAPTION = 200, 10, 24  # pixels of a panel, between panels, and below them
-SCALE = 2  # drawn larger, then shrunk
+SIDE, GAP, CAPTION = 200, 10, 24  # of a panel, between panels, and below them [pixels]
+SCALE = 2  # supersampling
 OCCURS, ABSENT = "#d55e00", "#0072b2"
 NEIGHBOURS = 10
 
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--models", nargs="+", required=True, help="folders of GTLE-Net or AUFormer, a row each"
+        "--models", nargs="+", required=True, help="folders of GTLE-Net or AUFormer, one per row"
     )
     parser.add_argument("--data", required=True, help="prepared corpus, or the synthetic one")
     parser.add_argument("--split", default="test")
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def read_faces(args: argparse.Namespace) -> AlignedFaces:
-    """Some faces of the split, the same for all models."""
+    """A random sample of the split's faces."""
     if is_prepared(args.data):
         faces = open_prepared(args.data).part(args.split, args.fold)
     else:
@@ -80,7 +80,7 @@ def read_faces(args: argparse.Namespace) -> AlignedFaces:
 
 
 def one_by_one(name: str, faces: AlignedFaces, seed: int) -> list[dict[str, Any]]:
-    """A panel for each action unit of a model and the corpus: `title`, `dots` (n, 2) and `colours` (n,)."""
+    """A panel for each action unit of model and corpus: `title`, `dots` (n, 2) and `colours` (n,)."""
     embeddings, aus = embed(name, faces)
     panels = []
     for i, au in enumerate(tqdm(aus, desc=name, unit="AU", disable=None)):
@@ -95,7 +95,7 @@ def one_by_one(name: str, faces: AlignedFaces, seed: int) -> list[dict[str, Any]
 
 
 def together(name: str, faces: AlignedFaces, seed: int) -> list[dict[str, Any]]:
-    """One panel of all action units of a model and the corpus, each in a colour of its own."""
+    """One panel of all action units of model and corpus, each in its own colour."""
     embeddings, aus = embed(name, faces)
     vectors, units = embeddings.reshape(-1, embeddings.shape[-1]), np.tile(np.arange(len(aus)), len(faces))
     hues = [colorsys.hsv_to_rgb(i / len(aus), 0.8, 0.85) for i in range(len(aus))]
@@ -105,7 +105,7 @@ def together(name: str, faces: AlignedFaces, seed: int) -> list[dict[str, Any]]:
 
 
 def project(vectors: np.ndarray, seed: int) -> np.ndarray:
-    """t-SNE of vectors (n, D), (n, 2) in 0..1."""
+    """t-SNE of vectors (n, D), as (n, 2) in [0, 1]."""
     perplexity = min(30.0, (len(vectors) - 1) / 3)
     dots = TSNE(perplexity=perplexity, random_state=seed, init="pca").fit_transform(vectors)
     return (dots - dots.min(0)) / np.maximum(np.ptp(dots, axis=0), 1e-9)
@@ -113,24 +113,24 @@ def project(vectors: np.ndarray, seed: int) -> np.ndarray:
 
 @torch.no_grad()
 def embed(name: str, faces: AlignedFaces, batch_size: int = 50) -> tuple[np.ndarray, list[int]]:
-    """AU embeddings (n, m, D) of a model, and the m action units that the corpus labels."""
+    """AU embeddings (n, m, D) of a model, and its m action units that the corpus has."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModel.from_pretrained(name, dtype=torch.float32).to(device).eval()
     columns = [i for i, au in enumerate(model.config.aus) if au in faces.aus]
     if not hasattr(model, "au_embeddings"):
-        raise ValueError(f"{name} is a {type(model).__name__}, which has no embedding an action unit.")
+        raise ValueError(f"{name} is a {type(model).__name__}, which has no AU embeddings.")
     processor = AutoImageProcessor.from_pretrained(name)
     results = []
     for start in range(0, len(faces), batch_size):
         rows = range(start, min(start + batch_size, len(faces)))
         pictures, landmarks = [faces.picture(row) for row in rows], [faces.landmarks[row] for row in rows]
-        inputs = processor(pictures, landmarks=landmarks, return_tensors="pt")  # sharpened as in use
+        inputs = processor(pictures, landmarks=landmarks, return_tensors="pt")  # preprocessed as in use
         results.append(model.au_embeddings(inputs["pixel_values"].to(device)).cpu())
     return torch.cat(results)[:, columns].numpy(), [model.config.aus[i] for i in columns]
 
 
 def same_label_share(vectors: np.ndarray, labels: np.ndarray) -> float:
-    """Mean share of a vector's nearest neighbours that have its label."""
+    """Mean share of a vector's nearest neighbours with its label."""
     count = min(NEIGHBOURS, len(vectors) - 1)
     nearest = NearestNeighbors(n_neighbors=count).fit(vectors).kneighbors(return_distance=False)
     return float((labels[nearest] == labels[:, None]).mean())

@@ -1,4 +1,4 @@
-"""Draw Fig. 3 of AUFormer from the package's losses: the gradient of a non-occurrence by its prediction.
+"""Draw Fig. 3 of AUFormer with the package's losses: gradients of a non-occurrence by its prediction.
 
     python training/plot_mdwa.py fig3.png
 
@@ -24,10 +24,10 @@ from actionunits.losses import (
 )
 
 BP4D_RATES = {"AU2": 0.1710, "AU17": 0.3433, "AU7": 0.5490}
-"""Share of all coded frames of BP4D on which the action unit occurs."""
+"""Occurrence rates in all coded frames of BP4D."""
 
-PANEL, MARGIN = (620, 460), (70, 46, 24, 62)  # pixels; left, top, right, bottom
-SCALE = 2  # drawn larger, then shrunk
+PANEL, MARGIN = (620, 460), (70, 46, 24, 62)  # width, height; left, top, right, bottom [pixels]
+SCALE = 2  # supersampling
 COLOURS = ("#7f7f7f", "#1f77b4", "#2ca02c", "#d62728", "#9467bd")
 
 
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def losses_panel(p: Tensor) -> dict[str, Tensor]:
-    """The curves of Fig. 3a by their names."""
+    """The curves of Fig. 3a, by name."""
     losses: dict[str, Callable] = {"WCE": weighted_au_loss, "WA": weighted_asymmetric_loss}
     for margin in (0.1, 0.2, 0.3):
         losses[f"MWA, m = {margin}"] = lambda x, y, margin=margin: mdwa_loss(x, y, margin=margin)
@@ -58,7 +58,7 @@ def losses_panel(p: Tensor) -> dict[str, Tensor]:
 
 
 def difficulties_panel(p: Tensor) -> dict[str, Tensor]:
-    """The curves of Fig. 3b by their names."""
+    """The curves of Fig. 3b, by name."""
     curves = {}
     for label, rate in BP4D_RATES.items():
         gamma = difficulty_exponents([rate])
@@ -69,14 +69,14 @@ def difficulties_panel(p: Tensor) -> dict[str, Tensor]:
 
 
 def gradient(p: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Derivative of the loss of one non-occurrence by its logit, at each predicted probability p (n,)."""
+    """Derivative of the loss of a non-occurrence by its logit, at predicted probabilities p (n,)."""
     logits = torch.logit(p).unsqueeze(1).requires_grad_()
     (slope,) = torch.autograd.grad(len(p) * loss(logits, torch.zeros_like(logits)), logits)
     return slope[:, 0]
 
 
 def draw_panel(title: str, p: Tensor, curves: dict[str, Tensor]) -> Image.Image:
-    """Draw curves over p in [0, 1], with axes, grid and legend, at SCALE times the size."""
+    """Draw curves over p in [0, 1] with axes, grid and legend, at `SCALE` times the size."""
     width, height = (SCALE * length for length in PANEL)
     left, top, right, bottom = (SCALE * length for length in MARGIN)
     highest = 1.05 * max(float(curve.max()) for curve in curves.values())

@@ -1,8 +1,8 @@
-"""A training recipe: all that decides the outcome of a run, read from YAML; `--set` replaces values."""
+"""A training recipe: all settings of a run, read from YAML; `--set` replaces values."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -20,15 +20,15 @@ class NetworkRecipe:
 
     Attributes:
         model_type: Registered type, such as "au-gda".
-        preset: Class method of the configuration that gives its defaults ("compact"); "" for the paper's.
-        config: Values that differ from these defaults.
+        preset: Class method of the configuration with its defaults ("compact"); "" for the paper's.
+        config: Other values of the configuration.
         pretrained: Folder or Hub name of weights to start from; `preset` must then be empty.
-        keep_pretrained: Share of the pretrained weights in the result, which is the average of these and the
-            trained ones (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022): what the new
-            corpus does not show is forgotten less. Statistics of batch normalisation are estimated anew.
-        backbone_from: Another network of the recipe, trained before, or a model folder (with a slash in its
-            name); this one starts from its weights where names agree, which is the backbone.
-        epochs: Passes over the training split; 0 for the recipe's.
+        keep_pretrained: Share of the pretrained weights in their average with the trained ones, which reduces
+            forgetting (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022). Statistics of
+            batch normalisation are estimated again.
+        backbone_from: An earlier network of the recipe, or a model folder (with a slash in its name), whose
+            weights of the same names and shapes, those of the backbone, are the initial ones.
+        epochs: Passes over the training split; 0 for the recipe's number.
     """
 
     model_type: str
@@ -42,12 +42,12 @@ class NetworkRecipe:
 
 @dataclass(frozen=True)
 class PaperFigures:
-    """The row of a paper's result table that a recipe is to reach.
+    """The row of a paper's result table that a recipe reproduces.
 
     Attributes:
-        table: Where the row stands, such as "ESCDA, Table 1".
+        table: Its table, such as "ESCDA, Table 1".
         f1: F1-frame in percent by FACS number, {1: 56.5, ...}.
-        mean: Their mean as printed, in percent; 0 where there is no such row.
+        mean: Their mean as printed, in percent; 0 without such a row.
     """
 
     table: str = ""
@@ -57,10 +57,10 @@ class PaperFigures:
 
 @dataclass(frozen=True)
 class Variant:
-    """Another row of a paper's tables, by other values of the same recipe: an entry of its `variants`.
+    """An entry of a recipe's `variants`: another row of a paper's tables, with other settings.
 
     Attributes:
-        settings: "key=value", as `--set` takes them.
+        settings: "key=value", as for `--set`.
         paper: The figures of this row.
     """
 
@@ -70,12 +70,12 @@ class Variant:
 
 @dataclass(frozen=True)
 class SplitRecipe:
-    """Who of a prepared corpus trains and who tests; the synthetic corpus comes split.
+    """Splits of a prepared corpus; the synthetic corpus has its own.
 
     Attributes:
         fold: Fold to test, a number or a name of `actionunits.data.protocols`; "" for an official partition,
-            "all" to train on everybody.
-        validation: Share of the training people to hold out for validation.
+            "all" to train on all subjects.
+        validation: Share of the training subjects to hold out for validation.
         sample: Equidistant share of the training faces (AUFormer Sec. 4.2).
         folds_file: Subject lists where none are built in: CSV with the columns subject and fold.
     """
@@ -88,13 +88,13 @@ class SplitRecipe:
 
 @dataclass(frozen=True)
 class ClipRecipe:
-    """How a clip network sees the training split: LAC's temporal sampling (`actionunits.data.sampling`).
+    """Clips of temporal networks, by LAC's temporal sampling (`actionunits.data.sampling`).
 
-    Sequences are the corpus' recordings (or its group "sequence"), or all pictures of a person in its order.
+    Sequences are the corpus' recordings (or its group "sequence"), or all pictures of a subject in order.
 
     Attributes:
-        length: Frames of a clip (t); 1 for networks of pictures, which see all of them once an epoch.
-        subsequences: Clips of a sequence in an epoch (N_sep).
+        length: Frames per clip (t); 1 for networks of single images, whose epochs have each picture once.
+        subsequences: Clips per sequence and epoch (N_sep).
     """
 
     length: int = 1
@@ -106,54 +106,54 @@ class Recipe:
     """One training run.
 
     Attributes:
-        name: What the model card calls the result.
-        networks: Networks by name; each is trained alone, one after the other. The result is the only
-            network, or the ensemble of `lsc` and `gda`.
+        name: Name of the result in the model card.
+        networks: Networks by name, which are trained one after the other. The result is the only network,
+            or the ensemble of `lsc` and `gda`.
         aus: FACS numbers in output order.
-        target: Labels of the loss, "occurrence" (0 or 1) or "intensity" (soft labels from 0 to 1).
-        full_intensity: Intensity from which on a soft label is 1; below it is intensity / full_intensity.
-        teachers: Model folders or Hub names of trained networks that soften the labels, which must be
-            intensities: distillation (`teaching.taught`).
-        teacher_weight: Share of the teachers in the soft label.
-        balance_aus: Weigh action units and occurrences by their rates in the training split (ESCDA Eq. 8).
-        geometry: Sizes of the aligned face, the crop and the input.
-        image_mean: Subtracted from the channels, which lie in [0, 1].
-        image_std: Divides them.
-        sharpen: `AUImageProcessor.sharpen` of pictures in use; those of training stay as they are.
-        clips: Clips that a network of videos trains on; `batch_size` then counts clips.
-        augmentation: What varies between epochs.
-        plain_epochs: Epochs at the start in which only the mirror image varies: a transformer that starts
-            from random weights hardly begins to learn otherwise.
+        target: Labels of the loss, "occurrence" (binary) or "intensity" (soft labels in [0, 1]).
+        full_intensity: A soft label is min(intensity / full_intensity, 1).
+        teachers: Model folders or Hub names of networks for distillation, which requires
+            target="intensity" (`teaching.taught`).
+        teacher_weight: Weight of the teachers in the soft label.
+        balance_aus: Weight action units and occurrences by their rates in the training split (ESCDA Eq. 8).
+        geometry: Sizes of aligned face, crop and input.
+        image_mean: Mean of pixels in [0, 1], per channel.
+        image_std: Their standard deviation, per channel.
+        sharpen: `AUImageProcessor.sharpen` at inference; training pictures are not sharpened.
+        clips: Clips of temporal networks; `batch_size` then counts clips.
+        augmentation: Augmentation in training.
+        plain_epochs: First epochs with mirroring only, without which a transformer with random initial
+            weights hardly starts to learn.
         epochs: Passes over the training split.
-        warmup_epochs: Epochs in which the learning rate rises linearly from 0; a cosine to 0 follows.
-        schedule: How the learning rate falls after the warm-up: as half a "cosine" to 0, or as the
-            "inverse-square-root" of the steps.
-        batch_size: Pictures of one optimiser step, over all processes and accumulated batches.
-        gradient_accumulation: Batches that a step is split into where memory is short.
+        warmup_epochs: Epochs of linear warm-up of the learning rate from 0.
+        schedule: Decay of the learning rate after the warm-up: half a "cosine" to 0, or
+            "inverse-square-root" in the steps.
+        batch_size: Pictures per optimiser step, over all processes and accumulated batches.
+        gradient_accumulation: Batches per optimiser step.
         base_learning_rate: Learning rate for a batch of 256; the run's is this * batch_size / 256.
         weight_decay: AdamW's, for matrices and kernels only (not for norms, biases and scalars).
-        clip_norm: Largest norm of the gradient.
+        clip_norm: Gradients are clipped to this norm.
         precision: "fp32" or "bf16" (autocast).
-        save_dtype: How the result's parameters are stored, "float32" or "float16"; it is measured as it is
-            stored, and computes with float32 either way (`actionunits.half_precision`).
+        save_dtype: Type of the stored parameters, "float32" or "float16". The result is evaluated as stored,
+            and computes in float32 either way (`actionunits.half_precision`).
         epoch_selection: "last", "best-validation" by `selection_metric`, or "best-test": on the test fold, as
-            the papers choose, which flatters; every report names the rule.
-        selection_metric: Mean figure of the split that selects: "f1" (at 0.5), "auc" or "correlation".
-        select_together: Whether `lsc` and `gda` are those of one epoch, after which their answers together
-            are best (ESCDA Sec. 4.1.2), instead of each its own best; until then all epochs are kept.
-        max_false_alarms: Bound of the false alarm rate when thresholds are calibrated (validation split).
-        seed: Of initial weights, order of the pictures and augmentation.
-        eval_batch_size: Pictures of one validation batch.
+            in the papers, which is optimistic; every report states the rule.
+        selection_metric: Mean metric that selects the epoch: "f1" (at 0.5), "auc" or "correlation".
+        select_together: Select the epoch whose combined predictions of `lsc` and `gda` are best (ESCDA Sec.
+            4.1.2), instead of one for each; until then all epochs are kept.
+        max_false_alarms: Bound of the false alarm rate of calibrated thresholds (validation split).
+        seed: Seed of initial weights, order of the pictures and augmentation.
+        eval_batch_size: Pictures per validation batch.
         log_every: Optimiser steps between lines of the log.
-        checkpoint_every: Optimiser steps between checkpoints; epochs end with one, too.
-        workers: Processes that read pictures; 0 reads in the training process.
-        preload: Keep all training pictures in the memory of the device (77 kB each at 160 pixels); `workers`
-            then have nothing to do.
-        ensemble: How `lsc` and `gda` become one answer: "average" (ESCDA) or "voting", the maximum (ESCDA-V).
-        paper: The figures that the paper reports for this recipe.
-        split: Who trains and who tests, for corpora that come by `actionunits corpus prepare`.
-        crossing: A key of `actionunits.data.protocols.CROSSINGS` where the figures of `paper` are those on
-            another corpus, on which training/evaluate.py then measures the result.
+        checkpoint_every: Optimiser steps between checkpoints, which are also saved after each epoch.
+        workers: Processes of the data loader; 0 reads in the training process.
+        preload: Keep all training pictures in the device's memory (77 kB each at 160 pixels), without
+            `workers`.
+        ensemble: Combination of `lsc` and `gda`: "average" (ESCDA) or "voting", the maximum (ESCDA-V).
+        paper: The paper's figures for this recipe.
+        split: Splits of a corpus prepared by `actionunits corpus prepare`.
+        crossing: A key of `actionunits.data.protocols.CROSSINGS` if the figures of `paper` are those on
+            another corpus, on which training/evaluate.py evaluates the result.
     """
 
     name: str
@@ -197,17 +197,23 @@ class Recipe:
     crossing: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse what no run could follow."""
+        """Check values and their combinations."""
         check_aus(self.aus)
-        if self.crossing not in ("", *CROSSINGS):
-            raise ValueError(f"crossing={self.crossing!r} is none of {list(CROSSINGS)}.")
+        for names, is_valid, rule in RULES:
+            for name in names.split():
+                if not is_valid(value := getattr(self, name)):
+                    raise ValueError(f"{name}={value!r} {rule}.")
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise ValueError(f"warmup_epochs={self.warmup_epochs} must be below epochs={self.epochs}.")
+        if self.teachers and self.target != "intensity":
+            raise ValueError(f"teachers={self.teachers} soften labels and need target=intensity.")
+        self._check_networks()
+        if self.select_together:
+            self._check_select_together()
+
+    def _check_networks(self) -> None:
         if len(self.networks) != 1 and set(self.networks) != {"lsc", "gda"}:
             raise ValueError(f"networks must name one network, or lsc and gda; got {sorted(self.networks)}.")
-        positive = ("epochs", "batch_size", "gradient_accumulation", "base_learning_rate", "clip_norm")
-        positive += ("full_intensity", "eval_batch_size", "log_every", "checkpoint_every")
-        for name in positive:
-            if not getattr(self, name) > 0:  # nor is nan
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
         trained: list[str] = []
         for name, network in self.networks.items():
             is_folder = "/" in network.backbone_from
@@ -221,63 +227,64 @@ class Recipe:
             if not 0 <= network.keep_pretrained < 1:
                 raise ValueError(f"{name}: keep_pretrained={network.keep_pretrained} must lie in [0, 1).")
             if network.keep_pretrained and (not network.pretrained or self.epoch_selection != "last"):
-                raise ValueError(f"{name}: keep_pretrained wants `pretrained` and epoch_selection=last.")
+                raise ValueError(f"{name}: keep_pretrained needs `pretrained` and epoch_selection=last.")
             trained.append(name)
-        if self.select_together:
-            self._check_select_together()
-        if not 0 < self.teacher_weight <= 1:
-            raise ValueError(f"teacher_weight={self.teacher_weight} must lie in (0, 1].")
-        if self.teachers and self.target != "intensity":
-            raise ValueError(f"teachers={self.teachers} soften labels; with them goes target=intensity.")
-        for name in ("plain_epochs", "workers", "weight_decay", "sharpen"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed={self.seed} must lie in [0, 2**32).")
-        if not 0 <= self.max_false_alarms <= 1:
-            raise ValueError(f"max_false_alarms={self.max_false_alarms} is a share in [0, 1].")
-        for name in ("image_mean", "image_std"):
-            values = getattr(self, name)
-            if len(values) != 3 or not all(isinstance(value, int | float) for value in values):
-                raise ValueError(f"{name}={values} must be three numbers, one a channel.")
-        if not all(value > 0 for value in self.image_std):
-            raise ValueError(f"image_std={self.image_std} divides the channels, so it must be above 0.")
-        if not 0 <= self.warmup_epochs < self.epochs:
-            raise ValueError(f"warmup_epochs={self.warmup_epochs} must be below epochs={self.epochs}.")
 
     def _check_select_together(self) -> None:
         names = list(self.networks)
         if len(names) < 2 or self.epoch_selection == "last":
             raise ValueError(
-                f"select_together chooses an epoch for lsc and gda by a split; got {names} and "
+                f"select_together chooses an epoch for lsc and gda on a split; got {names} and "
                 f"epoch_selection={self.epoch_selection}."
             )
         if any(n.epochs not in (0, self.epochs) or n.backbone_from in names for n in self.networks.values()):
             raise ValueError(
-                "select_together wants as many epochs of each network, and no backbone_from another one, "
-                "which is only chosen when all are trained."
+                "select_together needs as many epochs of each network, and no backbone_from another one, "
+                "which is selected when all are trained."
             )
 
     @property
     def learning_rate(self) -> float:
-        """Highest learning rate of the run (ESCDA Sec. 4.1.2)."""
+        """Peak learning rate of the run (ESCDA Sec. 4.1.2)."""
         return self.base_learning_rate * self.batch_size / 256
 
     def to_dict(self) -> dict[str, Any]:
-        """All values, defaults included, as YAML and JSON hold them."""
+        """All values, with defaults, as a YAML- and JSON-ready dictionary."""
         return asdict(self)
 
 
+def _are_three_numbers(values: list[Any]) -> bool:
+    return len(values) == 3 and all(isinstance(value, int | float) for value in values)
+
+
+RULES: list[tuple[str, Callable[[Any], bool], str]] = [
+    (
+        "epochs batch_size gradient_accumulation base_learning_rate clip_norm full_intensity "
+        "eval_batch_size log_every checkpoint_every",
+        lambda value: value > 0,
+        "must be above 0",
+    ),
+    ("plain_epochs workers weight_decay sharpen", lambda value: value >= 0, "must not be negative"),
+    ("teacher_weight", lambda value: 0 < value <= 1, "must lie in (0, 1]"),
+    ("max_false_alarms", lambda value: 0 <= value <= 1, "must lie in [0, 1]"),
+    ("seed", lambda value: 0 <= value < 2**32, "must lie in [0, 2**32)"),
+    ("image_mean image_std", _are_three_numbers, "must be three numbers, one per channel"),
+    ("image_std", lambda values: all(v > 0 for v in values), "divides the channels, so it must be above 0"),
+    ("crossing", lambda name: name in ("", *CROSSINGS), f"is none of {list(CROSSINGS)}"),
+]
+"""Valid values of a recipe: names of attributes, a check, and the message of its failure."""
+
+
 def load_recipe(path: str | Path, settings: Sequence[str] = (), variant: str = "") -> Recipe:
-    """Read a recipe and replace single values.
+    """Read a recipe and replace values.
 
     Args:
-        path: YAML file; keys are the attributes of `Recipe`, and `variants`.
+        path: YAML file of the attributes of `Recipe`, and `variants`.
         settings: "key=value" with a dotted key and a YAML value ("networks.lsc.config.mlp_channels=64").
-        variant: One of the recipe's variants, whose settings come before these.
+        variant: One of the recipe's variants, whose settings precede these.
 
     Raises:
-        ValueError: Unknown key or variant, wrong type or value out of range.
+        ValueError: A key or variant is unknown, or a value invalid.
     """
     values, variants = _read_file(path)
     if variant:
@@ -292,13 +299,13 @@ def load_recipe(path: str | Path, settings: Sequence[str] = (), variant: str = "
 
 
 def load_variants(path: str | Path) -> dict[str, Variant]:
-    """The further rows of the paper's tables that a recipe names."""
+    """The variants of a recipe, further rows of the paper's tables."""
     return _read_file(path)[1]
 
 
 def _read_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Variant]]:
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} is no file; the recipes lie in training/recipes.")
+        raise FileNotFoundError(f"{path} is no file; the recipes are in training/recipes.")
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -324,7 +331,7 @@ def _replace(values: dict[str, Any], setting: str) -> None:
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:
-    """Make a `kind` (a dataclass or an annotation of one's field) of a YAML value."""
+    """Convert a YAML value to a `kind`, a dataclass or the annotation of a field."""
     if is_dataclass(kind) and isinstance(kind, type):
         return _read_dataclass(kind, value, where)
     if get_origin(kind) is dict:
@@ -341,7 +348,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         return value
     if kind is float and not isinstance(value, bool):
         try:
-            return float(value)  # YAML reads 1e-3, without a point, as text
+            return float(value)  # YAML reads 1e-3 as text, as it has no point
         except (TypeError, ValueError):
             pass
     elif isinstance(value, get_origin(kind) or kind) and not (kind is int and isinstance(value, bool)):

@@ -1,4 +1,4 @@
-"""Labels that trained networks help to give: distillation (Hinton, Vinyals and Dean, arXiv:1503.02531)."""
+"""Distillation: soft labels from trained networks (Hinton, Vinyals and Dean, arXiv:1503.02531)."""
 
 from __future__ import annotations
 
@@ -22,33 +22,31 @@ from actionunits.evaluation import predict_scores
 from actionunits.modeling_au import sum_over_processes
 from recipe import Recipe
 
-SAMPLED = 256  # pictures that tell one corpus from another
+SAMPLED = 256  # pictures in the fingerprint of a corpus
 
 
 def taught(faces: AlignedFaces, recipe: Recipe, device: torch.device, cache: Path) -> AlignedFaces:
-    """The same faces, their intensities such that the soft label is part the corpus' and part the teachers'.
+    """The same faces, with intensities whose soft labels are averages of the corpus' and the teachers'.
 
     With y = min(intensity / full_intensity, 1), logits z_k of the K teachers and the teachers' weight w:
 
         y' = (1 - w) y + w sigmoid(sum_k z_k / K)
 
-    The teachers see each picture once, as the image processor shows it to them, whatever varies in training.
+    The teachers predict each picture once, without augmentation.
 
     Args:
         faces: The training split, with the recipe's action units.
-        recipe: Names the teachers.
-        device: Where the teachers compute.
-        cache: Keeps what each teacher said, for a run that goes on and for other runs.
+        recipe: Recipe with the teachers.
+        device: Device of the teachers.
+        cache: Folder of the teachers' predictions, which are computed once.
 
     Raises:
-        ValueError: A teacher does not know one of the action units, or the corpus has no intensities.
+        ValueError: A teacher lacks one of the action units, or the corpus has no intensities.
     """
     if not recipe.teachers:
         return faces
     if faces.intensities is None:
-        raise ValueError(
-            "teachers soften graded labels, but this corpus has no intensities; set teachers=[]."
-        )
+        raise ValueError("teachers need labels of intensity, which this corpus lacks; set teachers=[].")
     logits = np.mean([_logits(teacher, faces, recipe, device, cache) for teacher in recipe.teachers], axis=0)
     own = np.clip(faces.intensities / recipe.full_intensity, None, 1)
     soft = (1 - recipe.teacher_weight) * own + recipe.teacher_weight / (1 + np.exp(-logits))
@@ -60,15 +58,15 @@ def taught(faces: AlignedFaces, recipe: Recipe, device: torch.device, cache: Pat
 def _logits(
     teacher: str, faces: AlignedFaces, recipe: Recipe, device: torch.device, cache: Path
 ) -> np.ndarray:
-    """What one teacher says of all faces, (N, m)."""
+    """Logits (N, m) of a teacher for all faces."""
     model = AutoModel.from_pretrained(teacher).to(device).eval()
     columns = _columns(teacher, model.config.aus, recipe.aus)
     processor = AutoImageProcessor.from_pretrained(teacher)
     answers = cache / f"teacher-{_fingerprint(model, processor, faces)}.npy"
     lacking = sum_over_processes(torch.tensor(float(not answers.is_file()), device=device))
-    if lacking == 0:  # else all processes ask, for each does its share
+    if lacking == 0:  # else all processes predict, each its share
         return np.load(answers)[:, columns]
-    known = replace(faces, aus=tuple(model.config.aus))  # as many scores as the teacher gives
+    known = replace(faces, aus=tuple(model.config.aus))  # with the teacher's number of scores
     scores = predict_scores(model, processor, known, recipe.eval_batch_size)
     scores = scores.astype(np.float64).clip(1e-7, 1 - 1e-7)
     logits = np.log(scores / (1 - scores))
@@ -77,7 +75,7 @@ def _logits(
 
 
 def _fingerprint(model: nn.Module, processor: BaseImageProcessor, faces: AlignedFaces) -> str:
-    """Names what answers depend on: weights, processor, faces (some of their pictures)."""
+    """Hash of weights, processor and faces (with some of their pictures)."""
     digest = hashlib.sha256(f"{model.config.to_json_string()}{processor.to_json_string()}".encode())
     some = faces.rows[:: max(len(faces) // SAMPLED, 1)]
     arrays = (faces.rows, faces.alignments, faces.landmarks, faces.pictures[some])
@@ -87,7 +85,7 @@ def _fingerprint(model: nn.Module, processor: BaseImageProcessor, faces: Aligned
 
 
 def _save(path: Path, array: np.ndarray) -> None:
-    """Under a name of this process' own first, for several may write the same."""
+    """Save under a temporary name first, as several processes may write the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with partial.open("wb") as file:
@@ -97,5 +95,5 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 def _columns(teacher: str, known: Sequence[int], wanted: Sequence[int]) -> list[int]:
     if missing := [au_label(au) for au in wanted if au not in known]:
-        raise ValueError(f"the teacher {teacher} does not know {missing}; leave it or them out.")
+        raise ValueError(f"the teacher {teacher} does not predict {missing}; leave it or them out.")
     return [list(known).index(au) for au in wanted]

@@ -1,18 +1,18 @@
-"""Train action unit networks by a recipe.
+"""Train action unit detection networks by a recipe.
 
     python training/train.py --recipe training/recipes/escda-synthetic-compact.yaml --data CORPUS --output RUN
     torchrun --nproc_per_node 2 training/train.py ...                  # several processes
     python training/train.py ... --set epochs=2 --set batch_size=32    # other values
     python training/train.py ... --folds 1 2 3                         # RUN/fold-1, ..., and their mean
 
-The same command again continues an interrupted run where its last checkpoint lies, to the bit. It writes
+Repeating the command resumes an interrupted run exactly from its last checkpoint. It writes
 
-    RUN/recipe.yaml     the recipe as it was used
-        log.jsonl       one line an event: losses, learning rate, metrics of every epoch
-        prepared/       pictures decoded and aligned once, and what teachers say of them
+    RUN/recipe.yaml     the recipe with all settings
+        log.jsonl       one line per event: losses, learning rate, metrics of every epoch
+        prepared/       decoded and aligned pictures, and teachers' predictions
         NETWORK/        checkpoints/, best/ and the trained network's model/, for each network of the recipe
         model/          the result: weights, image processor, thresholds, metrics.json, run.json, README.md
-        members/NAME/   the same for each network of an ensemble alone
+        members/NAME/   the same for each network of an ensemble
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ logger = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train as the command line says: one run, or one for each fold and the mean of their figures."""
+    """Run the command line: one run, or one per fold and the mean of their reports."""
     args = parse_arguments(arguments)
     runs = [(args.output / f"fold-{fold}", [f"split.fold={fold}"]) for fold in args.folds]
     recipes = {
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def check_folds(data: str, recipes: Sequence[Recipe], accelerator: Accelerator) -> None:
-    """Refuse a fold that the corpus does not have before the others have been trained.
+    """Check that the corpus has all folds before training.
 
     Raises:
         ValueError: There is no such fold.
@@ -96,17 +96,17 @@ def check_folds(data: str, recipes: Sequence[Recipe], accelerator: Accelerator) 
 
 
 def train(output: Path, recipe: Recipe, args: argparse.Namespace, accelerator: Accelerator) -> None:
-    """One run: its networks one after the other, then the result."""
+    """Train the networks of one run, then assemble the result."""
     for network in recipe.networks.values():
-        if not network.pretrained:  # else its own configuration holds
-            network_config(network, **network.config)  # refuses a wrong name before the corpus is decoded
+        if not network.pretrained:  # which has its own configuration
+            network_config(network, **network.config)  # fails early if a name is wrong
         clip_settings(network, recipe)
     manifest = read_manifest(args.data)
     log = open_run(output, recipe, manifest, accelerator)
     splits = prepare_splits(args, recipe, accelerator, log)
     if any(not (output / name / "model" / "config.json").is_file() for name in recipe.networks):
-        answers = args.cache or output / "prepared"
-        splits["train"] = taught(splits["train"], recipe, accelerator.device, answers)
+        cache = args.cache or output / "prepared"
+        splits["train"] = taught(splits["train"], recipe, accelerator.device, cache)
     keep_recipe(output, recipe, manifest, accelerator)
     for name in recipe.networks:
         NetworkTraining(name, recipe, splits, output / name, new_accelerator(recipe), log).run()
@@ -122,22 +122,26 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--recipe", required=True, type=Path, help="YAML file, see training/recipes")
-    parser.add_argument("--variant", default="", help="an ablation that the recipe names")
-    parser.add_argument("--data", required=True, help="prepared corpus, or the synthetic one (or its URL)")
-    parser.add_argument("--folds", nargs="+", default=[], help="a run for each, such as 1 2 3, and the mean")
+    parser.add_argument("--variant", default="", help="a variant of the recipe, such as an ablation")
+    parser.add_argument("--data", required=True, help="prepared or synthetic corpus (or the latter's URL)")
+    parser.add_argument(
+        "--folds", nargs="+", default=[], help="one run per fold, such as 1 2 3, and their mean"
+    )
     parser.add_argument("--output", required=True, type=Path, help="folder of the run")
     parser.add_argument(
-        "--cache", type=Path, help="decoded pictures and what teachers say of them, to share between runs"
+        "--cache",
+        type=Path,
+        help="folder of decoded pictures and teachers' predictions, to share between runs",
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a value")
     return parser.parse_args(arguments)
 
 
 def open_run(output: Path, recipe: Recipe, manifest: dict[str, Any], accelerator: Accelerator) -> RunLog:
-    """Make the run's folder; a run that is found there must follow the same recipe on the same corpus.
+    """Make the run's folder, or check that a run found there has the same recipe and corpus.
 
     Raises:
-        ValueError: The folder holds a run of another recipe, or on another corpus, or its files are broken.
+        ValueError: The folder holds a run with another recipe or corpus, or broken files.
     """
     stored = output / "recipe.yaml"
     if stored.is_file() and (before := load_recipe(stored)) != recipe:
@@ -156,7 +160,7 @@ def open_run(output: Path, recipe: Recipe, manifest: dict[str, Any], accelerator
 
 
 def keep_recipe(output: Path, recipe: Recipe, manifest: dict[str, Any], accelerator: Accelerator) -> None:
-    """Write recipe and corpus into the run's folder, now that data and teachers have turned out to fit."""
+    """Write recipe and corpus into the run's folder, once data and teachers are known to be valid."""
     stored = output / "recipe.yaml"
     if accelerator.is_main_process and not (output / "corpus.json").is_file():
         with whole_file(output / "corpus.json") as part:
@@ -168,7 +172,7 @@ def keep_recipe(output: Path, recipe: Recipe, manifest: dict[str, Any], accelera
 
 
 def read_corpus(path: Path) -> dict[str, Any]:
-    """What a run's folder says of its corpus."""
+    """The manifest of the corpus that a run was trained on."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -176,7 +180,7 @@ def read_corpus(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(
             f"{path} ({path.stat().st_size} bytes) does not describe a corpus: {found!r:.100}. Remove it if "
-            "this run was on the same corpus, it is written anew; else choose another --output."
+            "this run was on the same corpus, it will be written again; else choose another --output."
         )
     return found
 
@@ -184,13 +188,13 @@ def read_corpus(path: Path) -> dict[str, Any]:
 def prepare_splits(
     args: argparse.Namespace, recipe: Recipe, accelerator: Accelerator, log: RunLog
 ) -> dict[str, AlignedFaces]:
-    """All splits of the corpus, decoded and aligned once, with the recipe's action units."""
+    """All splits of the corpus, decoded and aligned, with the recipe's action units."""
     if is_prepared(args.data):
         return prepared_splits(args.data, recipe, accelerator, log)
     if changed := {k: v for k, v in asdict(recipe.split).items() if v != getattr(SplitRecipe(), k)}:
         raise ValueError(
-            f"the synthetic corpus in {args.data} comes split, so nothing heeds {changed} of the recipe's "
-            "split; leave it and --folds out."
+            f"the synthetic corpus in {args.data} has its own splits; leave {changed} of the recipe's split "
+            "and --folds out."
         )
     splits = {}
     cache = args.cache or args.output / "prepared"
@@ -207,12 +211,12 @@ def prepare_splits(
 def prepared_splits(
     folder: str, recipe: Recipe, accelerator: Accelerator, log: RunLog
 ) -> dict[str, AlignedFaces]:
-    """The splits of a corpus that `actionunits corpus prepare` aligned, with the recipe's action units."""
+    """The splits of a corpus prepared by `actionunits corpus prepare`, with the recipe's action units."""
     with accelerator.main_process_first():
         corpus = open_prepared(folder)
     if corpus.faces.aligned_size != recipe.geometry.aligned_size:
         raise ValueError(
-            f"{folder} holds faces of {corpus.faces.aligned_size} pixels, the recipe wants "
+            f"{folder} holds faces of {corpus.faces.aligned_size} pixels, the recipe needs "
             f"{recipe.geometry.aligned_size}; prepare the corpus again with --size."
         )
     splits = corpus.splits(**asdict(recipe.split))
@@ -223,7 +227,7 @@ def prepared_splits(
 
 
 def report_skipped(split: str, faces: AlignedFaces, accelerator: Accelerator, log: RunLog) -> None:
-    """Say which pictures could not be read."""
+    """Log the size of a split, and pictures that could not be read."""
     skipped = [str(reason) for reason in faces.skipped]
     log.write("split", split=split, pictures=len(faces), people=len(set(faces.people)), skipped=skipped)
     if skipped and accelerator.is_main_process:
@@ -238,7 +242,7 @@ def finish(
     accelerator: Accelerator,
     log: RunLog,
 ) -> None:
-    """Assemble the result, measure it, and write it with its card; of an ensemble each network, too."""
+    """Evaluate and write the result with its card, and each network of an ensemble."""
     networks = {name: AutoModel.from_pretrained(output / name / "model") for name in recipe.networks}
     results = {"": next(iter(networks.values()))}
     if len(networks) > 1:
@@ -268,10 +272,10 @@ def finish(
 def measure(
     model: nn.Module, processor: AUImageProcessor, recipe: Recipe, splits: dict[str, AlignedFaces]
 ) -> dict[str, Any]:
-    """Calibrate the thresholds of a model, and report on all splits that it was not trained on."""
+    """Calibrate the thresholds of a model, and evaluate it on all splits but that of training."""
     calibration = "validation" if {"validation", "test"} <= set(splits) else "train"
     measured = [split for split in splits if split != "train"]
-    scores = {  # every process does its share
+    scores = {  # every process predicts its share
         split: predict_scores(model, processor, splits[split], recipe.eval_batch_size)
         for split in dict.fromkeys([calibration, *measured])
     }
@@ -280,7 +284,7 @@ def measure(
     about = {
         "thresholds_from": f"the {calibration} people",
         "epoch_selection": recipe.epoch_selection,
-        "paper": {} if recipe.crossing else asdict(recipe.paper),  # the row is of another corpus
+        "paper": {} if recipe.crossing else asdict(recipe.paper),  # whose row is of another corpus
     }
     return {
         split: evaluation_report(scores[split], splits[split], model.config.au_thresholds, split, about)
@@ -291,7 +295,7 @@ def measure(
 def write_model(
     folder: Path, model: nn.Module, processor: AUImageProcessor, metrics: dict[str, Any], run: dict[str, Any]
 ) -> None:
-    """Write the result's folder under a temporary name, then move it to its place."""
+    """Write a model's folder, which appears when it is complete."""
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     save: Callable[[nn.Module, Path], None] = type(model).save_pretrained
@@ -301,13 +305,13 @@ def write_model(
     processor.save_pretrained(partial)
     (partial / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     (partial / "run.json").write_text(json.dumps(run, indent=1) + "\n")
-    if metrics:  # who trained on everybody has no figures for a card
+    if metrics:  # there are none after training on all subjects
         write_card(partial, TEMPLATE)
     replace_folder(partial, folder)
 
 
 def build_processor(recipe: Recipe, alignment: str = "level_eyes") -> AUImageProcessor:
-    """The image processor that does to a photo what validation did to the corpus."""
+    """The image processor that preprocesses pictures as in validation."""
     crop, size = recipe.geometry.crop_size, recipe.geometry.input_size
     return AUImageProcessor(
         do_align=alignment != "none",
@@ -331,10 +335,9 @@ def describe_run(
     log: RunLog,
     member: str = "",
 ) -> dict[str, Any]:
-    """Where the weights come from, for `run.json` and the card.
+    """The origin of the weights, for `run.json` and the card.
 
-    An encoder, backbone or weights that a network began with are named without their place, and no longer by
-    the configuration.
+    Encoders, backbones and weights that networks started from are named without the path of their folder.
     """
     described = recipe.to_dict()
     inherited = inherited_corpora(recipe)
@@ -371,7 +374,7 @@ def describe_run(
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of Python, this package and those it computes with, as far as they are installed."""
+    """Versions of Python, this package and its main dependencies, if installed."""
     versions = {"python": platform.python_version(), "actionunits": actionunits.__version__}
     for name in ("torch", "transformers", "accelerate", "datasets", "numpy"):
         try:
@@ -382,20 +385,20 @@ def installed_versions() -> dict[str, str]:
 
 
 def name_of_member(name: str, member: str) -> str:
-    """What the card calls one network of an ensemble: "lsc-bp4d" of "escda-bp4d"."""
+    """Name of one network of an ensemble in its card: "lsc-bp4d" of "escda-bp4d"."""
     return name.replace("escda", member, 1) if "escda" in name else f"{name}-{member}"
 
 
 def short_name(name: str) -> str:
-    """A Hub name as it is, and of a folder the end that says whose model it is, not where it lies."""
+    """A Hub name, or the last two parts of a folder's path."""
     return "/".join(Path(name).parts[-2:]) if name else ""
 
 
 def inherited_corpora(recipe: Recipe) -> dict[str, list[str]]:
-    """What the models that a run starts from or learns from were trained on, as far as their folders say."""
+    """Training corpora of a run's initial models and teachers, as far as their folders tell."""
     found: dict[str, list[str]] = {}
     for place in started_from({"recipe": recipe.to_dict()}):
-        if (file := Path(place) / "run.json").is_file():  # else nobody knows
+        if (file := Path(place) / "run.json").is_file():
             corpora = training_corpora(json.loads(file.read_text(encoding="utf-8")))
         else:
             corpora = [f"what {short_name(place)} was trained on"]
@@ -404,7 +407,7 @@ def inherited_corpora(recipe: Recipe) -> dict[str, list[str]]:
 
 
 def take_out_encoder(model: nn.Module, recipe: dict[str, Any]) -> dict[str, Any]:
-    """The figures of the local encoder that a network began with; neither model nor recipe keep its place."""
+    """Name and metrics of a network's local initial encoder, whose path is removed from model and recipe."""
     name = getattr(model.config, "encoder_name_or_path", None)
     if name is None or not (folder := Path(name)).is_dir():
         return {}
@@ -421,14 +424,14 @@ def take_out_encoder(model: nn.Module, recipe: dict[str, Any]) -> dict[str, Any]
 
 
 def inherited_encoder(recipe: dict[str, Any]) -> dict[str, Any]:
-    """What the local weights that a network went on from say of the encoder that they began with."""
+    """The initial encoder of local pretrained weights, by their `run.json`."""
     folders = [network["pretrained"] for network in recipe["networks"].values() if network["pretrained"]]
     runs = [run for folder in folders if (run := Path(folder) / "run.json").is_file()]
     return next(filter(None, (json.loads(run.read_text()).get("encoder") for run in runs)), {})
 
 
 def take_out_backbones(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The recipes of the folders that networks began with; this recipe keeps no place of them."""
+    """Names and recipes of local initial backbones, whose paths are removed from the recipe."""
     found = {}
     for name, network in recipe["networks"].items():
         if "/" not in network["backbone_from"]:

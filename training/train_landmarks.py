@@ -2,11 +2,11 @@
 
 python training/train_landmarks.py --data corpora/synthetic --photos FACES --output runs/landmarks
 
-All pictures lie on the device, where every step cuts and disturbs them anew (`landmark_batches.py`). With
-`--photos` (see synthesize.py) the neutral photographs of the training people join in. Renderings are no
-photographs, so the mean error on those of the validation people is taken out of the finished network; those
-of the test people are an honest check on real pictures. Writes a model folder with `metrics.json`, and
-`state.pt`, from which the same command goes on if it was stopped.
+All pictures are kept on the device, where each step crops and degrades them (`landmark_batches.py`). With
+`--photos` (see synthesize.py) training includes the neutral photographs of the training people. To adapt to
+photographs, the mean error on those of the validation people is subtracted from the trained network; those of
+the test people are for evaluation on real pictures. It writes a model folder with `metrics.json`, and
+`state.pt`, from which repeating the command resumes.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from network_training import read_state
 from number_options import from_one, from_zero, not_negative, positive
 
 PICTURE_SIZE = 160
-# How far MediaPipe's points, as landmarks.py reads them, lie from those of the same number in the templates
-# and so in the renderings: across (towards the left eye's outer corner, 45, from the right eye's, 36) and
-# down, in distances of these corners. The mean over the portraits of the training people, of left and right
-# alike. The contour (0-16) stays at equal distances, as iBUG has it.
+# Offsets of MediaPipe's points, as landmarks.py reads them, from those of the same number in the templates
+# and renderings: across (from the outer corner of the right eye, 36, to that of the left eye, 45) and down,
+# in units of the distance of these corners. The mean over the training people's portraits and both sides. The
+# contour (0-16) keeps iBUG's equal distances.
 MEDIAPIPE_OFFSETS = {
     **{17: (0.009, -0.051), 18: (-0.033, -0.023), 19: (0.018, -0.036), 20: (0.013, -0.033)},
     **{21: (-0.010, -0.058)},
@@ -56,7 +56,7 @@ SHAPE = {"hidden_sizes": [32, 48, 96, 160, 160], "map_size": 48}  # 1.9 million 
 
 
 def main() -> None:
-    """Train, check now and then, save."""
+    """Train, evaluate every few epochs, and save."""
     args = parse_arguments()
     torch.manual_seed(args.seed)
     start = time.time()
@@ -96,7 +96,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--init", type=Path, help="folder of a landmark network to start from")
     parser.add_argument("--fine", action="store_true", help="train the network of the fine looks")
     parser.add_argument(
-        "--points", choices=("mediapipe", "template"), default="mediapipe", help="where exactly a point lies"
+        "--points", choices=("mediapipe", "template"), default="mediapipe", help="definition of the points"
     )
     parser.add_argument("--epochs", type=from_one, default=60)
     parser.add_argument(
@@ -107,23 +107,25 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=from_one, default=512)
     parser.add_argument("--lr", type=positive, default=4e-3)
     parser.add_argument("--check-every", type=from_one, default=10, metavar="EPOCHS")
-    parser.add_argument("--save-every", type=not_negative, default=20, metavar="SECONDS", help="the state")
+    parser.add_argument(
+        "--save-every", type=not_negative, default=20, metavar="SECONDS", help="between states"
+    )
     parser.add_argument("--seed", type=from_zero, default=0)
     args = parser.parse_args()
     if args.fine and not args.init:
-        parser.error("--fine needs --init: the folder of the network whose answers are to be corrected")
+        parser.error("--fine needs --init, the folder of the network whose points are refined")
     if args.init and not (args.init / "config.json").is_file():
-        parser.error(f"--init {args.init} holds no network: there is no config.json in it")
+        parser.error(f"--init {args.init} holds no network: it has no config.json")
     return args
 
 
 class Training:
-    """Network, its running mean (which is what is kept), optimiser, schedule; goes on from `state.pt`.
+    """Network, its exponential moving average (the result), optimiser and schedule; resumes from `state.pt`.
 
     Args:
-        args: the command line's.
-        steps: in an epoch.
-        device: to train on.
+        args: The command line.
+        steps: Steps per epoch.
+        device: Device of the training.
     """
 
     def __init__(self, args: argparse.Namespace, steps: int, device: torch.device):
@@ -131,7 +133,7 @@ class Training:
             raise ValueError(f"the corpus has fewer training pictures than a batch of {args.batch}")
         self.whole = first_weights(args).to(device, memory_format=torch.channels_last)
         self.model = trained_part(self.whole, args.fine)
-        mean_of = max(10, min(1000, steps * args.epochs // 20))  # steps that the running mean looks back
+        mean_of = max(10, min(1000, steps * args.epochs // 20))  # time constant of the average [steps]
         self.averaged = AveragedModel(
             self.model, multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / mean_of), use_buffers=True
         )
@@ -149,7 +151,7 @@ class Training:
             self._resume()
 
     def run_epoch(self, batches: LandmarkBatches) -> dict:
-        """One pass over the pictures; returns what to log. The state is saved between epochs."""
+        """Train an epoch, save the state if due, and return figures for the log."""
         self.model.train()
         start, total = time.time(), torch.zeros((), device=self.device)
         for chosen in tqdm(batches.order(self.args.batch), f"epoch {self.epoch}", unit="batch"):
@@ -172,7 +174,7 @@ class Training:
         return figures | {"seconds": round(self.seconds, 1), "pictures": len(batches)}
 
     def result(self) -> FaceLandmarker:
-        """All there is, the trained network as the running mean has it."""
+        """The whole network with the averaged weights of the trained part."""
         whole = copy.deepcopy(self.whole)
         trained_part(whole, self.args.fine).load_state_dict(self.averaged.module.state_dict())
         return whole
@@ -192,7 +194,7 @@ class Training:
     def _resume(self) -> None:
         state = read_state(self.file, self.device)
         plan = self._plan()
-        if plan != plan | state["plan"]:  # one that was kept earlier may say less
+        if plan != plan | state["plan"]:  # an older one may have fewer keys
             raise ValueError(
                 f"{self.file} belongs to another training, {state['plan']}, not to {plan}; "
                 "choose an empty folder"
@@ -200,11 +202,11 @@ class Training:
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.epoch, self.seconds = state["epoch"], state["seconds"]
-        torch.manual_seed(self.args.seed + self.epoch)  # not the first epochs' crops once more
-        print(f"going on after epoch {self.epoch - 1}", flush=True)
+        torch.manual_seed(self.args.seed + self.epoch)  # else crops of the first epoch are repeated
+        print(f"resuming after epoch {self.epoch - 1}", flush=True)
 
     def _plan(self) -> dict:
-        """What makes a training this one; `begin` tells the weights of `--init`, wherever they lie."""
+        """Settings that resuming must not change; `begin` has the hashes of the weights of `--init`."""
         return {k: getattr(self.args, k) for k in ("epochs", "batch", "lr", "seed", "points", "fine")} | {
             "steps": self.steps,
             "photos": bool(self.args.photos),
@@ -214,22 +216,22 @@ class Training:
 
 
 def people_of(corpus: Path, splits: tuple[str, ...]) -> dict[str, list[str]]:
-    """The names of the people in each split, as the corpus' manifest has them.
+    """Names of the people in each split, by the corpus' manifest.
 
     Raises:
-        ValueError: It does not say.
+        ValueError: The manifest lacks them.
     """
     people = read_manifest(corpus).get("people")
     if not isinstance(people, dict) or not all(isinstance(people.get(split), list) for split in splits):
         raise ValueError(
-            f"{corpus / 'manifest.json'} does not name the people of {', '.join(splits)}, of whom --photos "
-            f"are wanted, but has {people!r:.60}; take a corpus of synthesize.py, or leave --photos out."
+            f"{corpus / 'manifest.json'} does not name the people of {', '.join(splits)} for --photos, but "
+            f"has {people!r:.60}; use a corpus of synthesize.py, or leave --photos out."
         )
     return people
 
 
 def first_weights(args: argparse.Namespace) -> FaceLandmarker:
-    """The network to start with: that of `--init`, for `--fine` with a second one, or a new one."""
+    """The initial network: a new one, or that of `--init`, with a copy for `--fine`."""
     changes = {} if args.map_size is None else {"map_size": args.map_size}
     if not args.init:
         return FaceLandmarker(FaceLandmarkerConfig(**SHAPE | changes))
@@ -244,12 +246,12 @@ def first_weights(args: argparse.Namespace) -> FaceLandmarker:
 
 
 def trained_part(whole: FaceLandmarker, fine: bool) -> FaceLandmarker:
-    """What is trained: the network of the fine looks, or the first one."""
+    """The trained network: that of the fine looks, or the first one."""
     return whole.fine if fine and whole.fine is not None else whole
 
 
 def with_mediapipe_points(faces: Pictures) -> Pictures:
-    """The same pictures, their points moved by `MEDIAPIPE_OFFSETS` along the face's own axes."""
+    """The same pictures with points moved by `MEDIAPIPE_OFFSETS` along the face's axes."""
     pictures, points = faces[0], faces[1].clone()
     offsets = torch.zeros(points.shape[1:])
     for point, (across, down) in MEDIAPIPE_OFFSETS.items():
@@ -262,14 +264,14 @@ def with_mediapipe_points(faces: Pictures) -> Pictures:
 
 @torch.no_grad()
 def centred(model: FaceLandmarker, faces: Pictures | None) -> FaceLandmarker:
-    """A copy whose last look makes up for the mean error on faces, left and right alike (by its biases)."""
+    """A copy whose last look's biases subtract the mean error on faces, averaged with its mirror image."""
     model = copy.deepcopy(model).eval()
     if faces is None:
         return model
     errors = []
     for picture, truth in zip(*(part.numpy() for part in faces), strict=True):
         [(found, _)] = model.locate(Image.fromarray(picture), [rough_box(truth)])
-        crop = model._crop_of_points(found)  # as the last look cut it, but for what that look added
+        crop = model._crop_of_points(found)  # of the last look, except for its correction
         errors.append(crop.transform(found) - crop.transform(truth))
     error = torch.from_numpy(np.mean(errors, axis=0) / model.config.image_size)
     error = (error + error[MIRROR] * torch.tensor([-1, 1])) / 2
@@ -294,16 +296,16 @@ def _read_shard(path: Path) -> tuple[np.ndarray, np.ndarray]:
     encoded = table["image"].combine_chunks().field("bytes").to_pylist()
     pictures = np.stack([np.array(Image.open(io.BytesIO(jpeg)).convert("RGB")) for jpeg in encoded])
     points = table["landmarks"].combine_chunks()
-    points = getattr(points, "storage", points)  # datasets, once imported, wraps it in a type of its own
+    points = getattr(points, "storage", points)  # `datasets` wraps it in an extension type, if imported
     points = points.flatten().flatten().to_numpy()
     return pictures, points.astype(np.float32).reshape(len(pictures), -1, 2)
 
 
 def read_photos(folder: Path, names: list[str]) -> Pictures:
-    """The neutral photographs of some people, the face in half of a square, and their points.
+    """Neutral photographs of these people, square crops around the face, and their points.
 
     Raises:
-        ValueError: There are none of these people.
+        ValueError: There are none.
     """
     pictures, points = [], []
     for row in read_people(folder):
@@ -322,8 +324,8 @@ def read_photos(folder: Path, names: list[str]) -> Pictures:
         points.append((marks + 0.5 - [left, top]) * (PICTURE_SIZE / side) - 0.5)
     if not pictures:
         raise ValueError(
-            f"{folder} has no photograph of {len(names)} people of the corpus, such as {names[:2]}; give "
-            "--photos the folder that the corpus was rendered from."
+            f"{folder} has no photograph of {len(names)} people of the corpus, such as {names[:2]}; pass "
+            "the folder that the corpus was rendered from as --photos."
         )
     return torch.from_numpy(np.stack(pictures)), torch.from_numpy(np.stack(points).astype(np.float32))
 
@@ -346,14 +348,14 @@ def read_clutter() -> torch.Tensor:
 
 
 def rough_box(points: np.ndarray) -> tuple[float, ...]:
-    """A box about a face, as a detector may give it: (xmin, ymin, xmax, ymax) from points (68, 2)."""
+    """A box around a face like a detector's: (xmin, ymin, xmax, ymax) from points (68, 2)."""
     low, high = points[17:].min(0), points[17:].max(0)
     margin = 0.35 * (high - low).max()
     return (*(low - margin), *(high + margin))
 
 
 def compare_looks(model: FaceLandmarker, name: str, faces: Pictures, limit: int) -> dict[str, dict]:
-    """What `check` says of a network, and beside it without its fine looks if it has such."""
+    """The figures of `check`, and those without fine looks if the network has them."""
     figures = {name: check(model, *faces, limit)}
     if model.fine is not None:
         model = copy.deepcopy(model)
@@ -366,10 +368,10 @@ def compare_looks(model: FaceLandmarker, name: str, faces: Pictures, limit: int)
 def check(
     model: FaceLandmarker, pictures: torch.Tensor, points: torch.Tensor, limit: int = 1000
 ) -> dict[str, float]:
-    """Errors of `locate` from a rough box, in outer-eye distances.
+    """Errors of `locate` from a rough box, in units of the distance of the outer eye corners.
 
-    Those of the inner points, of parts of the face, and how far `GAPS` follow the true ones (correlation; 0
-    where all are the same).
+    They are of the inner points and of parts of the face; `GAPS` are compared by their correlation with the
+    ground truth (0 if constant).
     """
     model.eval()
     errors, scores, gaps = [], [], []
@@ -400,7 +402,7 @@ def gap_widths(points: np.ndarray) -> np.ndarray:
 
 
 def save(model: FaceLandmarker, metrics: dict, output: Path) -> None:
-    """Half-precision weights, configuration and metrics."""
+    """Save weights in half precision, configuration and metrics."""
     copy = FaceLandmarker(model.config)
     copy.load_state_dict(model.state_dict())
     copy.half().save_pretrained(output)

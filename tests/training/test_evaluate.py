@@ -133,7 +133,7 @@ def test_what_is_missing_is_asked_for(measure, capsys):
     for arguments, message in [
         (["--model", "m"], "needs --data"),
         (["--model", "m", "--data", "d", "--batch-size", -1], "--batch-size -1"),
-        (["--predictions", "v.csv"], "need --format"),
+        (["--predictions", "v.csv"], "needs --format"),
         (["--model", "m", "--data", "d", "--calibrate-on", "test"], "invalid choice"),
         (["--model", "m", "--data", "d", "--calibrate-on", "train", "--split", "train"], "another split"),
         (["--model", "m", "--data", "d", "--calibrate-on", "train", "--split", "full"], "another split"),

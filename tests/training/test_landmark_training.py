@@ -220,7 +220,7 @@ def test_a_stopped_training_goes_on(script, corpus, tmp_path, monkeypatch, capsy
     with pytest.raises(KeyboardInterrupt):
         script.main()
     script.main()
-    assert "going on after epoch 1" in capsys.readouterr().out
+    assert "resuming after epoch 1" in capsys.readouterr().out
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["epoch"] == 2 and metrics["synthetic test people"]["pictures"] > 0
     model = FaceLandmarker.from_pretrained(tmp_path, dtype=torch.float32)

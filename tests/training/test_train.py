@@ -189,7 +189,7 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before(run, train, monkeypatch
     capsys.readouterr()
     resumed = run("stopped", networks=GDA)
     shown = capsys.readouterr().err
-    assert f"{newest} cannot be read" in shown and "Going on from step-000000003" in shown
+    assert f"{newest} cannot be read" in shown and "Resuming from step-000000003" in shown
     assert [e["step"] for e in events(resumed, "resumed")] == [3]
     assert len(events(resumed, "warning")) == 1
     assert weights(resumed) == weights(whole)
@@ -269,7 +269,7 @@ def test_a_call_that_failed_for_its_data_or_values_can_be_corrected(run, train, 
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [
-        (None, FileNotFoundError, "recipe.yaml is no file; the recipes lie in"),
+        (None, FileNotFoundError, "recipe.yaml is no file; the recipes are in"),
         ("just words", ValueError, "recipe.yaml is no recipe, .* 'just words'"),
         ("a: [1", ValueError, "recipe.yaml is no YAML"),
     ],
@@ -296,7 +296,7 @@ def test_files_that_are_no_recipes_are_named(train, tmp_path, content, error, me
         ("workers=-1", "workers=-1 must not be negative"),
         ("weight_decay=-1", "weight_decay=-1.0 must not be negative"),
         ("seed=-1", "seed=-1 must lie in [0, 2**32)"),
-        ("max_false_alarms=5", "max_false_alarms=5.0 is a share in [0, 1]"),
+        ("max_false_alarms=5", "max_false_alarms=5.0 must lie in [0, 1]"),
         ("image_mean=[0.5]", "image_mean=[0.5] must be three numbers"),
         ("image_mean=[a, b, c]", "image_mean=['a', 'b', 'c'] must be three numbers"),
         ("image_std=[0, 1, 1]", "image_std=[0, 1, 1] divides the channels"),
@@ -494,7 +494,7 @@ def test_folds_are_runs_of_their_own_and_their_mean(train, corpus, tmp_path, mon
 def test_the_synthetic_corpus_has_no_other_splits_than_its_own(train, corpus, tmp_path, words, seen):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(RECIPE))
-    with pytest.raises(ValueError, match=f"comes split, so nothing heeds .*{seen}"):
+    with pytest.raises(ValueError, match=f"has its own splits; leave .*{seen}"):
         train.main(
             ["--recipe", str(recipe), "--data", str(corpus), "--output", str(tmp_path / "run"), *words]
         )
@@ -645,7 +645,7 @@ def test_a_teacher_is_asked_once_about_the_same_pictures(run, corpus, tmp_path, 
 
 def test_a_teacher_must_know_the_action_units(run):
     teacher = run("teacher", networks=GDA, aus=[1, 12], epochs=1, warmup_epochs=0) / "model"
-    with pytest.raises(ValueError, match=r"does not know \['AU26'\]"):
+    with pytest.raises(ValueError, match=r"does not predict \['AU26'\]"):
         run(networks=GDA, teachers=[str(teacher)])
     run(networks=GDA, aus=[1, 12], teachers=[str(teacher)], epochs=1, warmup_epochs=0)  # no trace is left
 
@@ -699,7 +699,7 @@ def test_a_gradient_that_is_no_number_is_kept_by_no_checkpoint(run, train, monke
         ({"batch_size": 64}, "24 training pictures do not fill one batch of 64"),
         ({"aus": [1, 27]}, r"no labels of \['AU27'\]"),
         ({"teacher_weight": 0}, "teacher_weight=0.0 must lie in"),
-        ({"teachers": ["a"], "target": "occurrence"}, "with them goes target=intensity"),
+        ({"teachers": ["a"], "target": "occurrence"}, "need target=intensity"),
     ],
 )
 def test_recipes_that_cannot_run_say_why(run, values, message):

@@ -115,7 +115,7 @@ def test_people_can_be_held_out_to_choose_an_epoch(train_on, prepared):
 def test_a_corpus_prepared_at_another_size_is_refused(train_on, tmp_path):
     CORPORA["bp4d"].write_tiny(tmp_path / "disc")
     prepare_corpus("bp4d", tmp_path / "disc", tmp_path / "out", aligned_size=64, workers=1)
-    with pytest.raises(ValueError, match="holds faces of 64 pixels, the recipe wants 200"):
+    with pytest.raises(ValueError, match="holds faces of 64 pixels, the recipe needs 200"):
         train_on("gda-bp4d", tmp_path / "out", [*GDA, "split.fold=1"])
 
 

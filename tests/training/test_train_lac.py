@@ -86,7 +86,7 @@ def test_the_network_says_what_clips_it_was_trained_on(run):
 
 
 def test_networks_of_pictures_are_trained_on_no_clips(run, tmp_path):
-    with pytest.raises(ValueError, match="length=2, but au-geometry is a network of pictures; take 1"):
+    with pytest.raises(ValueError, match="length=2, but au-geometry takes pictures; use 1"):
         run("wrong", networks={"geometry": {"model_type": "au-geometry"}}, clips=CLIPS)
     assert not (tmp_path / "wrong").exists()
 
