@@ -15,7 +15,7 @@ logger = logging.get_logger(__name__)
 LABEL_FIELDS = ("aus", "id2label", "label2id", "num_labels")
 """Four ways to name the outputs; a config keeps them consistent."""
 PER_LABEL_FIELDS = ("au_thresholds", "au_occurrence_rates")
-"""Lists with one entry per output, which a config keeps by label when the outputs change."""
+"""Lists with an entry per output, which follow their labels when the outputs change."""
 REMOTE_CODE_FIELDS = ("auto_map", "custom_pipelines")
 """Fields that name the code of a self-contained folder."""
 
@@ -24,24 +24,24 @@ REMOTE_CODE_FIELDS = ("auto_map", "custom_pipelines")
 class AUConfig(PreTrainedConfig):
     """Base class of the configurations of all action unit models.
 
-    The outputs may be named by `aus`, by `id2label` / `label2id` or (without names) by `num_labels`, when the
-    config is made, in `from_pretrained(folder, aus=[1, 12])` or later by assignment; the others follow.
+    The outputs can be set by `aus`, `id2label` / `label2id` or (without names) `num_labels`: in the
+    constructor, in `from_pretrained(folder, aus=[1, 12])` or by assignment. The other fields follow.
 
     Args:
-        aus: FACS numbers in output order. Defaults to the twelve of BP4D. `None` in a config whose labels are
-            no action units ("LABEL_0").
-        au_thresholds: Probability from which an action unit counts as active, one per output; `None` means
-            0.5 for all. Kept by label when the outputs change (0.5 for new ones).
-        au_occurrence_rates: Share of the training pictures, in (0, 1), in which each action unit occurs: the
-            weights of the training loss (ESCDA Eq. 8). `None` means no weighting. Kept by label when the
-            outputs change; dropped, with a warning, if a new one has no rate.
+        aus: FACS numbers in output order; the twelve of BP4D by default. `None` if the labels are not action
+            units ("LABEL_0").
+        au_thresholds: Decision threshold of each output; `None` means 0.5 for all. They follow their labels
+            when the outputs change (0.5 for new ones).
+        au_occurrence_rates: Occurrence rate of each action unit in the training set, in (0, 1), for the
+            weights of the training loss (ESCDA Eq. 8); `None` for no weights. They follow their labels when
+            the outputs change, and are dropped, with a warning, if a new one has no rate.
 
     Raises:
-        ValueError: Unknown or repeated action units; names that disagree (`aus=[1]`, `id2label={0: "AU2"}`);
-            a list of the wrong length or out of range; a `problem_type` other than multi-label.
+        ValueError: Unknown or repeated action units, contradictory names (`aus=[1]`, `id2label={0: "AU2"}`),
+            a list of the wrong length or out of range, or a `problem_type` other than multi-label.
     """
 
-    # Outputs that the Trainer does not gather as predictions.
+    # Outputs that are not predictions for the Trainer.
     keys_to_ignore_at_inference = [
         "branch_logits",
         "au_attentions",
@@ -60,7 +60,7 @@ class AUConfig(PreTrainedConfig):
     au_occurrence_rates: list[float | int] | None = None
 
     def __post_init__(self, **kwargs):
-        """Settle the labels, then let transformers do the rest."""
+        """Resolve the labels, then initialise the base class."""
         if self.problem_type not in (None, "multi_label_classification"):
             raise ValueError(
                 f"problem_type={self.problem_type!r}: action units are not exclusive, so only "
@@ -76,8 +76,8 @@ class AUConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """Make a config from a saved one; labels asked for by keyword replace the saved ones."""
-        if __name__.startswith("actionunits."):  # the package itself is preferred to the folder's copy
+        """Make a config from a saved one; labels given by keyword replace the saved ones."""
+        if __name__.startswith("actionunits."):  # prefer the package to the folder's copy of its code
             config_dict = {key: value for key, value in config_dict.items() if key not in REMOTE_CODE_FIELDS}
         asked = {name: kwargs.pop(name) for name in LABEL_FIELDS if name in kwargs}
         per_label = {name: kwargs.pop(name) for name in PER_LABEL_FIELDS if name in kwargs}
@@ -86,7 +86,7 @@ class AUConfig(PreTrainedConfig):
         config.relabel(**asked)
         for name, values in per_label.items():
             setattr(config, name, values)
-        config.validate()  # transformers sets other keywords without validation
+        config.validate()  # transformers does not validate other keywords
         return result
 
     @property
@@ -96,9 +96,9 @@ class AUConfig(PreTrainedConfig):
 
     @property
     def places(self) -> list[int] | None:
-        """The action units whose centres are the model's input, in order: its own, unless a method differs.
+        """The action units whose centres are inputs of the model, in order: by default its own.
 
-        `None` where the labels are no action units.
+        `None` if the labels are not action units.
         """
         return self.aus
 
@@ -106,9 +106,9 @@ class AUConfig(PreTrainedConfig):
     def processor_options(self) -> dict[str, Any]:
         """Options of the image processor that fits the model, `AUImageProcessor(**config.processor_options)`.
 
-        They are the centre crop of an aligned face, resized to the model's `image_size`, and the centres of
-        its `places`. A method with other sizes sets `_aligned_size` and `_crop_size`; it adds other options
-        as in `return super().processor_options | {"image_mean": [0.485, 0.456, 0.406]}`.
+        It crops the centre of an aligned face, resizes it to the model's `image_size`, and returns the
+        centres of its `places`. Subclasses set other sizes by `_aligned_size` and `_crop_size`, and add
+        options as in `return super().processor_options | {"image_mean": [0.485, 0.456, 0.406]}`.
         """
         image_size = getattr(self, "image_size", self._crop_size)
         crop, size = ({"height": side, "width": side} for side in (self._crop_size, image_size))
@@ -116,7 +116,7 @@ class AUConfig(PreTrainedConfig):
 
     @property
     def center_options(self) -> dict[str, Any]:
-        """The options of `processor_options` for the centres."""
+        """Options of the image processor for the centres."""
         places = self.places
         if places is None or not have_centers(places):
             return {"au_definition": "none"}
@@ -140,12 +140,12 @@ class AUConfig(PreTrainedConfig):
         super().__setattr__(name, value)
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Return what is saved; transformers would leave out two anonymous labels."""
+        """Return the saved fields, always with labels; transformers leaves out two anonymous ones."""
         return super().to_diff_dict() | {"id2label": self.id2label, "label2id": self.label2id}
 
     def _store_labels(self, labels: list[str]) -> None:
         numbers = [parse_au_label(label) for label in labels]
-        store = super().__setattr__  # past our own __setattr__, which would recurse
+        store = super().__setattr__  # avoids recursion of our own __setattr__
         store("aus", None if None in numbers else check_aus(numbers))
         store("id2label", dict(enumerate(labels)))
         store("label2id", {label: i for i, label in enumerate(labels)})
@@ -176,12 +176,12 @@ class AUConfig(PreTrainedConfig):
 class CompositeAUConfig(AUConfig):
     """Base class of the configurations of models that combine several networks.
 
-    All networks share the action units and occurrence rates of the whole, which it takes from the networks'
-    configurations where only they name them. Thresholds belong to the whole. A subclass names the networks in
+    All networks share the ensemble's action units and occurrence rates, which by default are those of the
+    networks' configurations. Thresholds belong to the ensemble. A subclass lists the networks in
     `sub_configs` and has a field for each: a configuration, a dictionary, or `None` for no such network.
 
     Raises:
-        ValueError: The networks, or they and the whole, name different action units.
+        ValueError: Networks or ensemble name different action units.
     """
 
     def __post_init__(self, **kwargs):
@@ -204,7 +204,7 @@ class CompositeAUConfig(AUConfig):
             if labels != self.au_labels:
                 raise ValueError(
                     f"{key} names {labels}, the ensemble {self.au_labels}; "
-                    "all networks must answer for the same action units in the same order."
+                    "all networks must have the same action units in the same order."
                 )
         self._share()
 

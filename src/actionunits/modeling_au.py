@@ -1,4 +1,4 @@
-"""Base class of all models, and the output layer that they share."""
+"""Base class of all models, and their shared output layer."""
 
 import copy
 import functools
@@ -20,7 +20,7 @@ logger = logging.get_logger(__name__)
 
 
 class CheckpointedPreTrainedModel(PreTrainedModel):
-    """A model whose batch statistics count each batch once, also with gradient checkpointing."""
+    """A model whose batch statistics include each batch once, even with gradient checkpointing."""
 
     supports_gradient_checkpointing = True
 
@@ -34,7 +34,7 @@ class CheckpointedPreTrainedModel(PreTrainedModel):
         arguments = getattr(gradient_checkpointing_func, "keywords", {})
         if arguments.get("use_reentrant"):
             logger.warning_once(
-                "use_reentrant=True would lose gradients and count batches twice; False is used instead."
+                "use_reentrant=True would lose gradients and count batches twice; using False instead."
             )
             gradient_checkpointing_func = functools.partial(gradient_checkpointing_func, use_reentrant=False)
             arguments = gradient_checkpointing_func.keywords
@@ -61,7 +61,7 @@ class AUPreTrainedModel(CheckpointedPreTrainedModel):
 
     def __init__(self, config: AUConfig, *inputs: Any, **kwargs: Any):
         super().__init__(config, *inputs, **kwargs)
-        if config.aus is not None:  # heads of other action units are left out on purpose, hundreds of lines
+        if config.aus is not None:  # no warning about the many heads of other action units
             known = "|".join(map(str, config.aus))
             self._keys_to_ignore_on_load_unexpected = [rf"\.AU(?!(?:{known})(?:\.|$))[0-9]+(?:\.|$)"]
 
@@ -72,7 +72,7 @@ class AUPreTrainedModel(CheckpointedPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a saved model, and freeze what its configuration says."""
+        """Load a saved model, and freeze the parameters that its configuration names."""
         result = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = result[0] if isinstance(result, tuple) else result
         model.freeze()
@@ -85,10 +85,10 @@ class AUPreTrainedModel(CheckpointedPreTrainedModel):
         return model
 
     def freeze(self) -> None:
-        """Freeze the parameters that the configuration says; loading weights unfreezes them."""
+        """Freeze the parameters that the configuration names; loading weights unfreezes them."""
 
     def load_named_parts(self) -> None:
-        """Load parts that the configuration gives by a folder or a name on the Hub, such as a backbone."""
+        """Load parts that the configuration names by folder or Hub name, such as a backbone."""
 
     def adapt_to_aus(self, aus: Iterable[int]):
         """Return a copy of this model for other action units; known ones keep their heads.
@@ -101,7 +101,7 @@ class AUPreTrainedModel(CheckpointedPreTrainedModel):
         """
         config = copy.deepcopy(self.config)
         config.aus = list(aus)
-        make: Any = super(AUPreTrainedModel, type(self))._from_config  # loads no backbone, as ours would
+        make: Any = super(AUPreTrainedModel, type(self))._from_config  # without loading a backbone
         model = make(config, dtype=self.dtype)
         model.load_state_dict(self.state_dict(), strict=False)
         return model.to(self.device).train(self.training)
@@ -109,12 +109,12 @@ class AUPreTrainedModel(CheckpointedPreTrainedModel):
     def in_own_type(self, pixel_values: Tensor) -> Tensor:
         """Return pictures in the dtype of the weights, which half-precision evaluation changes.
 
-        Integers are no normalised pictures and stay integers, for the first layer to refuse.
+        Integers are not normalised pictures; they are left for the first layer to reject.
         """
         return pixel_values.to(self.dtype) if pixel_values.is_floating_point() else pixel_values
 
     def asked_of_networks(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return the keywords for a model's networks, with the outputs that its configuration requests."""
+        """Return keywords for the networks of a model, with the outputs requested by its configuration."""
         asked = ("output_hidden_states", "output_attentions")
         return kwargs | {
             name: True for name in asked if kwargs.get(name) is None and getattr(self.config, name)
@@ -124,7 +124,7 @@ class AUPreTrainedModel(CheckpointedPreTrainedModel):
         """Check the centres of action units.
 
         Args:
-            au_centers: Two (x, y) for each action unit of each picture, (*batch, m, 2, 2).
+            au_centers: Two centres (x, y) of each action unit, (*batch, m, 2, 2).
             batch: (B,), or (B, T) of clips.
 
         Raises:
@@ -148,7 +148,7 @@ class AUPreTrainedModel(CheckpointedPreTrainedModel):
 class AUHeads(nn.Module):
     """Modules by the labels of their action units.
 
-    No `nn.ModuleDict`, which PEFT refuses to train whole beside its adapters (`modules_to_save`).
+    Not an `nn.ModuleDict`, which PEFT does not accept in `modules_to_save`.
     """
 
     def __init__(self, heads: Mapping[str, nn.Module]):
@@ -168,7 +168,7 @@ class AUHeads(nn.Module):
 
 
 class AUClassifier(AUHeads):
-    """One linear output for every action unit, named by its label: features (B, C) -> logits (B, m)."""
+    """A linear output per action unit, named by its label: features (B, C) -> logits (B, m)."""
 
     def __init__(self, config: AUConfig, in_features: int):
         super().__init__({name: nn.Linear(in_features, 1) for name in module_names(config)})
@@ -197,7 +197,7 @@ def check_size(pixel_values: Tensor, size: int) -> None:
     """
     if tuple(pixel_values.shape[-2:]) != (size, size):
         raise ValueError(
-            f"Pictures of {tuple(pixel_values.shape[-2:])} pixels, but the model was made for "
+            f"Pictures of {tuple(pixel_values.shape[-2:])} pixels, but the model expects "
             f"{size} x {size}; let the image processor resize them."
         )
 
@@ -208,26 +208,26 @@ def or_default(asked: bool | None, default: bool | None) -> bool:
 
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor on a device; where it is there already, no step of an exported graph says so."""
+    """Move a tensor to a device; if it is there already, without a step in exported graphs."""
     return tensor if tensor.device == device else tensor.to(device)
 
 
 def on_one_device(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Return tensors where the first one is; `device_map` may have spread the layers that they come from."""
+    """Move tensors to the device of the first one, as `device_map` may have distributed their layers."""
     first, *others = tensors
     return [first, *(on_device(tensor, first.device) for tensor in others)]
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Whether a linear layer, convolution or batch normalisation is nothing but its own parameters.
+    """Whether a linear layer, convolution or batch normalisation can be computed from its parameters.
 
-    One that is adapted by PEFT, quantised or offloaded by Accelerate only works when it is called.
+    If it is adapted by PEFT, quantised or offloaded by Accelerate, it must be called.
     """
     return type(layer) in (nn.Linear, nn.Conv2d, nn.BatchNorm2d) and not hasattr(layer, "_hf_hook")
 
 
 def linear_map(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return weight (n, C) and bias (n,) of a linear layer, by calling it if it is not plain."""
+    """Return weight (n, C) and bias (n,) of a linear layer; if it is not plain, by calling it."""
     if is_plain(layer):
         return parameter_of(layer, "weight"), parameter_of(layer, "bias")
     known = next((p for p in layer.parameters() if p.is_floating_point() and not p.is_meta), torch.empty(0))
@@ -238,9 +238,9 @@ def linear_map(layer: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def parameter_of(layer: nn.Module, name: str) -> Tensor:
-    """Return a parameter or buffer of a layer that is never called, even if Accelerate offloads it.
+    """Return a parameter or buffer of a layer that is not called, even if Accelerate offloads it.
 
-    It may be a plain tensor, as set by parametrizations and `torch.func.functional_call`.
+    Parametrizations and `torch.func.functional_call` make it a plain tensor.
     """
     if not hasattr(layer, "_hf_hook"):
         return getattr(layer, name)
@@ -252,10 +252,10 @@ def parameter_of(layer: nn.Module, name: str) -> Tensor:
 
 
 def module_names(config: AUConfig) -> list[str]:
-    """Return the labels of the outputs as names for submodules, which may not contain dots.
+    """Return the labels of the outputs as names of submodules, without dots.
 
     Raises:
-        ValueError: A label is an attribute of modules, or two labels give one name.
+        ValueError: A label is an attribute of modules, or two labels have the same name.
     """
     names = [label.replace(".", "_") for label in config.au_labels]
     taken = (nn.ModuleDict(), AUClassifier)
@@ -268,7 +268,7 @@ def module_names(config: AUConfig) -> list[str]:
 
 
 def sum_over_processes(x: Tensor) -> Tensor:
-    """Return the sum over all processes; x itself if there is only one."""
+    """Return the sum over all processes; with a single process, x itself."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(x)
     return x
@@ -276,7 +276,7 @@ def sum_over_processes(x: Tensor) -> Tensor:
 
 @contextmanager
 def _batch_statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Keep recomputed layers from counting a batch in their running statistics a second time."""
+    """Do not update running statistics again when layers are recomputed."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:

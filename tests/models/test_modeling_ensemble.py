@@ -308,14 +308,14 @@ def test_members_that_do_not_go_together(networks):
         EnsembleForAUDetection.from_networks()
     with pytest.raises(ValueError, match="EscdaForAUDetection is none of the networks of an ensemble: Lsc"):
         EnsembleForAUDetection.from_networks(EscdaTester().make_model())
-    with pytest.raises(ValueError, match="all networks must answer for the same action units"):
+    with pytest.raises(ValueError, match="all networks must have the same action units"):
         EnsembleForAUDetection.from_networks(lsc, Ac2dTester().make_model(aus=[1, 2]))
 
 
 def test_pictures_of_another_size_are_refused(networks):
     model = EnsembleForAUDetection.from_networks(networks[0], networks[3])
     for shape in ((1, 3, 32, 32), (1, 3, 48, 32), (1, 2, 3, 48, 48)):
-        with pytest.raises(ValueError, match=r"the ensemble reads \(B, 3, 48, 48\)"):
+        with pytest.raises(ValueError, match=r"the ensemble expects \(B, 3, 48, 48\)"):
             model(torch.zeros(shape))
 
 

@@ -397,7 +397,7 @@ def test_the_remedy_for_a_last_batch_of_one_loses_no_evaluated_picture(tmp_path)
 
 def test_wrong_picture_size():
     model, _ = make(TestGda)
-    with pytest.raises(ValueError, match=r"\(64, 48\) pixels, but the model was made for 48 x 48"):
+    with pytest.raises(ValueError, match=r"\(64, 48\) pixels, but the model expects 48 x 48"):
         model(torch.zeros(1, 3, 64, 48))
 
 

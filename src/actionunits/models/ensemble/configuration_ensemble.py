@@ -1,4 +1,4 @@
-"""Configuration of several networks that answer together."""
+"""Configuration of an ensemble of different networks."""
 
 from typing import Any
 
@@ -17,21 +17,21 @@ from actionunits.models.lac.configuration_lac import LacConfig
 class EnsembleConfig(CompositeAUConfig):
     """Configuration of the mean of several networks, at most one of each kind.
 
-    The networks share the action units, the occurrence rates and the picture, which is that of the network
-    with the largest input; the others see it reduced. So they must be trained on faces aligned, cropped and
-    normalised alike.
+    The networks share the action units, the occurrence rates and the picture, which has the largest input
+    size and is downsampled for the others. So they must be trained on faces aligned, cropped and normalised
+    alike.
 
     Args:
-        lsc_config: `LscConfig`, its fields as a dictionary, or `None` for an ensemble without LSC. The other
-            fields likewise. Where all are `None`, it is the mean of LSC, GDA and AC2D.
+        lsc_config: `LscConfig`, its fields as a dictionary, or `None` for an ensemble without LSC; likewise
+            for the other networks. If all are `None`, the ensemble is of LSC, GDA and AC2D.
         gda_config: GDA's; LSC and GDA together are ESCDA.
         gtlenet_config: GTLE-Net's.
         ac2d_config: AC2D's.
         auformer_config: AUFormer's.
         lac_config: LAC's.
-        geometry_config: The one of the network that reads places, not pixels.
-        network_weights: Weight of a network's logits in the mean, by the name of its field without "_config";
-            1 where none is given.
+        geometry_config: That of the network on AU centres.
+        network_weights: Weights of the networks' logits in the mean, by name of the field without "_config";
+            1 by default.
     """
 
     model_type = "au-ensemble"
@@ -55,7 +55,7 @@ class EnsembleConfig(CompositeAUConfig):
     network_weights: dict[str, float | int] | None = None
 
     def __post_init__(self, **kwargs):
-        """Take LSC, GDA and AC2D where no network is named."""
+        """Use LSC, GDA and AC2D by default."""
         if all(getattr(self, key) is None for key in self.sub_configs):
             self.lsc_config, self.gda_config, self.ac2d_config = {}, {}, {}
         super().__post_init__(**kwargs)

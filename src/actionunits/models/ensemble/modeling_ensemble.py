@@ -1,12 +1,12 @@
-"""Several networks that answer together: the mean of their logits.
+"""Ensemble of different networks by the mean of their logits.
 
-No paper's network, but ESCDA's idea (its Sec. 3.3) one step further: networks that are built differently err
-differently, on pictures unlike those of the training above all. ESCDA itself averages probabilities; here it
-is logits, so that a network that is sure counts for more than one that is not.
+It is not from a paper, but generalises ESCDA's ensemble (Sec. 3.3): networks of different architecture make
+different errors, most of all on pictures unlike those of the training. ESCDA averages probabilities; here
+logits are averaged, which gives confident networks more influence.
 
-    picture (B, 3, S, S) -> for each network, reduced to the size that it reads -> logits (B, m) -> their mean
+    picture (B, 3, S, S) -> for each network, downsampled to its input size -> logits (B, m) -> their mean
 
-Shapes: B pictures, m action units, p places whose centres are read, k networks.
+Shapes: B pictures, m action units, p action units with centres as input, k networks.
 """
 
 import copy
@@ -45,23 +45,24 @@ SHOWN = (
     *("au_attentions", "au_attentions_unconstrained", "au_masks", "au_evidence"),
     *("hidden_states", "attentions"),
 )
-"""What a network shows of its inside; the ensemble shows that of the first network that has it."""
+"""Optional outputs, of which the ensemble returns that of the first network that has it."""
 
 
 class EnsembleForAUDetection(AUPreTrainedModel):
-    """Weighted mean of the logits of several networks; each is trained alone, or all side by side."""
+    """Weighted mean of the logits of networks, which are trained independently."""
 
     config: EnsembleConfig
     _supports_sdpa = True
 
     def __init__(self, config: EnsembleConfig):
         super().__init__(config)
-        if left_out := "|".join(name for name in NETWORKS if name not in config.networks):  # on purpose, too
+        if left_out := "|".join(name for name in NETWORKS if name not in config.networks):
+            # No warning about their weights.
             ignored = self._keys_to_ignore_on_load_unexpected or []
             self._keys_to_ignore_on_load_unexpected = [*ignored, rf"^(?:{left_out})\."]
         for name, network in config.networks.items():
             if not NETWORKS[name]._supports_sdpa:
-                network._attn_implementation = "eager"  # it has no attention, whatever is set for all
+                network._attn_implementation = "eager"  # it has no attention kernels
             setattr(self, name, NETWORKS[name](network))
         self.post_init()
 
@@ -72,31 +73,31 @@ class EnsembleForAUDetection(AUPreTrainedModel):
 
     @property
     def needs_au_centers(self) -> bool:
-        """Whether one of the networks does."""
+        """Whether a network needs them."""
         return any(network.needs_au_centers for network in self.networks.values())
 
     @classmethod
     def from_networks(cls, *networks: AUPreTrainedModel, **config_kwargs: Any) -> "EnsembleForAUDetection":
-        """Put trained networks together; their weights are copied.
+        """Combine copies of trained networks.
 
         Args:
-            networks: Of different kinds, for the same action units in the same order, whose image processors
-                differ in the size of the picture and in the centres that they emit at most.
+            networks: Networks of different kinds for the same action units in the same order, whose image
+                processors differ at most in the size of the picture and in the centres.
             config_kwargs: Fields of `EnsembleConfig`, such as `au_thresholds`.
 
         Returns:
             The ensemble in evaluation mode, on the device of the first network; types stay as they are.
 
         Raises:
-            ValueError: Two networks are of one kind, one is of none that goes into an ensemble, there is none
-                at all, or they answer for different action units.
+            ValueError: There are no networks, two of one kind, one of an unknown kind, or they have different
+                action units.
         """
         names = [_name_of(network) for network in networks]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"An ensemble has one network of each kind, got {names}.")
         configs = {f"{name}_config": copy.deepcopy(n.config) for name, n in zip(names, networks, strict=True)}
         for config in configs.values():
-            config.name_or_path = ""  # where it came from is nobody's business
+            config.name_or_path = ""  # without the path of its folder
         model = cls(EnsembleConfig(**configs, **config_kwargs))  # type: ignore[arg-type]
         for name, network in zip(names, networks, strict=True):
             values = {key: value.clone() for key, value in network.state_dict().items()}
@@ -104,7 +105,7 @@ class EnsembleForAUDetection(AUPreTrainedModel):
         return model.to(networks[0].device).eval()  # type: ignore[arg-type]
 
     def freeze(self) -> None:
-        """Freeze what the networks' configurations freeze."""
+        """Freeze the parameters that the networks' configurations name."""
         for network in self.networks.values():
             network.freeze()
 
@@ -130,16 +131,16 @@ class EnsembleForAUDetection(AUPreTrainedModel):
                 the m and at most a few more, in pixels of `pixel_values` (origin: centre of the top-left
                 pixel); for networks that need them.
             labels: (B, m) occurrences in [0, 1], or -1 for unknown; adds the loss, the sum of the networks'.
-            output_au_attentions: Return where the networks look, each map (and hidden states, if asked for)
-                from the first network that has it; `au_evidence` is in units of that network's logit.
+            output_au_attentions: Return the networks' maps, each (and hidden states, if requested) of the
+                first network that has it; `au_evidence` is in units of that network's logit.
             kwargs: Passed to all networks, such as `output_hidden_states`.
 
         Returns:
-            Besides the ensemble's logits, `branch_logits` (B, k, m), the networks'. Given the centres of the
-            m action units alone, networks that read others do not take part, and a warning says so.
+            The ensemble's logits, and `branch_logits` (B, k, m) of the networks. If only the centres of the m
+            action units are given, networks that need others are left out with a warning.
 
         Raises:
-            ValueError: Pictures of another size, or what a network finds wrong with its input.
+            ValueError: Pictures have another size, or the input is invalid for a network.
         """
         self._check_size(pixel_values)
         networks = self._answering(au_centers)
@@ -161,25 +162,25 @@ class EnsembleForAUDetection(AUPreTrainedModel):
         )
 
     def end_of_epoch(self, batches: Iterable[Mapping[str, Tensor]] | None = None) -> None:
-        """Tell the networks that keep state by the epoch that one has ended; see `EndOfEpochCallback`.
+        """Call `end_of_epoch` of the networks that have it; see `EndOfEpochCallback`.
 
         Args:
-            batches: Inputs of the ensemble that show the training set once, for networks that look again.
+            batches: Inputs of the ensemble with the training set once, for networks that need them.
         """
-        self._tell_networks("end_of_epoch", batches)
+        self._call_networks("end_of_epoch", batches)
 
     def break_off_epoch(self, batches: Iterable[Mapping[str, Tensor]] | None = None) -> None:
-        """Tell them that one goes no further; arguments as in `end_of_epoch`."""
-        self._tell_networks("break_off_epoch", batches)
+        """Call `break_off_epoch` of the networks that have it; arguments as in `end_of_epoch`."""
+        self._call_networks("break_off_epoch", batches)
 
-    def _tell_networks(self, what: str, batches: Iterable[Mapping[str, Tensor]] | None) -> None:
+    def _call_networks(self, method: str, batches: Iterable[Mapping[str, Tensor]] | None) -> None:
         for network in self.networks.values():
-            if hasattr(network, what):
+            if hasattr(network, method):
                 inputs = None if batches is None else (self._inputs_of(network, batch) for batch in batches)
-                getattr(network, what)(inputs)
+                getattr(network, method)(inputs)
 
     def _inputs_of(self, network: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The ensemble's inputs as one of its networks reads them."""
+        """The ensemble's inputs for one of its networks."""
         side, size = self.config.image_size, input_size(network.config)
         return {
             **inputs,
@@ -188,7 +189,7 @@ class EnsembleForAUDetection(AUPreTrainedModel):
         }
 
     def _centers_of(self, network: Any, au_centers: Tensor | None) -> Tensor | None:
-        """The centres (B, p, 2, 2) that the network reads."""
+        """The centres (B, p, 2, 2) for a network."""
         every, own = self.config.places, network.config.places
         if au_centers is None or every is None or every == own:
             return au_centers
@@ -204,7 +205,7 @@ class EnsembleForAUDetection(AUPreTrainedModel):
         return None
 
     def _answering(self, au_centers: Tensor | None) -> dict[str, AUPreTrainedModel]:
-        """The networks that take part: all, but for those that need more centres than are given."""
+        """The networks without those that need more centres than are given."""
         places, aus, networks = self.config.places, self.config.aus, self.networks
         silent = [name for name, network in networks.items() if network.config.places != aus]
         if au_centers is None or places is None or not silent or au_centers.shape[1] == len(places):
@@ -220,7 +221,7 @@ class EnsembleForAUDetection(AUPreTrainedModel):
         return {name: network for name, network in networks.items() if name not in silent}
 
     def _shares(self, networks: Iterable[str]) -> Tensor:
-        """Shares of the networks in the mean, (k,)."""
+        """Normalised weights of the networks, (k,)."""
         given = self.config.network_weights or {}
         weights = torch.tensor([float(given.get(name, 1)) for name in networks])
         return weights / weights.sum()
@@ -229,22 +230,22 @@ class EnsembleForAUDetection(AUPreTrainedModel):
         side = self.config.image_size
         if pixel_values.ndim != 4 or tuple(pixel_values.shape[2:]) != (side, side):
             raise ValueError(
-                f"Pictures of shape {tuple(pixel_values.shape)}, but the ensemble reads "
+                f"Pictures of shape {tuple(pixel_values.shape)}, but the ensemble expects "
                 f"(B, 3, {side}, {side}); let the image processor crop them."
             )
 
 
 def reduced(pixel_values: Tensor, size: int) -> Tensor:
-    """Return pictures (B, 3, S, S) with (B, 3, size, size) pixels, each the mean of what it covers."""
+    """Downsample pictures (B, 3, S, S) to (B, 3, size, size), with antialiasing."""
     if pixel_values.shape[-1] == size:
         return pixel_values
-    pictures = pixel_values.float()  # a CPU reduces no half precision
+    pictures = pixel_values.float()  # not implemented in half precision on CPUs
     pictures = F.interpolate(pictures, (size, size), mode="bilinear", antialias=True)
     return pictures.to(pixel_values.dtype)
 
 
 def reduced_centers(au_centers: Tensor | None, side: int, size: int) -> Tensor | None:
-    """Return places in pictures of `side` pixels as places in those of `size` (origin: see `forward`)."""
+    """Scale centres from pictures of `side` pixels to those of `size` (origin: see `forward`)."""
     if au_centers is None or side == size:
         return au_centers
     return (au_centers + 0.5) * (size / side) - 0.5

@@ -18,21 +18,21 @@ Shares = list[list[int]] | tuple[tuple[int, ...], ...]
 class EscdaBackboneConfig(AUConfig):
     """Fields of the backbone, the enhanced MobileFaceNet that both networks use (Sec. 3.1.1).
 
-    Its three stages each halve the map once and then keep it through residual blocks. A block widens to its
-    expansion channels, which its depthwise kernels 3x3, 5x5, 7x7, ... share: shares [2, 1, 1] of 128 channels
-    give 64, 32 and 32, and what does not divide goes to the 3x3 kernel.
+    Each of its three stages is a block that halves the map, followed by residual blocks. A block's expansion
+    channels are divided among depthwise kernels of 3x3, 5x5, 7x7, ...: shares [2, 1, 1] of 128 channels give
+    64, 32 and 32; a remainder goes to the 3x3 kernel.
 
     Args:
         image_size: Height and width of the input in pixels (l).
         num_channels: Channels of the input.
-        stem_channels: Channels of the shallow map, a half of the input's size.
+        stem_channels: Channels of the stem's map, which has half the input's size.
         stage_channels: Channels of the stages, at a quarter, an eighth and a sixteenth of the input's size.
         stage_depths: Residual blocks of each stage.
-        downsample_expansion: Expansion channels of the block that opens each stage.
+        downsample_expansion: Expansion channels of the first block of each stage.
         residual_expansion: Expansion channels of the residual blocks.
-        downsample_kernel_shares: Shares of the depthwise kernels in the opening blocks.
+        downsample_kernel_shares: Shares of the depthwise kernels in the first blocks.
         residual_kernel_shares: The same in the residual blocks.
-        coordinate_reduction: Factor by which coordinate attention narrows its channels, to eight at least.
+        coordinate_reduction: Channel reduction factor of coordinate attention, which keeps at least eight.
         hidden_size: Channels of the last feature map (c).
     """
 
@@ -62,7 +62,7 @@ class EscdaBackboneConfig(AUConfig):
     )
 
     def __post_init__(self, **kwargs):
-        """Make lists of the stage fields, as JSON does, so that a config equals its saved self."""
+        """Convert the stage fields to lists, as JSON does, so that a config equals its saved copy."""
         for name in self._stage_fields:
             values = [list(value) if isinstance(value, tuple) else value for value in getattr(self, name)]
             setattr(self, name, values)
@@ -74,12 +74,10 @@ class EscdaBackboneConfig(AUConfig):
         return -(-self.image_size // 16)
 
     def validate_architecture(self):
-        """Check that the stage fields speak of equally many stages, and that there is a picture."""
+        """Check the number of stages, and the size of the picture."""
         lengths = {name: len(getattr(self, name)) for name in self._stage_fields}
         if set(lengths.values()) != {3}:
-            raise ValueError(
-                f"Each of these needs an entry for each of the 3 stages; lengths seen: {lengths}."
-            )
+            raise ValueError(f"Each of these needs an entry for each of the 3 stages; got lengths {lengths}.")
         if self.image_size < 1:
             raise ValueError(f"image_size={self.image_size} must be a number of pixels, such as 112.")
 
@@ -100,19 +98,19 @@ class LscConfig(EscdaBackboneConfig):
     """Configuration of the local self-attention constraining network (LSC, Sec. 3.1).
 
     Args:
-        constraint: What multiplies the self-attention of an action unit: "adaptive", the mask with a learned
-            epsilon (LSC); "fixed", the mask with epsilon 0 (LSC^fix); "none", nothing (LS).
+        constraint: Factor of an action unit's self-attention: "adaptive", the mask with a learned epsilon
+            (LSC); "fixed", the mask with epsilon 0 (LSC^fix); or "none" (LS).
         mask_sigma: Standard deviation of the masks' Gaussians in cells of the feature map (delta).
-        epsilon_init: Epsilon of every action unit before training, above 0.
+        epsilon_init: Initial epsilon of every action unit, above 0.
         attention_channels: Channels of a branch's self-attention, a multiple of `attention_head_dim`.
-        attention_head_dim: Channels of a head (d').
+        attention_head_dim: Channels per head (d').
         convolution_channels: Channels of a branch's convolutional attention (MHCA), a multiple of
             `mhca_head_dim`.
-        mhca_head_dim: Channels of a head of the convolutional attention: 1 is a depthwise convolution, which
-            gives the paper's parameters; 32 is Next-ViT's.
-        mlp_channels: Hidden channels of a branch's perceptron.
+        mhca_head_dim: Channels per head of the convolutional attention: 1 is a depthwise convolution, with
+            the paper's number of parameters; Next-ViT has 32.
+        mlp_channels: Hidden channels of a branch's MLP.
 
-    With the default `constraint` the model needs `au_centers`, so landmarks, at inference too.
+    Unless `constraint` is "none" the model needs `au_centers`, so landmarks, at inference, too.
     """
 
     model_type = "au-lsc"
@@ -128,7 +126,7 @@ class LscConfig(EscdaBackboneConfig):
     mlp_channels: int = 1024
 
     def validate_architecture(self):
-        """Check that heads divide channels and that the mask's numbers are positive."""
+        """Check that channels are multiples of heads and the mask's parameters are positive."""
         super().validate_architecture()
         for channels, head_dim in (
             ("attention_channels", "attention_head_dim"),
@@ -140,7 +138,7 @@ class LscConfig(EscdaBackboneConfig):
         if self.mask_sigma <= 0 or self.epsilon_init <= 0:
             raise ValueError(
                 f"mask_sigma={self.mask_sigma} and epsilon_init={self.epsilon_init} must be above 0; "
-                'for an epsilon of 0 say constraint="fixed".'
+                'for an epsilon of 0 use constraint="fixed".'
             )
 
     @classmethod
@@ -154,8 +152,8 @@ class GdaConfig(EscdaBackboneConfig):
     """Configuration of the global dual-directional attention network (GDA, Sec. 3.2).
 
     Args:
-        attention_directions: "dual" (GDA), or for the unidirectional ablation (UA) "vertical", a weight a
-            row, or "horizontal", a weight a column.
+        attention_directions: "dual" (GDA), or for the unidirectional ablation (UA) "vertical", weights of
+            rows, or "horizontal", weights of columns.
     """
 
     model_type = "au-gda"
@@ -173,8 +171,8 @@ class GdaConfig(EscdaBackboneConfig):
 class EscdaConfig(CompositeAUConfig):
     """Configuration of the ensemble of LSC and GDA (ESCDA, Sec. 3.3).
 
-    The action units and occurrence rates of the ensemble hold for both networks; where only the networks'
-    configurations name them, the ensemble takes them from there. Thresholds are its own.
+    Both networks share the ensemble's action units and occurrence rates, which by default are those of the
+    networks' configurations. Thresholds belong to the ensemble.
 
     Args:
         lsc_config: `LscConfig` or its fields as a dictionary.
@@ -182,7 +180,7 @@ class EscdaConfig(CompositeAUConfig):
         ensemble: "average" of the two probabilities (ESCDA) or "voting", their maximum (ESCDA-V).
 
     Raises:
-        ValueError: The networks, or they and the ensemble, name different action units.
+        ValueError: Networks or ensemble name different action units.
     """
 
     model_type = "au-escda"
@@ -194,7 +192,7 @@ class EscdaConfig(CompositeAUConfig):
     ensemble: Literal["average", "voting"] = "average"
 
     def __post_init__(self, **kwargs):
-        """Give a network that was not described its default values."""
+        """Use default values for networks that are not given."""
         self.lsc_config = self.lsc_config or {}
         self.gda_config = self.gda_config or {}
         super().__post_init__(**kwargs)

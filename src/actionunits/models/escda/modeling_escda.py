@@ -1,8 +1,8 @@
 """ESCDA: a local and a global attention network for facial action units, and their ensemble.
 
 Shao, Chen, Zhou, Shi, Li, Ma, Yeung: Constrained and directional ensemble attention for facial action unit
-detection. Pattern Recognition, 2025. Equations, figures and sections below are its. Where the paper only
-names a block, its widths and order are those of the block's own paper; the README beside this lists them.
+detection. Pattern Recognition, 2025. Equations, figures and sections below are those of the paper. Blocks
+that it only names follow their own papers in widths and order; see the README beside this file.
 
     LSC: picture -> backbone -> (B, c, h, w) -> for each AU a branch of masked self-attention -> p_L
     GDA: picture -> backbone -> (B, c, h, w) -> attention over rows and columns, classifier   -> p_G
@@ -41,7 +41,7 @@ from .configuration_escda import EscdaBackboneConfig, EscdaConfig, GdaConfig, Ls
 
 
 class EscdaPreTrainedModel(AUPreTrainedModel):
-    """Initialisation for training from scratch, and what transformers wants to know of the three models."""
+    """Initialisation and settings of the three models for transformers."""
 
     _no_split_modules = [
         *("MixedDepthwiseBlock", "LscBranch"),
@@ -67,10 +67,10 @@ class EscdaPreTrainedModel(AUPreTrainedModel):
 
 
 class LscForAUDetection(EscdaPreTrainedModel):
-    """Local self-attention constraining network (LSC, Sec. 3.1): an AU, a branch of masked attention.
+    """Local self-attention constraining network (LSC, Sec. 3.1), with a branch of masked attention per AU.
 
-    Where an action unit shows is prior knowledge: its mask, drawn around its two centres (Eqs. 1-3),
-    multiplies the self-attention of its branch (Eq. 5). So this model needs the centres, at inference too.
+    The self-attention of a branch is multiplied (Eq. 5) by a mask around the two centres of its action unit
+    (Eqs. 1-3), so this model needs the centres at inference, too.
     """
 
     config: LscConfig
@@ -83,7 +83,7 @@ class LscForAUDetection(EscdaPreTrainedModel):
 
     @property
     def needs_au_centers(self) -> bool:
-        """Whether the attention is masked around them."""
+        """Whether the attention is masked."""
         return self.config.constraint != "none"
 
     @can_return_tuple
@@ -102,7 +102,7 @@ class LscForAUDetection(EscdaPreTrainedModel):
         Args:
             pixel_values: (B, 3, image_size, image_size) normalised aligned faces.
             au_centers: (B, m, 2, 2) the two centres (x, y) of every action unit, in pixels of `pixel_values`
-                (origin: centre of the top-left pixel). Only `constraint="none"` does without.
+                (origin: centre of the top-left pixel). Not needed with `constraint="none"`.
             labels: (B, m) occurrences in [0, 1], or -1 for unknown; adds the loss (Eqs. 7-8).
             output_au_attentions: Return the rows of Fig. 4: `au_attentions_unconstrained` A', `au_masks` M,
                 `au_attentions` A = A' * M; the attentions as means over heads and queries, a value a key.
@@ -111,8 +111,8 @@ class LscForAUDetection(EscdaPreTrainedModel):
             kwargs: Ignored, so that all that the image processor returns can be passed on.
 
         Raises:
-            ValueError: Centres are missing or of another number, the pictures have another size, or it is a
-                batch of one face in training.
+            ValueError: Centres are missing or have another shape, pictures have another size, or a training
+                batch has a single face.
         """
         output_hidden_states = or_default(output_hidden_states, self.config.output_hidden_states)
         output_attentions = or_default(output_attentions, self.config.output_attentions)
@@ -133,7 +133,7 @@ class LscForAUDetection(EscdaPreTrainedModel):
         )
 
     def _gaussians(self, au_centers: Tensor | None, batch_size: int) -> Sequence[Tensor | None]:
-        """Return M~ (B, n) of every action unit, Eqs. 1-2; `None` for each without a constraint."""
+        """Return M~ (B, n) of every action unit, Eqs. 1-2, or `None` without a constraint."""
         config = self.config
         if config.constraint == "none":
             return [None] * len(config.au_labels)
@@ -147,7 +147,7 @@ class LscForAUDetection(EscdaPreTrainedModel):
         return maps.flatten(-2).unbind(1)
 
     def _maps(self, weights: tuple[Tensor, ...], masks: tuple[Tensor | None, ...]) -> dict[str, Tensor]:
-        """Bring A' (B, heads, n, n) and M (B, n) of every action unit to (B, m, h, w)."""
+        """Return maps (B, m, h, w) of A' (B, heads, n, n) and M (B, n) of all action units."""
         size = (self.config.map_size, self.config.map_size)
         means = on_one_device(weight.mean(dim=(1, 2)) for weight in weights)
         attention = torch.stack(means, dim=1).unflatten(-1, size)
@@ -155,14 +155,15 @@ class LscForAUDetection(EscdaPreTrainedModel):
             return {"au_attentions": attention}
         mask = torch.stack(on_one_device(masks), dim=1).unflatten(-1, size)  # type: ignore[arg-type]
         return {
-            "au_attentions": attention * mask,  # also the mean of A: all heads and queries have the same mask
+            "au_attentions": attention
+            * mask,  # equals the mean of A, as all heads and queries share the mask
             "au_attentions_unconstrained": attention,
             "au_masks": mask,
         }
 
 
 class GdaForAUDetection(EscdaPreTrainedModel):
-    """Global dual-directional attention network (GDA, Sec. 3.2): rows and columns of the map weigh it."""
+    """Global dual-directional attention network (GDA, Sec. 3.2): weights of rows and columns of the map."""
 
     config: GdaConfig
 
@@ -188,15 +189,15 @@ class GdaForAUDetection(EscdaPreTrainedModel):
 
         Args:
             pixel_values: (B, 3, image_size, image_size) normalised aligned faces.
-            au_centers: Not needed; accepted because every model of the package takes it.
+            au_centers: Not used; an argument of all models.
             labels: (B, m) occurrences in [0, 1], or -1 for unknown; adds the loss (Eqs. 7-8).
             output_au_attentions: Return `au_attentions`, the attention a averaged over channels, which all
-                action units share, and `au_evidence`, what each place adds to each logit (cf. Fig. 5).
+                action units share, and `au_evidence`, contributions to the logits by position (cf. Fig. 5).
             output_hidden_states: Return the feature maps of stem, stages and last layer.
             kwargs: Ignored, so that all that the image processor returns can be passed on.
 
         Raises:
-            ValueError: The pictures have another size, or it is a batch of one face in training.
+            ValueError: Pictures have another size, or a training batch has a single face.
         """
         output_hidden_states = or_default(output_hidden_states, self.config.output_hidden_states)
         hidden_states = self.backbone(self.in_own_type(pixel_values))
@@ -214,10 +215,10 @@ class GdaForAUDetection(EscdaPreTrainedModel):
         return output
 
     def _evidence(self, features: Tensor) -> Tensor:
-        """Split each logit over the places of the map, (B, c, h, w) -> (B, m, h, w).
+        """Return the contribution of each position to the logits, (B, c, h, w) -> (B, m, h, w).
 
-        All that follows the attention is linear, so in evaluation mode the split is exact: summed over the
-        map it gives the logit up to a constant of the action unit.
+        As the layers after the attention are linear in evaluation mode, the contributions sum up to the
+        logit, except for a constant of the action unit.
         """
         norm = self.pool.norm
         scale = parameter_of(norm, "weight") / (parameter_of(norm, "running_var") + norm.eps).sqrt()  # (c,)
@@ -229,7 +230,7 @@ class GdaForAUDetection(EscdaPreTrainedModel):
 class EscdaForAUDetection(EscdaPreTrainedModel):
     """Ensemble of LSC and GDA (ESCDA, Sec. 3.3): the mean of their probabilities.
 
-    Both networks are trained alone, side by side; the loss is the sum of theirs.
+    The loss is the sum of the networks' losses, so that they are trained independently.
     """
 
     config: EscdaConfig
@@ -249,7 +250,7 @@ class EscdaForAUDetection(EscdaPreTrainedModel):
     def from_networks(
         cls, lsc: LscForAUDetection, gda: GdaForAUDetection, **config_kwargs: Any
     ) -> "EscdaForAUDetection":
-        """Put two trained networks together; their weights are copied.
+        """Combine copies of two trained networks.
 
         Args:
             lsc: Local network.
@@ -260,10 +261,10 @@ class EscdaForAUDetection(EscdaPreTrainedModel):
             The ensemble in evaluation mode, on the device and in the type of `lsc`.
 
         Raises:
-            ValueError: The networks answer for different action units.
+            ValueError: The networks have different action units.
         """
         lsc_config, gda_config = copy.deepcopy(lsc.config), copy.deepcopy(gda.config)
-        lsc_config.name_or_path = gda_config.name_or_path = ""  # where they came from is nobody's business
+        lsc_config.name_or_path = gda_config.name_or_path = ""  # without the paths of their folders
         model = cls(EscdaConfig(lsc_config=lsc_config, gda_config=gda_config, **config_kwargs))
         model.to(device=lsc.device, dtype=lsc.dtype)  # type: ignore[call-arg]
         model.lsc.load_state_dict(lsc.state_dict())
@@ -289,7 +290,7 @@ class EscdaForAUDetection(EscdaPreTrainedModel):
             kwargs: Passed to both networks.
 
         Returns:
-            Besides the ensemble's logits, `branch_logits` (B, 2, m): LSC, GDA. Hidden states are LSC's.
+            The ensemble's logits, and `branch_logits` (B, 2, m) of LSC and GDA. Hidden states are LSC's.
 
         Raises:
             ValueError: See `LscForAUDetection`.
@@ -342,7 +343,7 @@ class EscdaBackbone(nn.Module):
 
 
 def _make_stage(config: EscdaBackboneConfig, stage: int, in_channels: int) -> nn.Sequential:
-    """Return the block that halves the map and the residual blocks that follow it."""
+    """Return a stage: the block that halves the map, and residual blocks."""
     channels = config.stage_channels[stage]
     halve = MixedDepthwiseBlock(
         in_channels,
@@ -366,7 +367,7 @@ def _make_stage(config: EscdaBackboneConfig, stage: int, in_channels: int) -> nn
 
 
 class MixedDepthwiseBlock(GradientCheckpointingLayer):
-    """Enhanced depth-separable convolution: widen, MixConv, coordinate attention, narrow; maybe residual."""
+    """Enhanced depth-separable convolution: expansion, MixConv, coordinate attention, projection."""
 
     def __init__(
         self,
@@ -408,7 +409,7 @@ class MixedDepthwiseConv(nn.Module):
 
 
 class CoordinateAttention(nn.Module):
-    """Coordinate attention (Hou et al., CVPR 2021): rows and columns weigh the map by their means."""
+    """Coordinate attention (Hou et al., CVPR 2021): weights of rows and columns from their means."""
 
     def __init__(self, channels: int, reduction: int):
         super().__init__()
@@ -423,7 +424,7 @@ class CoordinateAttention(nn.Module):
 class DualDirectionalAttention(nn.Module):
     """Attention map a of GDA (Sec. 3.2), (B, c, h, w) in (0, 1): weights of rows times weights of columns.
 
-    Unlike coordinate attention it sums up rows and columns by learned global depthwise convolutions.
+    Unlike coordinate attention it summarises rows and columns by global depthwise convolutions.
     """
 
     def __init__(self, config: GdaConfig):
@@ -431,9 +432,9 @@ class DualDirectionalAttention(nn.Module):
         channels, size = config.hidden_size, config.map_size
         self.summaries = nn.ModuleDict()
         if config.attention_directions != "horizontal":
-            self.summaries["vertical"] = GlobalDepthwiseConv(channels, (1, size))  # a number a row
+            self.summaries["vertical"] = GlobalDepthwiseConv(channels, (1, size))  # one value per row
         if config.attention_directions != "vertical":
-            self.summaries["horizontal"] = GlobalDepthwiseConv(channels, (size, 1))  # a number a column
+            self.summaries["horizontal"] = GlobalDepthwiseConv(channels, (size, 1))  # one value per column
         self.weights = DirectionalWeights(channels, config.coordinate_reduction, len(self.summaries))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -446,9 +447,9 @@ class DualDirectionalAttention(nn.Module):
 
 
 class DirectionalWeights(nn.Module):
-    """Profiles (B, C, k, 1) of one or two directions -> weights of the same shapes, in (0, 1).
+    """Profiles (B, C, k, 1) of one or two directions -> weights in (0, 1) of the same shapes.
 
-    Concatenate, narrow, split, and for each direction widen again and squash.
+    A joint reduction of channels, then for each direction an expansion and a sigmoid.
     """
 
     def __init__(self, channels: int, reduction: int, directions: int):
@@ -459,7 +460,7 @@ class DirectionalWeights(nn.Module):
         self.widen = nn.ModuleList(nn.Conv2d(hidden, channels, 1) for _ in range(directions))
 
     def forward(self, *profiles: Tensor) -> list[Tensor]:
-        """Return a weight for every cell of the profiles."""
+        """Return the weights of all cells of the profiles."""
         y = F.hardswish(self.norm(self.narrow(torch.cat(profiles, dim=2))))
         parts = y.split([profile.shape[2] for profile in profiles], dim=2)
         return [torch.sigmoid(widen(part)) for widen, part in zip(self.widen, parts, strict=True)]
@@ -486,7 +487,7 @@ class LscBranch(GradientCheckpointingLayer):
 class NextTransformerBlock(nn.Module):
     """Next transformer block (NTB; Li et al., Next-ViT, 2022), its self-attention constrained by a mask.
 
-    Self-attention, convolutional attention on a projection of its output, both concatenated, a perceptron.
+    Self-attention, convolutional attention on a projection of its output, both concatenated, and an MLP.
     """
 
     def __init__(self, config: LscConfig):
@@ -536,7 +537,7 @@ class ConstrainedSelfAttention(nn.Module):
 
     @property
     def epsilon(self) -> Tensor | float:
-        """Importance of the places outside the action unit's region: 0, or the softplus of a parameter."""
+        """Importance of positions outside the action unit's region: 0, or the softplus of a parameter."""
         return 0.0 if self.raw_epsilon is None else F.softplus(self.raw_epsilon)
 
     def forward(
@@ -550,17 +551,17 @@ class ConstrainedSelfAttention(nn.Module):
         mask = None
         if gaussian is not None:
             mask = ((gaussian + self.epsilon) / (1 + self.epsilon)).to(x.dtype)  # Eq. 3
-            # Eqs. 5-6: M lies on the keys, so (A' * M) V = A' (M * V), and any attention kernel will do.
+            # Eqs. 5-6: M depends on the keys only, so (A' * M) V = A' (M * V), for which any kernel works.
             value = mask[:, None, :, None] * value
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        if want_weights or x.shape[0] == 0:  # kernels have no weights to give, and refuse empty batches
+        if want_weights or x.shape[0] == 0:  # kernels return no weights and reject empty batches
             attend = eager_attention
         y, weights = attend(self, query, key, value, None, scaling=self.head_dim**-0.5, dropout=0.0)
         return self.output(y.flatten(2)), weights if want_weights else None, mask
 
 
 class ConvolutionalAttention(nn.Module):
-    """Multi-head convolutional attention (MHCA, Next-ViT): 3x3 convolution by heads, then a mix of them."""
+    """Multi-head convolutional attention (MHCA, Next-ViT): 3x3 convolution per head, 1x1 projection."""
 
     def __init__(self, channels: int, head_dim: int):
         super().__init__()
@@ -574,7 +575,7 @@ class ConvolutionalAttention(nn.Module):
 
 
 class GlobalDepthwiseConv(nn.Module):
-    """Learned weighted sum of each channel over a window that spans the map, or its rows, or its columns."""
+    """Depthwise convolution whose kernel spans the map, its rows or its columns, and normalisation."""
 
     def __init__(self, channels: int, kernel_size: tuple[int, int]):
         super().__init__()
@@ -586,16 +587,15 @@ class GlobalDepthwiseConv(nn.Module):
         x = self.conv(x)
         if self.norm.training and x[:, 0].numel() == 1:
             raise ValueError(
-                "A batch of one face cannot be trained on, for batch normalisation compares it with others; "
-                "take a batch size that leaves no last one over. The Trainer leaves it out with "
-                "dataloader_drop_last=True, but then also last batches that it evaluates, unless "
-                "per_device_eval_batch_size=1."
+                "A batch of one face cannot be trained on, as batch normalisation needs several; choose a "
+                "batch size that leaves no single face. The Trainer drops the last batch with "
+                "dataloader_drop_last=True, but in evaluation, too, unless per_device_eval_batch_size=1."
             )
         return self.norm(x)
 
 
 class ConvNormAct(nn.Sequential):
-    """Convolution, batch normalisation and, unless told otherwise, PReLU."""
+    """Convolution, batch normalisation and, if `act`, PReLU."""
 
     def __init__(
         self,
@@ -612,7 +612,7 @@ class ConvNormAct(nn.Sequential):
 
 
 class PReLU(nn.PReLU):
-    """PReLU with a slope a channel; on a CPU in a form whose gradient is thrice as fast as torch's own."""
+    """PReLU with a slope per channel; on CPUs in a form whose gradient is three times as fast as torch's."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> the same."""
@@ -630,14 +630,14 @@ def eager_attention(
     scaling: float,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Scaled dot-product attention written out (Eq. 4): (B, n, heads, d) and its weights (B, heads, n, n)."""
+    """Scaled dot-product attention (Eq. 4): (B, n, heads, d), and its weights (B, heads, n, n)."""
     scores = query @ key.transpose(-1, -2) * scaling
     weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
 def mean_probability_logits(a: Tensor, b: Tensor) -> Tensor:
-    """Return the logits of (sigmoid(a) + sigmoid(b)) / 2 (Sec. 3.3), exact for logits of any size."""
+    """Return the logits of (sigmoid(a) + sigmoid(b)) / 2 (Sec. 3.3), exactly for logits of any size."""
     dtype = torch.promote_types(a.dtype, torch.float32)
     x, y = a.to(dtype), b.to(dtype)
     log_p = torch.logaddexp(F.logsigmoid(x), F.logsigmoid(y))  # log 2p
@@ -646,7 +646,7 @@ def mean_probability_logits(a: Tensor, b: Tensor) -> Tensor:
 
 
 def split_channels(channels: int, shares: Sequence[int]) -> list[int]:
-    """Divide in proportion, rounding down; the first gets the rest: 512, [1, 1, 1] -> [172, 170, 170]."""
+    """Divide channels in proportion, the remainder to the first: 512, [1, 1, 1] -> [172, 170, 170]."""
     sizes = [channels * share // sum(shares) for share in shares]
     sizes[0] += channels - sum(sizes)
     return sizes
