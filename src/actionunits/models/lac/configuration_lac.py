@@ -27,48 +27,48 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "L_WA": {"au_loss_type": "weighted"},
     "L_DWA": {},
 }
-"""The variants of Tables IV and VII as values of `LacConfig`; TS, the temporal sampling strategy, belongs to
-the recipe (`actionunits.data.sampling`). The last row of Table IV is "L_DWA", the one before it "L_CE"."""
+"""The variants of Tables IV and VII as values of `LacConfig`, without TS, the temporal sampling strategy,
+which recipes set (`actionunits.data.sampling`). The last row of Table IV is "L_DWA", the one before it
+"L_CE"."""
 
 
 @strict
 class LacConfig(AUConfig):
-    """Configuration of LAC: a ResNet, its class weights that point to action units, and the ST module.
+    """Configuration of LAC: a ResNet, class weights that localise action units, and the ST module.
 
     Args:
-        backbone_config: `ResNetConfig` of the backbone, or its fields as a dictionary; ResNet-50 if left out.
-        backbone_name_or_path: Folder or Hub name of the ResNet checkpoint that the backbone's weights come
-            from, see `from_backbone`. A model made of a config that names one by `AutoModel.from_config`
-            starts with its weights.
+        backbone_config: `ResNetConfig` of the backbone, or its fields as a dictionary; ResNet-50 by default.
+        backbone_name_or_path: Folder or Hub name of the backbone's pretrained ResNet checkpoint, see
+            `from_backbone`. `AutoModel.from_config` loads its weights.
         backbone_revision: Branch, tag or commit of that checkpoint on the Hub.
-        image_size: Height and width of the input in pixels. Other sizes work too: nothing depends on it but
-            `processor_options`.
-        state_detection: The "check" step. If false, the class weights' answer y' is the model's: a ResNet
-            with a linear layer (Table IV, rows "Backbone" and "TS").
-        hidden_size: Numbers of an AU vector in the ST module.
-        spatial: How action units inform each other: "confidence", by a graph as far as y' is uncertain
-            (Eqs. 7-11); "graph", by the graph alone (Eqs. 7-9); or "none".
+        image_size: Height and width of the input in pixels, for `processor_options`; the model accepts other
+            sizes.
+        state_detection: The "check" step. If false, the model predicts y', as a ResNet with a linear layer
+            (Table IV, rows "Backbone" and "TS").
+        hidden_size: Size of an AU vector in the ST module.
+        spatial: Relations of action units: "confidence", by a graph according to the uncertainty of y' (Eqs.
+            7-11); "graph", by the graph alone (Eqs. 7-9); or "none".
         graph_edges: Neighbours of an action unit: "cross_region", itself and those of the two other regions
             of the face (Table I); or "all".
-        num_graph_layers: Graph attention layers one after the other.
-        temporal: "lstm", which carries AU vectors from frame to frame, or "none".
-        clip_length: Frames of a clip (t), in training and where a video is detected clip by clip.
-        num_subsequences: Parts of a sequence, each of which gives a training clip an epoch (N_sep).
-        roi_ratio: Side of the square regions of interest over the input's width.
-        roi_cells: Cells of a pooled region of interest in height and in width.
+        num_graph_layers: Number of graph attention layers.
+        temporal: "lstm" over the AU vectors of the frames, or "none".
+        clip_length: Frames per clip (t), in training and detection.
+        num_subsequences: Subsequences of a sequence, with one training clip per epoch each (N_sep).
+        roi_ratio: Side of the square regions of interest relative to the input's width.
+        roi_cells: Height and width of pooled regions of interest in cells.
         au_loss_type: "dynamic" (DWA, Eqs. 13-16), "weighted" (WA, Eq. 12) or "cross_entropy" (CE) of Table
-            VII. The first two start with weights from `au_occurrence_rates`, or equal ones without.
+            VII. The first two start with weights from `au_occurrence_rates`, or without them equal ones.
         localization_weight: Weight of L_loc (eta_1, Eq. 17).
         activation_weight: Weight of L_act (eta_2).
-        balance_activation: Let L_act weigh an action unit's occurrences of a batch as much as the rest, which
-            a backbone without pretraining needs.
+        balance_activation: Weight occurrences and non-occurrences of an action unit in a batch equally in
+            L_act, which a backbone without pretraining needs.
         consistency_weight: Weight of L_l2g (eta_3).
         first_answer_weight: Weight of the loss of y' (eta_4).
         answer_weight: Weight of the loss of y'' (eta_5).
-        difficulty_momentum: What an epoch leaves of the difficulty weights (beta_1).
-        distribution_momentum: What an epoch leaves of the distribution weights (beta_2).
-        difficulty_share: Part of the difficulty in the weights of the dynamic loss (delta).
-        share_floor: Smallest recall and occurrence rate that Eqs. 13-14 divide by.
+        difficulty_momentum: Momentum of the difficulty weights (beta_1).
+        distribution_momentum: Momentum of the distribution weights (beta_2).
+        difficulty_share: Share of the difficulty weights in the dynamic loss (delta).
+        share_floor: Lower bound of the recalls and occurrence rates that Eqs. 13-14 divide by.
     """
 
     model_type = "au-lac"
@@ -95,7 +95,7 @@ class LacConfig(AUConfig):
     clip_length: int = 16
     num_subsequences: int = 12
 
-    # Regions of interest, which only training needs
+    # Regions of interest, for training only
     roi_ratio: float = 0.14
     roi_cells: int = 2
 
@@ -113,7 +113,7 @@ class LacConfig(AUConfig):
     share_floor: float = 0.01
 
     def __post_init__(self, **kwargs):
-        """Make a configuration of the backbone's dictionary."""
+        """Convert the backbone's dictionary to a configuration."""
         given = self.backbone_config or {}
         self.backbone_config = given if isinstance(given, ResNetConfig) else ResNetConfig(**given)
         super().__post_init__(**kwargs)
@@ -150,7 +150,7 @@ class LacConfig(AUConfig):
     def compact(cls, **kwargs: Any) -> "LacConfig":
         """Return a small configuration that a CPU trains and runs; keywords replace its values.
 
-        Its ResNet of three stages has the paper's map of 7 x 7 cells already at 112 pixels.
+        Its ResNet of three stages has the paper's map of 7 x 7 cells at 112 pixels.
         """
         backbone: dict[str, Any] = {
             "embedding_size": 32,
@@ -162,7 +162,7 @@ class LacConfig(AUConfig):
 
     @property
     def resnet_config(self) -> ResNetConfig:
-        """`backbone_config`, which is a `ResNetConfig` once this configuration is made."""
+        """`backbone_config` as a `ResNetConfig`."""
         return cast(ResNetConfig, self.backbone_config)
 
     @property
@@ -172,16 +172,16 @@ class LacConfig(AUConfig):
 
     @property
     def needs_rois(self) -> bool:
-        """Whether the loss looks at regions of interest, so that training needs `au_centers`."""
+        """Whether the loss has regions of interest, for which training needs `au_centers`."""
         return bool(self.localization_weight or self.activation_weight or self.consistency_weight)
 
     @property
     def processor_options(self) -> dict[str, Any]:
-        """Options of the image processor that fits; colours are scaled as ImageNet's ResNets know them."""
+        """Options of the image processor that fits the model, with ImageNet's mean and standard deviation."""
         return super().processor_options | {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
 
     def validate_architecture(self):
-        """Check what no model can be built of, and no clip cut by."""
+        """Check the sizes."""
         for name in ("hidden_size", "num_graph_layers", "clip_length", "num_subsequences", "roi_cells"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
@@ -189,13 +189,13 @@ class LacConfig(AUConfig):
         stages, depths = backbone.hidden_sizes, backbone.depths
         if not len(stages) == len(depths) > 0:
             raise ValueError(
-                f"The backbone's hidden_sizes={stages} and depths={depths} need as many stages, one at least."
+                f"The backbone's hidden_sizes={stages} and depths={depths} need as many stages, at least one."
             )
         if not 0 < self.roi_ratio <= 1:
             raise ValueError(f"roi_ratio={self.roi_ratio} must lie in (0, 1]: a part of the input's width.")
 
     def validate_loss(self):
-        """Check the numbers of the loss."""
+        """Check the parameters of the loss."""
         for name in LOSS_WEIGHTS:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
@@ -216,7 +216,7 @@ ARCHITECTURE_FIELDS = (
     "downsample_in_first_stage",
     "downsample_in_bottleneck",
 )
-"""What of a ResNet checkpoint's configuration makes the backbone; the rest is its head and its labels."""
+"""Fields of a ResNet checkpoint's configuration that define the backbone."""
 
 LOSS_WEIGHTS = (
     "localization_weight",

@@ -1,9 +1,9 @@
-"""The losses of LAC on regions of interest (Eqs. 4-6), of values pooled there.
+"""LAC's losses on pooled regions of interest (Eqs. 4-6).
 
-Each takes the mean where the paper sums, and is repaired where the printed form has no least value: Eq. 4
-takes |F| as part of its peak, Eqs. 4 and 5 are shifted so that 0 is perfect, and the minus of Eq. 6, which
-would reward inconsistency, is a plus. m action units, two regions each; labels are occurrences in [0, 1] or
-`UNKNOWN`, and regions of unknown labels take no part.
+They are means instead of the paper's sums, and corrected where the printed form has no minimum: Eq. 4 has |F|
+relative to its maximum, Eqs. 4 and 5 are shifted to a minimum of 0, and the minus of Eq. 6, which would
+reward inconsistency, is a plus. Each of the m action units has two regions; labels are occurrences in [0, 1]
+or `UNKNOWN`, whose regions are ignored.
 """
 
 import torch
@@ -12,14 +12,14 @@ from torch import Tensor
 from actionunits.action_units import UNKNOWN
 
 SMALLEST_SHARE = 1e-6
-"""Of labels of one kind in a batch, that a balanced loss divides by."""
+"""Lower bound of the sum of labels of one kind in a batch, by which a balanced loss divides."""
 
 
 def localization_loss(magnitudes: Tensor, labels: Tensor) -> Tensor:
-    """L_loc (Eq. 4): features are to be large where action units may show.
+    """L_loc (Eq. 4): features should be large in the regions of action units.
 
     Args:
-        magnitudes: (B, m, 2) mean of |F| in each region, over the largest |F| of its picture.
+        magnitudes: (B, m, 2) mean of |F| in each region, relative to the largest |F| of the picture.
         labels: (B, m).
 
     Returns:
@@ -29,16 +29,16 @@ def localization_loss(magnitudes: Tensor, labels: Tensor) -> Tensor:
 
 
 def activation_loss(similarities: Tensor, labels: Tensor, balance: bool = False) -> Tensor:
-    """L_act (Eq. 5): class weights are to point to the features of active regions, and away from others.
+    """L_act (Eq. 5): class weights should be similar to the features of active regions, opposite to others.
 
-    Linear in M, it is least at M = -1 everywhere for whoever knows an occurrence rate below 0.5 and nothing
-    else. There the gradient of the cosine ends, and features that knew nothing stay so.
+    As the loss is linear in M, M = -1 everywhere is optimal for uninformative features and occurrence rates
+    below 0.5. There the gradient of the cosine vanishes, so that the features remain uninformative.
 
     Args:
         similarities: (B, m, 2) mean of M = cos(w_c, F) in each region.
         labels: (B, m).
-        balance: Weigh an action unit's active and its inactive regions of the batch alike, so that an M that
-            is everywhere the same gains nothing. One that has but one kind in the batch counts half.
+        balance: Weight an action unit's active and inactive regions in the batch equally, so that a constant
+            M gains nothing. An action unit with only one kind in the batch counts half.
 
     Returns:
         Scalar in [0, 2].
@@ -56,12 +56,12 @@ def activation_loss(similarities: Tensor, labels: Tensor, balance: bool = False)
 
 
 def consistency_loss(similarities: Tensor, overall: Tensor, labels: Tensor) -> Tensor:
-    """L_l2g (Eq. 6): the similarity in the regions is to be that of the whole map.
+    """L_l2g (Eq. 6): the similarity in the regions should equal that of the whole map.
 
     Args:
         similarities: (B, m, 2) mean of M in each region.
         overall: (B, m) mean of the whole M.
-        labels: (B, m); only whether they are known counts.
+        labels: (B, m); only used to ignore unknown ones.
 
     Returns:
         Scalar in [0, 4].

@@ -1,8 +1,8 @@
-"""LAC, Lock and Check: class weights that point to where an action unit shows, then space and time decide.
+"""LAC, Lock and Check: class weights localise action units, then a graph and an LSTM relate them.
 
 Huang, Gao, Cai, Chen, Hu, Gao, Gao: Lock and Check: A novel approach for facial action unit recognition. IEEE
-Transactions on Affective Computing (manuscript of 2025). Equations, tables and figures below are its; the
-README beside this file lists what it leaves open, and where its formulas are repaired.
+Transactions on Affective Computing (manuscript of 2025). Equations, tables and figures below are those of the
+paper; the README beside this file lists what it leaves open, and corrections of its formulas.
 
     lock   picture -> ResNet -> F (N, h, w)        y' = w_c mean(F) + b           (Eqs. 1-3)
                                                    M  = cos(w_c, F) (m, h, w)
@@ -10,8 +10,8 @@ README beside this file lists what it leaves open, and where its formulas are re
            f'  = alpha f_c + (1 - alpha) GAT(f_c)  (Eq. 11)
            f'' = LSTM over the frames of f'        y'' = w'' f'' + b''
 
-Shapes: B pictures or clips, T frames of a clip, S = B (* T) pictures in all, m action units, N channels of
-the backbone's map of h x w cells, d numbers of an AU vector.
+Shapes: B pictures or clips, T frames per clip, S = B (* T) pictures in total, m action units, N channels of
+the backbone's map of h x w cells, d the size of an AU vector.
 """
 
 from collections.abc import Callable
@@ -47,7 +47,7 @@ from .losses_lac import activation_loss, consistency_loss, localization_loss
 from .stream import LacStream
 
 State = tuple[Tensor, Tensor]
-"""What the LSTM carries on, hidden and cell state, (1, B * m, d) each."""
+"""Hidden and cell state of the LSTM, (1, B * m, d) each."""
 
 
 class LacForAUDetection(AUPreTrainedModel):
@@ -55,11 +55,11 @@ class LacForAUDetection(AUPreTrainedModel):
 
     Training needs `au_centers`, so landmarks; detection does not.
 
-    The dynamic loss (Eqs. 13-16) weighs action units by what the epochs before were like. The model counts
-    while it trains; whoever trains it must call `end_of_epoch`, as `training/train.py` does and
-    `actionunits.callbacks.EndOfEpochCallback` makes the Trainer do.
+    The dynamic loss (Eqs. 13-16) weights action units by statistics of the epochs before, which the model
+    gathers in training. Custom training loops must call `end_of_epoch`; `training/train.py` does, and the
+    Trainer with `actionunits.callbacks.EndOfEpochCallback`.
 
-    Made of a configuration alone, the backbone is random; `from_backbone` takes a pretrained one.
+    Made from a configuration, the backbone is random; `from_backbone` loads a pretrained one.
 
     Example:
         >>> model = LacForAUDetection.from_backbone("microsoft/resnet-50", aus=[1, 2, 4, 6, 12])
@@ -119,7 +119,7 @@ class LacForAUDetection(AUPreTrainedModel):
 
     @torch.no_grad()
     def load_backbone(self) -> None:
-        """Take the backbone's weights from the checkpoint that the configuration names.
+        """Load the backbone's weights from the checkpoint that the configuration names.
 
         Raises:
             ValueError: The checkpoint lacks weights of this backbone.
@@ -145,7 +145,7 @@ class LacForAUDetection(AUPreTrainedModel):
         elif isinstance(module, (nn.Linear, nn.LSTM)):
             fan_in = module.hidden_size if isinstance(module, nn.LSTM) else module.in_features
             for name, parameter in module.named_parameters():
-                bound = 0.0 if "bias" in name else fan_in**-0.5  # PyTorch's, but for the biases
+                bound = 0.0 if "bias" in name else fan_in**-0.5  # PyTorch's, except for biases
                 init.uniform_(parameter, -bound, bound)
         # The backbone initialises itself.
 
@@ -162,21 +162,21 @@ class LacForAUDetection(AUPreTrainedModel):
         """Detect action units.
 
         Args:
-            pixel_values: (B, 3, H, W) normalised aligned faces, or clips (B, T, 3, H, W), frames in order of
-                time. All that follows has T after B, too, if they are clips.
+            pixel_values: (B, 3, H, W) normalised aligned faces, or clips (B, T, 3, H, W), frames in
+                temporal order. For clips, all other shapes have T after B, too.
             au_centers: (B, m, 2, 2) the two centres (x, y) of every action unit, in pixels of `pixel_values`
                 (origin: centre of the top-left pixel). Needed with `labels`, if the loss has RoIs.
             labels: (B, m) occurrences in [0, 1], or -1 for unknown; adds the loss (Eq. 17).
             output_au_attentions: Return `au_attentions`, (1 + M) / 2 with the similarity M = cos(w_c, F) of
-                every place to the action unit; and `au_evidence`, what each place adds to y'.
+                every position to the action unit; and `au_evidence`, contributions to y' by position.
             output_hidden_states: Return the feature maps of the backbone's stem and stages.
             kwargs: Ignored, so that all that the image processor returns can be passed on.
 
         Returns:
-            With state detection, also `branch_logits` (B, 2, m): y'', which is `logits`, and y'.
+            With state detection, `logits` are y'', and `branch_logits` (B, 2, m) are y'' and y'.
 
         Raises:
-            ValueError: Centres are missing or of another number, or the shape is that of neither form.
+            ValueError: Centres are missing, or a shape is wrong.
         """
         batch = pixel_values.shape[:-3]
         if len(batch) not in (1, 2):
@@ -210,32 +210,32 @@ class LacForAUDetection(AUPreTrainedModel):
         )
 
     def stream(self, clip_length: int | None | Literal["default"] = "default", overlap: int = 0) -> LacStream:
-        """Return what detects in a video of any length, some frames at a time; see `LacStream`.
+        """Return a detector for videos of any length, some frames at a time; see `LacStream`.
 
         Args:
-            clip_length: Frames after which the LSTM begins anew; "default" is the configuration's
-                `clip_length`, the paper's way; None never begins anew.
-            overlap: Frames before a clip that warm its LSTM up.
+            clip_length: Frames after which the LSTM is reset; "default" is the configuration's `clip_length`,
+                as in the paper; None for no resets.
+            overlap: Frames before a clip that warm up its LSTM.
         """
         length = self.config.clip_length if isinstance(clip_length, str) else clip_length
         return LacStream(self, length, overlap)
 
     def spatial_vectors(self, pixel_values: Tensor) -> Tensor:
-        """Return f' (S, m, d) of pictures (S, 3, H, W): all but time, and nearly all of the work.
+        """Return f' (S, m, d) of pictures (S, 3, H, W), before the temporal module.
 
         Raises:
             ValueError: The model has no state detection.
         """
         if not self.config.state_detection:
-            raise ValueError("state_detection=False: this model has no AU vectors, only an answer a picture.")
+            raise ValueError("With state_detection=False the model has no AU vectors.")
         return self._relate(self._lock(pixel_values))
 
     def check(self, vectors: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
-        """Decide over the frames of clips: f' (B, T, m, d) -> logits y'' (B, T, m), and the LSTM's state.
+        """Classify the frames of clips: f' (B, T, m, d) -> logits y'' (B, T, m), and the LSTM's state.
 
         Args:
-            vectors: f' of frames in order of time.
-            state: What the LSTM carried from the frames before; zeros if left out.
+            vectors: f' of frames in temporal order.
+            state: The LSTM's state after the frames before; zeros by default.
         """
         b, t, m, d = vectors.shape
         if self.lstm is not None:
@@ -253,13 +253,13 @@ class LacForAUDetection(AUPreTrainedModel):
             return self.lstm(sequences.to(self.dtype), state)
 
     def end_of_epoch(self, batches: Any = None) -> None:
-        """Make the counts of the epoch that ends the loss weights of the next one (Eqs. 13-14).
+        """Update the loss weights by the counts of the epoch (Eqs. 13-14).
 
-        Call it in every process, after the last training step and before evaluation. A second call, or one
-        without a training step before it, changes nothing.
+        Call it in every process, after the last training step and before evaluation. Without training steps
+        since the last call it has no effect.
 
         Args:
-            batches: Not needed; accepted because all models with such a method take it.
+            batches: Not used; an argument of this method in all models.
         """
         statistics = self._statistics
         sums = torch.stack(on_one_device(each.epoch_sums for each in statistics))  # (m, 3)
@@ -274,13 +274,13 @@ class LacForAUDetection(AUPreTrainedModel):
         self.break_off_epoch()
 
     def break_off_epoch(self, batches: Any = None) -> None:
-        """Forget the counts of an epoch that goes no further; the loss weights stay."""
+        """Discard the counts of an interrupted epoch; the loss weights remain."""
         for each in self._statistics:
             each.epoch_sums.zero_()
 
     @property
     def loss_weights(self) -> Tensor | None:
-        """Weight w of each action unit in the loss of the running epoch (m,), mean about 1; None for CE."""
+        """Weights w (m,) of action units in the current epoch's loss, with a mean of about 1; None for CE."""
         if self.config.au_loss_type == "cross_entropy":
             return None
         if self.config.au_loss_type == "weighted":
@@ -289,7 +289,7 @@ class LacForAUDetection(AUPreTrainedModel):
         return share * weights[:, 0] + (1 - share) * weights[:, 1]  # Eq. 15
 
     def _lock(self, pictures: Tensor) -> "LockedAUs":
-        """Find where action units show in pictures (S, 3, H, W): Eqs. 1-3."""
+        """Localise action units in pictures (S, 3, H, W): Eqs. 1-3."""
         states = [self.resnet.embedder(self.in_own_type(pictures))]
         for stage in self.resnet.encoder.stages:
             states.append(self.stage(states[-1], stage.__call__))
@@ -306,12 +306,12 @@ class LacForAUDetection(AUPreTrainedModel):
             magnitude=magnitude,
             scores=scores,
             similarity=similarity,
-            logits=scores.mean((2, 3)) + bias,  # Eq. 2, which has no bias
+            logits=scores.mean((2, 3)) + bias,  # Eq. 2, plus a bias
             states=tuple(states),
         )
 
     def _relate(self, locked: "LockedAUs") -> Tensor:
-        """Return AU vectors that have informed each other, f' (S, m, d): Eqs. 7-11."""
+        """Return the related AU vectors f' (S, m, d): Eqs. 7-11."""
         features = locked.features.flatten(2)
         similarity = locked.similarity.to(features.dtype).flatten(2)
         pooled = similarity @ features.mT / features.shape[-1]  # GAP of F_c = M * F
@@ -326,7 +326,7 @@ class LacForAUDetection(AUPreTrainedModel):
         return vectors * confidence + related * (1 - confidence)  # Eq. 11
 
     def _loss(self, logits: Tensor, locked: "LockedAUs", labels: Tensor, boxes: Tensor | None) -> Tensor:
-        """Eq. 17, of labels (S, m) and boxes (S, m, 2, 4) in parts of the picture."""
+        """Eq. 17, for labels (S, m) and boxes (S, m, 2, 4) relative to the picture."""
         config = self.config
         loss = config.answer_weight * self.au_loss(logits, labels)
         if config.state_detection:
@@ -352,18 +352,18 @@ class LacForAUDetection(AUPreTrainedModel):
 
     @torch.no_grad()
     def _observe(self, logits: Tensor, labels: Tensor) -> None:
-        """Count labels (S, m) of a training batch: known, occurring, and detected ones of these."""
+        """Count known, occurring, and detected occurring labels (S, m) of a training batch."""
         labels = labels.to(logits.device)
         known = labels != UNKNOWN
         occurring = torch.where(known, labels, 0).float()
         detected = occurring * (logits > 0)
         counts = torch.stack([known.float(), occurring, detected], dim=-1).sum(0)  # (m, 3)
-        # At every step: a checkpoint saves the buffers of one process, so that all must have the same.
+        # Summed at every step, as checkpoints save the buffers of one process.
         for each, count in zip(self._statistics, sum_over_processes(counts), strict=True):
             each.epoch_sums.add_(count.to(each.epoch_sums.device))
 
     def _epoch_weights(self) -> Tensor:
-        """Return w_diff and w_dist (m, 2) of the running epoch; new action units have the initial ones."""
+        """Return w_diff and w_dist (m, 2) of the current epoch; new action units have the initial ones."""
         weights, epochs = (
             torch.stack(on_one_device(parameter_of(each, name) for each in self._statistics))
             for name in ("epoch_weights", "epochs")
@@ -378,9 +378,9 @@ class LacForAUDetection(AUPreTrainedModel):
         return (weights / weights.mean()).to(parameter_of(self._statistics[0], "epoch_sums").device)
 
     def _inverse_shares(self, sums: Tensor) -> Tensor:
-        """Return 1 / recall and 1 / rate (m, 2) of an epoch's counts (m, 3), either of mean 1.
+        """Return 1 / recall and 1 / rate (m, 2) of an epoch's counts (m, 3), both with mean 1.
 
-        Where a share cannot be told, for want of occurrences or labels, the weight so far stands for it.
+        Where they are undefined, without occurrences or labels, the current weights are returned.
         """
         known, occurring, detected = sums.float().unbind(-1)
         shares = torch.stack([detected / occurring, occurring / known], dim=-1)
@@ -394,25 +394,25 @@ class LacForAUDetection(AUPreTrainedModel):
         return list(self.statistics.values())  # type: ignore[arg-type]
 
     def _boxes(self, au_centers: Tensor | None, batch: torch.Size, size: torch.Size) -> Tensor | None:
-        """Return regions of interest (S, m, 2, 4): xmin, ymin, xmax, ymax in parts of the picture."""
+        """Return regions of interest (S, m, 2, 4): xmin, ymin, xmax, ymax relative to the picture."""
         config = self.config
         if not config.needs_rois:
             return None
         if au_centers is None:
             raise ValueError(
-                "LAC's loss looks at regions around the centres of the action units, but au_centers is "
+                "LAC's loss has regions around the centres of the action units, but au_centers is "
                 "missing. Pass all that the image processor or collator returns, model(**inputs), leave out "
                 "labels, or train with localization_weight, activation_weight and consistency_weight of 0."
             )
         self.check_centers(au_centers, batch)
         centers = au_centers.flatten(0, -4).to(torch.promote_types(au_centers.dtype, torch.float32))
         height, width = size
-        # From pixels to parts of the picture, counted from its edges: what suits a map of any size.
+        # Relative to the picture's edges, for maps of any size.
         return roi_boxes(centers + 0.5, config.roi_ratio * width) / centers.new_tensor([width, height] * 2)
 
 
 class LockedAUs(NamedTuple):
-    """What the lock step finds in pictures.
+    """Results of the lock step.
 
     Attributes:
         features: F (S, N, h, w).
@@ -431,7 +431,7 @@ class LockedAUs(NamedTuple):
     states: tuple[Tensor, ...]
 
     def attentions(self) -> dict[str, Tensor]:
-        """Return the maps (S, m, h, w) that a user may ask for."""
+        """Return the maps (S, m, h, w) of `output_au_attentions`."""
         cells = self.scores.shape[-2] * self.scores.shape[-1]
         return {
             "au_attentions": ((1 + self.similarity) / 2).clamp(0, 1),
@@ -439,9 +439,9 @@ class LockedAUs(NamedTuple):
         }
 
     def pool(self, boxes: Tensor, cells: int) -> tuple[Tensor, Tensor]:
-        """Return the means (S, m, 2) of |F|, as part of its peak, and of M in boxes (S, m, 2, 4).
+        """Return the means (S, m, 2) of |F|, relative to its maximum, and of M in boxes (S, m, 2, 4).
 
-        Boxes are in parts of the picture; each action unit's M is pooled in its own two boxes.
+        Boxes are relative to the picture; each action unit's M is pooled in its own two boxes.
         """
         h, w = self.magnitude.shape[-2:]
         boxes = boxes * boxes.new_tensor([w, h] * 2) - 0.5
@@ -462,7 +462,7 @@ class AUGraph(nn.Module):
         self.neighbors = neighbors(config)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """Return what each action unit hears from its neighbours."""
+        """Return the vectors after all layers."""
         is_neighbor = torch.tensor(self.neighbors, device=vectors.device)
         for layer in self.layers:
             vectors = layer(vectors, is_neighbor)
@@ -470,9 +470,9 @@ class AUGraph(nn.Module):
 
 
 class GraphAttentionLayer(nn.Module):
-    """One layer of it (Eqs. 7-9).
+    """Graph attention layer (Eqs. 7-9).
 
-    a [v_i W || v_j W] is the sum of a product of each half of a, so that no pair is ever written down.
+    a [v_i W || v_j W] is computed as the sum of products with the two halves of a, without forming pairs.
     """
 
     def __init__(self, size: int):
@@ -482,7 +482,7 @@ class GraphAttentionLayer(nn.Module):
         self.source = nn.Linear(size, 1, bias=False)  # the half on v_j W
 
     def forward(self, vectors: Tensor, is_neighbor: Tensor) -> Tensor:
-        """Vectors (S, m, d), and which j are neighbours of i (m, m) -> (S, m, d)."""
+        """Vectors (S, m, d), and a mask (m, m) of the neighbours j of i -> (S, m, d)."""
         values = self.value(vectors)
         edges = F.leaky_relu(self.target(values) + self.source(values).mT, 0.2)  # Eq. 7
         weights = edges.masked_fill(~is_neighbor, -torch.inf).softmax(-1)  # Eq. 8
@@ -490,7 +490,7 @@ class GraphAttentionLayer(nn.Module):
 
 
 class EpochStatistics(nn.Module):
-    """What the dynamic loss knows of an action unit (Eqs. 13-14)."""
+    """Statistics of an action unit for the dynamic loss (Eqs. 13-14)."""
 
     epoch_weights: Tensor
     epoch_sums: Tensor
@@ -498,16 +498,16 @@ class EpochStatistics(nn.Module):
 
     def __init__(self):
         super().__init__()
-        # w_diff and w_dist, from so many epochs; known, occurring and detected labels of the running one.
+        # w_diff and w_dist, from `epochs` epochs; known, occurring and detected labels of the current one.
         self.register_buffer("epoch_weights", torch.zeros(2, dtype=torch.float32))
         self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))
         self.register_buffer("epoch_sums", torch.zeros(3, dtype=torch.float32))
 
 
 class CheckpointedStage(GradientCheckpointingLayer):
-    """Runs a stage of the backbone, which transformers' ResNet cannot compute a second time by itself.
+    """Runs a stage of the backbone with gradient checkpointing, which transformers' ResNet lacks.
 
-    It is given as a function, for Accelerate moves all modules among the arguments to another device.
+    The stage is passed as a function, as Accelerate moves modules among the arguments to another device.
     """
 
     def forward(self, x: Tensor, stage: Callable[[Tensor], Tensor]) -> Tensor:
@@ -519,13 +519,13 @@ REGIONS: dict[str, tuple[int, ...]] = {
     "upper": (1, 2, 4, 7, 5, 43, 45, 46),
     "middle": (6, 9, 38, 39),
 }
-"""Regions of the face (Table I) and, from 5 and from 38 on, ours; all others are in the lower one."""
+"""Regions of the face (Table I), and our extension from 5 and 38 on; others are in the lower region."""
 
 
 def neighbors(config: LacConfig) -> list[list[bool]]:
-    """Return for each action unit which ones are its neighbours in the graph.
+    """Return a mask of the neighbours of each action unit in the graph.
 
-    Labels that are no action units have no region; all of them are neighbours.
+    Labels that are not action units have no region; all of them are neighbours.
     """
     m = len(config.au_labels)
     if config.graph_edges == "all" or config.aus is None:
@@ -536,7 +536,7 @@ def neighbors(config: LacConfig) -> list[list[bool]]:
 
 
 def _states_of(states: tuple[Tensor, ...], batch: torch.Size) -> tuple[Tensor, ...]:
-    """Return maps of pictures as they are, for gradients to be asked of them, and those of clips as clips."""
+    """Return maps of pictures unchanged, so that they have gradients, and those of clips as clips."""
     return states if len(batch) == 1 else tuple(x.unflatten(0, batch) for x in states)
 
 

@@ -1,4 +1,4 @@
-"""Detection in videos of any length with LAC: frames come in portions, memory stays constant."""
+"""Streaming detection with LAC in videos of any length, with constant memory."""
 
 from __future__ import annotations
 
@@ -15,26 +15,25 @@ if TYPE_CHECKING:
 
 
 class LacStream:
-    """One face through a video: called like the model, with some frames after the other.
+    """Detection of one face in a video, called like the model with consecutive portions of frames.
 
-    The LSTM looks back only, so an answer needs no later frame, and how frames are cut into portions changes
-    nothing. The numbers are those of the offline form, up to the order in which floats are summed:
+    The LSTM is causal, so predictions need no later frames and do not depend on the portions. They equal
+    those of clips, up to the order of summation of floats:
 
-        stream(clip_length=16)             model(clips) of `fixed_stride_clips(..., 16)`: the paper's way
-        stream(clip_length=16, overlap=4)  the same of `fixed_stride_clips(..., 16, stride=12)`
+        stream(clip_length=16)             model(clips) of `fixed_stride_clips(..., 16)`: as in the paper
+        stream(clip_length=16, overlap=4)  the same with `fixed_stride_clips(..., 16, stride=12)`
         stream(clip_length=None)           model(video[None]), the whole video as one clip
 
-    They differ from one another: where a clip begins, the LSTM knows nothing. Offline form and stream differ
-    after a `reset` in the middle of what is a clip offline, and while the model is in training mode, for
-    batch normalisation then sees the frames of one portion.
+    These differ from each other, as the LSTM is reset at the start of a clip. Streams differ from clips after
+    a `reset` within a clip, and in training mode, in which batch normalisation uses the frames of a portion.
 
     Args:
-        model: In evaluation mode.
-        clip_length: Frames after which the LSTM begins anew; None: never.
-        overlap: Frames before a clip that warm its LSTM up; of the clip's `clip_length` frames.
+        model: The model, in evaluation mode.
+        clip_length: Frames after which the LSTM is reset; None for never.
+        overlap: Frames before a clip that warm up its LSTM, among the clip's `clip_length` frames.
 
     Raises:
-        ValueError: `clip_length` below 1, or `overlap` outside of [0, clip_length).
+        ValueError: `clip_length` is below 1, or `overlap` not in [0, clip_length).
 
     Example:
         >>> stream = model.stream()
@@ -51,9 +50,9 @@ class LacStream:
         self.reset()
 
     def reset(self) -> None:
-        """Begin a new clip with the next frame: after a cut, or when the face was lost."""
+        """Start a new clip with the next frame, after a cut or when the face was lost."""
         self._state: State | None = None
-        self._position = 0  # frames of the running clip so far
+        self._position = 0  # frames of the current clip so far
         self._recent: deque[Tensor] = deque(maxlen=self.overlap)  # f' (m, d) of the frames before
 
     @torch.no_grad()
@@ -78,7 +77,7 @@ class LacStream:
     def advance(self, vectors: Tensor) -> Tensor:
         """Detect in the next n frames from their vectors: `model.spatial_vectors` (n, m, d) -> logits (n, m).
 
-        So that a batch of pictures may hold the faces of several streams.
+        This allows batches of pictures with the faces of several streams.
         """
         logits = [vectors.new_zeros(0, vectors.shape[1])]
         while len(vectors):
@@ -93,7 +92,7 @@ class LacStream:
         return torch.cat(logits)
 
     def _begin_clip(self) -> None:
-        """Begin anew, with the frames before to warm up."""
+        """Reset the LSTM and warm it up with the frames before."""
         self._state, self._position = None, len(self._recent)
         if self._recent:
             _, self._state = self.model.check(torch.stack(tuple(self._recent))[None])
