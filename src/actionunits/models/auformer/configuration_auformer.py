@@ -29,7 +29,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "PETL, Collab., MRF, CA, gamma": {"margin": 0.0},
     "AUFormer": {},
 }
-"""The rows of Table 4 as values of `AUFormerConfig`, in its order; without MDWA the loss is WA's."""
+"""The rows of Table 4 as values of `AUFormerConfig`, in order; without MDWA the loss is WA."""
 
 CHOICES: dict[str, dict[str, Any]] = {
     "Adapter": {"adaptation": "adapter", **_WA},
@@ -45,48 +45,48 @@ CHOICES: dict[str, dict[str, Any]] = {
     "m = 0.05": {"margin": 0.05},
     "m = 0.2": {"margin": 0.2},
 }
-"""The entries of Table 5 beside AUFormer's own; (a) with WA, as its Convpass has the F1 of Table 4's PETL."""
+"""The other entries of Table 5; (a) with WA, as its Convpass has the same F1 as PETL in Table 4."""
 
 
 @strict
 class AUFormerConfig(AUConfig):
-    """Configuration of AUFormer: a vision transformer, what adapts it, and the loss.
+    """Configuration of AUFormer: vision transformer, adaptation and loss.
 
     Args:
         backbone_config: `ViTConfig` of the vision transformer, or its fields as a dictionary; ViT-B/16 at 224
-            pixels if left out. The keyword `image_size` replaces its `image_size`.
-        backbone_name_or_path: Folder or Hub name of the ViT checkpoint that the backbone's weights come from,
-            see `from_backbone`. A model made of a config that names one by `AutoModel.from_config` starts
-            with its weights, and only such a model can be saved without its backbone.
+            pixels by default. The keyword `image_size` replaces its `image_size`.
+        backbone_name_or_path: Folder or Hub name of the backbone's pretrained ViT checkpoint, see
+            `from_backbone`. `AutoModel.from_config` loads its weights. Only models with such a name can be
+            saved without their backbone.
         backbone_revision: Branch, tag or commit of that checkpoint on the Hub.
-        freeze_backbone: Keep the vision transformer as it is and learn the rest. With `adaptation="none"` and
-            false this is full fine-tuning, the baseline of Table 4.
-        adapters_only: The weights beside this file are the adapters alone. Set by `save_pretrained`.
-        adaptation: What adapts the vision transformer: "moke", the experts (Secs. 3.2-3.3); or, as in Table
+        freeze_backbone: Train adapters and heads only. False with `adaptation="none"` is full fine-tuning,
+            the baseline of Table 4.
+        adapters_only: Whether the weights beside this file are adapters only. Set by `save_pretrained`.
+        adaptation: Adaptation of the vision transformer: "moke", the experts (Secs. 3.2-3.3); or, as in Table
             5a, "convpass", "adapter", "lora", "vpt"; or "none".
-        collaboration: An expert for every action unit, which hands its knowledge on to the next of its line
-            and shares it with its group (Sec. 3.2). If false, one expert a group serves all action units,
-            nothing is handed on and no expert is supervised (Table 4, rows with PETL but without Collab.).
+        collaboration: Use an expert per action unit, whose knowledge goes to the next expert of its line and
+            to its group (Sec. 3.2). If false, one expert per group serves all action units, without passing
+            knowledge on or supervision (Table 4, rows with PETL but without Collab.).
         expert_channels: Channels of an expert between its 1x1 convolutions (d).
-        mrf_dilations: Dilations of the multi-receptive field operator (r); none switches it off.
-        ca_neighborhood: Side of the neighbourhood of the context-aware operator, an odd number (S); 0
-            switches it off.
-        ca_border: What lies beyond the border of the map for that operator: "zeros", keys and values of 0,
-            which take part in the softmax; "masked", nothing. The paper leaves it open.
+        mrf_dilations: Dilations of the multi-receptive field operator (r); none for no operator.
+        ca_neighborhood: Side of the neighbourhood of the context-aware operator, an odd number (S); 0 for no
+            operator.
+        ca_border: Padding of the map for that operator: "zeros", keys and values of 0, which are part of the
+            softmax; or "masked", none. The paper leaves it open.
         expert_dropout: Dropout of the experts' channels before their last convolution.
-        adapter_channels: Channels of "convpass" and "adapter" between their projections, rank of "lora".
+        adapter_channels: Hidden channels of "convpass" and "adapter", rank of "lora".
         num_prompts: Prompt tokens of "vpt".
         deep_prompts: New prompts before every block (VPT-deep), not only before the first (VPT-shallow).
-        margin: What is subtracted from the probability of a non-occurrence in the loss (m); 0 switches it
-            off. The paper has 0.1 for BP4D, 0.15 for DISFA, 0.3 for CASME II.
-        gamma_bounds: Exponents of an action unit that never occurs and of one that always does (B_L, B_R);
-            both 1 switch the difficulty off. Without `au_occurrence_rates` every exponent is the first.
+        margin: Margin subtracted from the probability of a non-occurrence in the loss (m); 0 for none. The
+            paper has 0.1 for BP4D, 0.15 for DISFA, 0.3 for CASME II.
+        gamma_bounds: Exponents at occurrence rates of 0 and 1 (B_L, B_R); both 1 for none. Without
+            `au_occurrence_rates` every exponent is the first.
         dice_smoothing: Smooth term of the dice loss (epsilon).
         dice_loss_weight: Weight of the dice loss (Eq. 8) in Eq. 9.
-        expert_loss_weight: Weight of the loss of the experts' own answers (L') in Eq. 9.
-        patch_loss_weight: Weight of a loss that the paper, whose backbone is pretrained, does not have: for
-            each action unit a linear layer reads its occurrence and its two centres from all patches in
-            their places. A random backbone that has only [CLS] to learn from stays at chance for long.
+        expert_loss_weight: Weight of the loss of the experts' predictions (L') in Eq. 9.
+        patch_loss_weight: Weight of an auxiliary loss that is not in the paper, whose backbone is pretrained:
+            for each action unit a linear layer predicts occurrence and the two centres from all patches. A
+            random backbone that is trained by [CLS] alone remains at chance for long.
     """
 
     model_type = "au-auformer"
@@ -123,7 +123,7 @@ class AUFormerConfig(AUConfig):
     patch_loss_weight: float | int = 0.0
 
     def __post_init__(self, **kwargs):
-        """Make a configuration of the backbone's dictionary, and lists of tuples, as JSON does."""
+        """Convert the backbone's dictionary to a configuration, and tuples to lists, as JSON does."""
         given = self.backbone_config or {}
         backbone = given if isinstance(given, ViTConfig) else ViTConfig(**given)
         if (image_size := kwargs.pop("image_size", None)) is not None:
@@ -163,7 +163,7 @@ class AUFormerConfig(AUConfig):
 
     @classmethod
     def compact(cls, **kwargs: Any) -> "AUFormerConfig":
-        """Return a small configuration that a CPU trains and runs, all of it; keywords replace its values."""
+        """Return a small configuration that a CPU trains without freezing; keywords replace its values."""
         backbone: dict[str, Any] = {
             "hidden_size": 192,
             "num_hidden_layers": 6,
@@ -171,14 +171,14 @@ class AUFormerConfig(AUConfig):
             "intermediate_size": 576,
             "image_size": 112,
             "patch_size": 14,
-            "initializer_range": 0.07,  # 1 / sqrt(192), of which the usual 0.02 is a third
+            "initializer_range": 0.07,  # 1 / sqrt(192), three times the usual 0.02
         }
         defaults: dict[str, Any] = {"backbone_config": backbone, "freeze_backbone": False}
         return cls(**(defaults | kwargs))
 
     @property
     def vit_config(self) -> ViTConfig:
-        """`backbone_config`, which is a `ViTConfig` once this configuration is made."""
+        """`backbone_config` as a `ViTConfig`."""
         return cast(ViTConfig, self.backbone_config)
 
     @property
@@ -198,16 +198,16 @@ class AUFormerConfig(AUConfig):
 
     @property
     def num_generations(self) -> int:
-        """Groups of experts: one beside the attention and one beside the perceptron of every block."""
+        """Groups of experts: one for the attention and one for the MLP of every block."""
         return 2 * self.vit_config.num_hidden_layers
 
     @property
     def has_au_experts(self) -> bool:
-        """Whether every action unit has experts of its own, which then answer for it, too."""
+        """Whether every action unit has its own experts, which are supervised by its labels."""
         return self.adaptation == "moke" and self.collaboration
 
     def validate_architecture(self):
-        """Check what no model can be built of."""
+        """Check the sizes."""
         sizes = (self.vit_config.image_size, self.vit_config.patch_size)
         if not all(isinstance(size, int) for size in sizes) or self.image_size % self.patch_size:
             raise ValueError(
@@ -227,7 +227,7 @@ class AUFormerConfig(AUConfig):
             raise ValueError(f"expert_dropout={self.expert_dropout} must lie in [0, 1).")
 
     def validate_loss(self):
-        """Check the numbers of the loss."""
+        """Check the parameters of the loss."""
         if not 0 <= self.margin < 1:
             raise ValueError(f"margin={self.margin} must lie in [0, 1).")
         if len(self.gamma_bounds) != 2 or min(self.gamma_bounds) <= 0:
@@ -252,6 +252,6 @@ ARCHITECTURE_FIELDS = (
     "num_channels",
     "qkv_bias",
 )
-"""What of a ViT checkpoint's configuration makes the backbone; the rest is its head and its labels."""
+"""Fields of a ViT checkpoint's configuration that define the backbone."""
 
 __all__ = ["ABLATIONS", "CHOICES", "AUFormerConfig"]

@@ -1,20 +1,20 @@
-"""AUFormer: small experts beside a frozen vision transformer, a line of them for every action unit.
+"""AUFormer: a frozen vision transformer with small parallel experts for every action unit.
 
 Yuan, Yu, Liu, Xie, Yue, Yang: AUFormer: Vision transformers are parameter-efficient facial action unit
-detectors. ECCV 2024. Equations, sections and tables below are its; the README beside this file lists what it
-leaves open.
+detectors. ECCV 2024. Equations, sections and tables below are those of the paper; the README beside this file
+lists what it leaves open.
 
     block l:  X' = X  + MHSA(X)  + mean_i K_i      K_i = MoKE_i(X  + K_i of the block before)      (Eqs. 2-4)
               X  = X' + MLP(X')  + mean_i K_i'     K_i' = MoKE_i'(X' + K_i)
 
 Every expert ends in a 1x1 convolution of d = 4 channels to D = 768, so its knowledge K_i = U_i z_i + b_i has
-rank 4. The experts here hand on the codes z_i instead: W (U_i z_i) = (W U_i) z_i, a 4x4 matrix. With that,
-all experts of a group are one product 768 -> N d, grouped convolutions, and one product N d -> 768; the
-results are the same.
+rank 4. Here experts pass on the codes z_i instead: W (U_i z_i) = (W U_i) z_i with a 4x4 matrix W U_i. So all
+experts of a group are one product 768 -> N d, grouped convolutions, and one product N d -> 768, with the same
+results.
 
 Shapes: B pictures, N action units, D (d) channels of the backbone (an expert), T tokens ([CLS], prompts if
-any, then H x W patches), G generations, which are the groups of experts in their order: attention and
-perceptron of the first block, of the second, and so on.
+any, then H x W patches), G generations, which are the groups of experts in order: attention and MLP of the
+first block, of the second, and so on.
 """
 
 import math
@@ -50,7 +50,7 @@ HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only", "force_download")
 
 
 class AUFormerPreTrainedModel(AUPreTrainedModel):
-    """Initialisation of what adapts the backbone, and what transformers wants to know of the model."""
+    """Initialisation of adapters, and settings of the model for transformers."""
 
     config: AUFormerConfig
     _no_split_modules = [
@@ -63,7 +63,7 @@ class AUFormerPreTrainedModel(AUPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """As Convpass, LoRA and VPT do: what is added to the backbone is 0 at first, prompts are uniform."""
+        """As in Convpass, LoRA and VPT: adapters initially add 0 to the backbone, prompts are uniform."""
         if isinstance(module, ExpertLine):
             module.initialize()
         elif isinstance(module, ZeroLinear):
@@ -79,10 +79,10 @@ class AUFormerPreTrainedModel(AUPreTrainedModel):
 
 
 class AUFormerForAUDetection(AUFormerPreTrainedModel):
-    """AUFormer: a vision transformer that learns action units through experts while it stays frozen itself.
+    """AUFormer: a frozen vision transformer that is adapted by experts.
 
-    The parameters that require gradients are the learnable ones: experts and heads. Made of a configuration
-    alone, the backbone is random; `from_backbone` takes a pretrained one.
+    Only experts and heads require gradients. Made from a configuration, the backbone is random;
+    `from_backbone` loads a pretrained one.
 
     Example:
         >>> model = AUFormerForAUDetection.from_backbone("google/vit-base-patch16-224", aus=[1, 2, 4, 6, 12])
@@ -140,7 +140,7 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a saved model; beside adapters only, its backbone from where the configuration says."""
+        """Load a saved model; if it has adapters only, load the backbone that its configuration names."""
         hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         result = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = result[0] if isinstance(result, tuple) else result
@@ -160,14 +160,14 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
 
         Args:
             save_directory: Folder.
-            adapters_only: Leave the frozen backbone out, if the configuration names where it is from.
-            args: Passed to `PreTrainedModel.save_pretrained`, like `kwargs`.
-            kwargs: See there.
+            adapters_only: Leave out the frozen backbone, which the configuration must name.
+            args: Passed to `PreTrainedModel.save_pretrained`.
+            kwargs: Passed likewise.
 
         Raises:
             ValueError: With `adapters_only`, the backbone was trained or has no name.
         """
-        # Under the names that transformers has on disk only, a resuming Trainer would not find the backbone.
+        # With transformers' original names a resuming Trainer would not find the backbone.
         kwargs.setdefault("save_original_format", False)
         if adapters_only:
             self._check_backbone_is_elsewhere()
@@ -186,12 +186,12 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
         if name is None or not frozen:
             raise ValueError(
                 f"adapters_only=True leaves the backbone out, but here backbone_name_or_path={name!r} and "
-                f"freeze_backbone={frozen}: only a frozen backbone of from_backbone can be found again."
+                f"freeze_backbone={frozen}: only a frozen backbone of from_backbone can be loaded again."
             )
 
     @torch.no_grad()
     def load_backbone(self, **hub_arguments: Any) -> None:
-        """Take the backbone's weights from the checkpoint that the configuration names.
+        """Load the backbone's weights from the checkpoint that the configuration names.
 
         Raises:
             OSError: There is no such checkpoint.
@@ -210,7 +210,7 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
         except OSError as error:
             raise OSError(
                 f"The backbone that config.json names, backbone_name_or_path={name!r}, cannot be loaded. "
-                "If it lies elsewhere, call from_pretrained(..., backbone_name_or_path=FOLDER)."
+                "If it is elsewhere, call from_pretrained(..., backbone_name_or_path=FOLDER)."
             ) from error
         source, info = loaded
         weights = source.state_dict()
@@ -243,24 +243,22 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
         Args:
             pixel_values: (B, 3, image_size, image_size) normalised aligned faces.
             au_centers: (B, N, 2, 2) the two centres (x, y) of every action unit, in pixels of `pixel_values`
-                (origin: centre of the top-left pixel); for the loss of the patches (`patch_loss_weight`).
+                (origin: centre of the top-left pixel); for the auxiliary loss (`patch_loss_weight`).
             labels: (B, N) occurrences in [0, 1], or -1 for unknown; adds the loss (Eq. 9).
-            output_au_attentions: Return `au_attentions` (B, N, H, W), the probability that each action unit's
-                last expert gives at each place, by the head that answers for [CLS]; without experts, that of
-                the model's own head.
+            output_au_attentions: Return `au_attentions` (B, N, H, W), the probability at each position from
+                each action unit's last expert and its head for [CLS]; without experts, from the model's head.
             output_hidden_states: Return the patches' features (B, D, H, W) before the first and after every
                 block.
-            output_attentions: Return the backbone's attention matrices (B, heads, T, T), one a block; what is
-                then computed is attn_implementation="eager", whatever is set.
+            output_attentions: Return the backbone's attention matrices (B, heads, T, T), one per block,
+                computed with attn_implementation="eager", whatever is set.
             kwargs: Ignored, so that all that the image processor returns can be passed on.
 
         Returns:
-            With experts, also `branch_logits` (B, 2, N): the model's answer, which is `logits`, and the
-            experts'.
+            With experts, also `branch_logits` (B, 2, N): `logits`, and those of the experts.
 
         Raises:
-            ValueError: The pictures have another size, or the loss of the patches lacks centres or has those
-            of another number.
+            ValueError: Pictures have another size, or centres for the auxiliary loss are missing or have
+                another shape.
         """
         want_states = or_default(output_hidden_states, self.config.output_hidden_states)
         want_attentions = or_default(output_attentions, self.config.output_attentions)
@@ -290,14 +288,14 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
         return output
 
     def au_embeddings(self, pixel_values: Tensor) -> Tensor:
-        """Return what each action unit's last expert knows of [CLS], K (B, N, D) (Sec. 3.4, Fig. 5).
+        """Return the knowledge K (B, N, D) of each action unit's last expert at [CLS] (Sec. 3.4, Fig. 5).
 
         Raises:
-            ValueError: The pictures have another size, or the model has no expert an action unit.
+            ValueError: Pictures have another size, or the model has no expert per action unit.
         """
         if self.expert_classifier is None:
             raise ValueError(
-                'Only collaborating experts (adaptation="moke") have an embedding an action unit.'
+                'Only collaborating experts (adaptation="moke") have an embedding per action unit.'
             )
         check_size(pixel_values, self.config.image_size)
         codes = self._encode(pixel_values, want_states=False, want_attentions=False)[1][:, 0]  # type: ignore[index]
@@ -307,7 +305,7 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
     def _encode(
         self, pixel_values: Tensor, want_states: bool, want_attentions: bool
     ) -> tuple[Tensor, Tensor | None, list[Tensor], list[Tensor]]:
-        """Return the last tokens and experts' codes, and if wanted the maps and attentions of all blocks."""
+        """Return the last tokens and experts' codes, and if wanted maps and attentions of all blocks."""
         generations = (
             self.experts.fold() if self.experts is not None else [None] * self.config.num_generations
         )
@@ -325,9 +323,9 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
         return tokens, codes, states, attentions
 
     def _show(self, tokens: Tensor, states: list[Tensor], wanted: bool) -> Tensor:
-        """Add the map of the patches to the states, and return tokens that are made of it.
+        """Add the map of the patches to the states, and return tokens that depend on it.
 
-        So what follows depends on the map, and gradients of it can be asked for.
+        So gradients with respect to the map are available.
         """
         if not wanted:
             return tokens
@@ -337,11 +335,11 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
         return torch.cat([others, states[-1].flatten(2).mT], dim=1)
 
     def _of_experts(self, codes: Tensor) -> Tensor:
-        """What the last experts answer by their codes: (B, T, N d) -> logits (B, N, T)."""
+        """Logits of the last experts from their codes: (B, T, N d) -> (B, N, T)."""
         return self.expert_classifier(codes, *self._last_expansions())  # type: ignore[misc]
 
     def _last_expansions(self) -> tuple[Tensor, Tensor]:
-        """Return what makes the last codes knowledge again: U (N, D, d) and b (N, D)."""
+        """Return the last layers of the last experts: U (N, D, d) and b (N, D)."""
         weight, bias = (self.experts.stack(name)[-1] for name in ("up_weight", "up_bias"))  # type: ignore[union-attr]
         return weight, bias
 
@@ -368,9 +366,9 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
         return loss
 
     def _patch_loss(self, normed: Tensor, au_centers: Tensor | None, labels: Tensor) -> Tensor:
-        """What the patches alone say of occurrence and places, against both.
+        """Auxiliary loss of occurrences and centres predicted from the patches.
 
-        Unknown labels take no part; the places of all faces do, for they need no label.
+        Unknown labels are ignored, but not the centres of their faces.
         """
         expected = (*labels.shape, 2, 2)
         if au_centers is None or tuple(au_centers.shape) != expected:
@@ -385,19 +383,19 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
         return self.au_loss(logits, labels) + F.smooth_l1_loss(centers, 5 * places)
 
     def _patches(self, tokens: Tensor) -> Tensor:
-        """Leave out [CLS] and prompts: (B, T, D) -> (B, H W, D)."""
+        """Tokens without [CLS] and prompts: (B, T, D) -> (B, H W, D)."""
         return tokens[:, -(self.config.map_size**2) :]
 
 
 @dataclass(frozen=True)
 class Lent:
-    """A module for another one to work with; bare, Accelerate would move it to another device."""
+    """A module as an argument of another one, wrapped so that Accelerate does not move it."""
 
     module: Any
 
 
 class AUFormerBlock(GradientCheckpointingLayer):
-    """Runs one block of the vision transformer with what adapts it (Eqs. 1 and 4)."""
+    """Runs a block of the vision transformer with its adapters (Eqs. 1 and 4)."""
 
     def __init__(self, config: AUFormerConfig):
         super().__init__()
@@ -411,7 +409,7 @@ class AUFormerBlock(GradientCheckpointingLayer):
 
     def attach(self, attention: Any) -> None:
         """Let the low-rank updates act on the frozen projections of the block's attention."""
-        # Bound methods, because these are copied along when the model is copied.
+        # Bound methods are copied with the model.
         attention.q_proj.register_forward_hook(self.query.add)
         attention.k_proj.register_forward_hook(self.key.add)
 
@@ -444,7 +442,7 @@ class AUFormerBlock(GradientCheckpointingLayer):
         codes: Tensor | None,
         generations: Sequence["Generation | None"],
     ) -> tuple[Tensor | float, Tensor | None]:
-        """Return what is added beside y, the output of attention or perceptron for x, and the codes."""
+        """Return the adapter's addition to y, the output of attention or MLP for x, and the codes."""
         generation = generations[half]
         if generation is not None:
             dropout = self.config.expert_dropout if self.training else 0.0
@@ -457,9 +455,9 @@ class AUFormerBlock(GradientCheckpointingLayer):
 
 
 def self_attention(attention: Any, x: Tensor, want_weights: bool) -> tuple[Tensor, Tensor | None]:
-    """Return what the backbone's attention makes of x (B, T, D), and its matrices (B, heads, T, T) if wanted.
+    """Apply the backbone's attention to x (B, T, D); also return its matrices (B, heads, T, T) if wanted.
 
-    Written out where transformers' own does not do: kernels have no matrices, and it reshapes no empty batch.
+    For matrices, which kernels do not return, and for empty batches it is computed explicitly.
     """
     has_matrices = attention.config._attn_implementation == "eager"
     if x.shape[0] != 0 and (has_matrices or not want_weights):
@@ -476,7 +474,7 @@ def self_attention(attention: Any, x: Tensor, want_weights: bool) -> tuple[Tenso
 
 
 class Backbone(ViTModel):
-    """The vision transformer; without a checkpoint its positions begin as sines and cosines."""
+    """The vision transformer; its initial position embeddings are sines and cosines."""
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -488,9 +486,9 @@ class Backbone(ViTModel):
 
 
 class PatchReader(nn.ModuleDict):
-    """For each action unit a linear layer on all patches: its logit, and where its two centres are.
+    """A linear layer on all patches for each action unit, for its logit and its two centres.
 
-    Centres are (x, y) from the middle of the picture, in fifths of its side.
+    Centres are (x, y) relative to the centre of the picture, in fifths of its side.
     """
 
     def __init__(self, config: AUFormerConfig):
@@ -504,10 +502,9 @@ class PatchReader(nn.ModuleDict):
 
 
 class ExpertLines(nn.ModuleDict):
-    """The experts (MoKE, Sec. 3.3) of all action units, a line of generations each, under the units' labels.
+    """The experts (MoKE, Sec. 3.3), a line of generations per action unit, by label.
 
-    Without collaboration, and for Convpass, which then is an expert without operators, there is one line,
-    "all".
+    Without collaboration, and for Convpass, which is an expert without operators, there is one line, "all".
     """
 
     def __init__(self, config: AUFormerConfig):
@@ -516,7 +513,7 @@ class ExpertLines(nn.ModuleDict):
         self.hands_on = config.has_au_experts
 
     def fold(self) -> list["Generation"]:
-        """Put the experts of each group side by side, and compose what is linear in a row: G generations."""
+        """Stack the experts of each group, and compose consecutive linear layers: G generations."""
         names = [name for name, _ in next(iter(self.values())).named_parameters()]
         p = {name: self.stack(name) for name in names}  # (G, N, ...)
         down, down_bias = p["down_weight"].flatten(1, 2), p["down_bias"]
@@ -575,7 +572,7 @@ class ExpertLine(nn.Module):
             self.register_parameter(f"{name}_bias", nn.Parameter(torch.empty(generations, *outputs)))
 
     def initialize(self) -> None:
-        """Xavier's bounds for the convolutions, 0 for biases and the last: nothing changes at first."""
+        """Xavier initialisation of convolutions, 0 for biases and the last layer, which then adds nothing."""
         d, size = self.get_parameter("down_weight").shape[1:]
         inputs_and_outputs = {"down": size + d, "conv": 18 * d, "mrf": 18 * d, "qkv": 2 * d}
         if hasattr(self, "fuse_weight"):
@@ -590,11 +587,11 @@ class ExpertLine(nn.Module):
 
 
 class Generation(NamedTuple):
-    """A group of N experts side by side, in the form that `expert_codes` computes with."""
+    """A group of N stacked experts, for `expert_codes`."""
 
     down: Tensor  # (N d, D)
-    down_bias: Tensor  # (N d,), with what the biases of the generation before contribute
-    carry: Tensor | None  # (N d, N d) block-diagonal, codes of the generation before -> channels
+    down_bias: Tensor  # (N d,), with the contribution of the previous generation's biases
+    carry: Tensor | None  # (N d, N d) block-diagonal, from the previous generation's codes
     conv: Tensor  # (N, d, d, 3, 3), output channels first
     conv_bias: Tensor  # (N, d)
     mrf: Tensor | None  # (N, R, d, d, 3, 3), with "fuse" multiplied in
@@ -605,12 +602,12 @@ class Generation(NamedTuple):
     up_bias: Tensor  # (D,), the mean
 
     def to(self, device: torch.device) -> "Generation":
-        """Return the same on another device."""
+        """Move all tensors to a device."""
         return Generation(*(None if x is None else on_device(x, device) for x in self))  # type: ignore[arg-type]
 
 
 def fold_mrf(p: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
-    """Multiply the dilated convolutions with the 1x1 convolution on their concatenation."""
+    """Compose the dilated convolutions with the 1x1 convolution on their concatenation."""
     if "mrf_weight" not in p:
         return None, None
     fuse = p["fuse_weight"].unflatten(-1, p["mrf_bias"].shape[2:])  # (G, N, d, R, d)
@@ -621,7 +618,7 @@ def fold_mrf(p: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
 def expert_codes(
     x: Tensor, codes: Tensor | None, generation: Generation, config: AUFormerConfig, dropout: float
 ) -> Tensor:
-    """Compute a group of experts up to their last convolution: tokens x (B, T, D) -> codes z (B, T, N d)."""
+    """Apply a group of experts without their last convolution: tokens x (B, T, D) -> codes z (B, T, N d)."""
     y = F.linear(x, generation.down, generation.down_bias)
     if codes is not None and generation.carry is not None:
         y = y + F.linear(codes, generation.carry)
@@ -658,9 +655,9 @@ def experts_on_map(y: Tensor, generation: Generation, config: AUFormerConfig) ->
 
 
 def experts_on_cls(y: Tensor, generation: Generation, config: AUFormerConfig) -> Tensor:
-    """The same for [CLS], which is a picture of its own (Sec. 3.3): (B, N d) -> the same.
+    """The same for [CLS], which is a map of one cell (Sec. 3.3): (B, N d) -> the same.
 
-    A picture of one pixel meets the centre of every kernel only, and around it lies the border.
+    Only the centre of each kernel applies to it; the rest is padding.
     """
     experts = y.unflatten(-1, (len(generation.conv), -1))  # (B, N, d)
     basic = torch.einsum("bni,noi->bno", experts, generation.conv[..., 1, 1]) + generation.conv_bias
@@ -680,14 +677,14 @@ def experts_on_cls(y: Tensor, generation: Generation, config: AUFormerConfig) ->
 
 
 def neighborhood_attention(query: Tensor, key: Tensor, value: Tensor, size: int, masked: bool) -> Tensor:
-    """Attention of every channel of every place to its neighbourhood of size x size (Eq. 5).
+    """Attention of every channel and position to its neighbourhood of size x size (Eq. 5).
 
     Args:
         query: (B, C, H, W), scaled.
         key: (B, C, H, W).
         value: (B, C, H, W).
         size: Odd side of the neighbourhood.
-        masked: Leave out what lies beyond the border; otherwise keys and values are 0 there.
+        masked: Ignore positions outside the map; otherwise their keys and values are 0.
 
     Returns:
         (B, C, H, W).
@@ -709,7 +706,7 @@ def neighborhood_attention(query: Tensor, key: Tensor, value: Tensor, size: int,
 
 
 class ExpertClassifier(AUClassifier):
-    """A linear output for every action unit, on the knowledge of its own last expert (Sec. 3.4)."""
+    """A linear output per action unit on the knowledge of its last expert (Sec. 3.4)."""
 
     def __init__(self, config: AUFormerConfig):
         super().__init__(config, config.vit_config.hidden_size)
@@ -729,7 +726,7 @@ class ExpertClassifier(AUClassifier):
 
 
 class BottleneckAdapter(nn.Module):
-    """Adapter (Houlsby et al., ICML 2019) after attention and perceptron; what it adds to their output."""
+    """Residual of an adapter (Houlsby et al., ICML 2019) after attention or MLP."""
 
     def __init__(self, size: int, channels: int):
         super().__init__()
@@ -742,7 +739,7 @@ class BottleneckAdapter(nn.Module):
 
 
 class LowRankUpdate(nn.Module):
-    """LoRA (Hu et al., ICLR 2022): what is learned on top of a frozen projection."""
+    """LoRA (Hu et al., ICLR 2022): a low-rank update of a frozen projection."""
 
     def __init__(self, size: int, rank: int):
         super().__init__()
@@ -769,7 +766,7 @@ class Prompts(nn.Module):
         self.tokens = nn.Parameter(torch.empty(depth, config.num_prompts, size))
 
     def forward(self, tokens: Tensor, block: int) -> Tensor:
-        """Insert the prompts of a block, in place of those of the block before."""
+        """Insert the prompts of a block, replacing those of the block before."""
         if block >= len(self.tokens):
             return tokens
         prompts = self.tokens[block].expand(len(tokens), -1, -1)
@@ -784,14 +781,14 @@ def block_diagonal(matrices: Tensor) -> Tensor:
 
 
 def sine_cosine_positions(side: int, channels: int) -> Tensor:
-    """Positions that a transformer without pretraining begins with, as in MAE (He et al., CVPR 2022).
+    """Initial position embeddings without pretraining, as in MAE (He et al., CVPR 2022).
 
     Args:
         side: Height and width of the map in patches.
-        channels: Channels; a quarter each holds sine and cosine of the row, and of the column.
+        channels: Channels, a quarter each for sine and cosine of row and column.
 
     Returns:
-        (1 + side^2, channels), row by row; 0 for [CLS] and for channels that four does not divide.
+        (1 + side^2, channels), row by row; 0 for [CLS] and for the remainder of channels by four.
     """
     count = channels // 4
     frequencies = 10000.0 ** -(torch.arange(count) / max(count, 1))
