@@ -28,8 +28,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 class Ac2dConfig(AUConfig):
     """Configuration of AC2D.
 
-    The network is a stem, two stages that all action units share, and a third stage, the branch, for each.
-    Stem, second and third stage halve the map.
+    The network is a stem, two shared stages, and a third stage per action unit, its branch. Stem, second and
+    third stage halve the map.
 
     Args:
         image_size: Height and width of the input in pixels (l).
@@ -38,33 +38,30 @@ class Ac2dConfig(AUConfig):
         hidden_sizes: Channels of the three stages, multiples of their `num_heads`; the last is c.
         depths: Blocks of the three stages (n1, n2, n3).
         num_heads: Heads of the stages' self-attention; the last is k.
-        key_reductions: Factor by which each stage shrinks the map, in height and in width, that keys and
-            values are made of.
-        mlp_ratio: Hidden channels of a block's perceptron over its channels.
-        drop_path_rate: Probability that training skips the last block's residuals; it grows linearly from 0
-            at the first block.
+        key_reductions: Downsampling factor of each stage's map for keys and values, in height and width.
+        mlp_ratio: Hidden channels of a block's MLP relative to its channels.
+        drop_path_rate: Rate of stochastic depth in the last block, growing linearly from 0 in the first.
         layer_norm_eps: Epsilon of the layer normalisations.
         initializer_range: Standard deviation of the initial weights.
-        constraint: What the attention loss holds to the predefined attention: the "average" of all channels
-            of the self-attention (A^v, Eqs. 6-7), "each" of them (A^e), or "none".
+        constraint: Self-attention that the attention loss compares with the predefined attention: the
+            "average" of all channels (A^v, Eqs. 6-7), "each" of them (A^e), or "none".
         constraint_weight: Weight of the attention loss (lambda_a, Eq. 15).
         attention_sigma: Standard deviation of the predefined attention in cells of the branch's map (delta).
-        round_centers: Move the predefined attention's centres to the nearest cells, as the authors' code
-            does.
-        trunk_loss_weight: Weight of a loss that the paper does not have, for networks that learn from few
-            pictures: for each action unit a linear layer reads its logit, and its centres in fifths of the
-            picture from its middle, from the normalised rich feature, a value a cell of the branches' map; 0
-            for none.
-        deconfounding: Where samples are deconfounded: "dynamic" in each branch, prototypes gathered while an
-            epoch trains (C^e(d)); "static", gathered by another pass at its end (C^e(s)); "shared", dynamic
-            and on the map that all branches share (C^s(d)); or "none".
-        intervention_ratio: Outputs of W_X and W_Z over c: 1 gives the parameters that the paper reports, its
-            Eq. 10 has 8.
-        query_ratio: Outputs of W_Q and W_K over c (8).
-        prototype_value: What the prototype gives in Eq. 13: the "mean" of the features, or "mean_over_n", the
-            mean divided by the number of samples once more, as in the authors' code.
-        deconfounding_start: "immediately", with a prototype of zeros, or "second_epoch": until the first
-            prototype is there, features pass the intervention untouched, as in the authors' code.
+        round_centers: Round the predefined attention's centres to cells, as in the authors' code.
+        trunk_loss_weight: Weight of an auxiliary loss that is not in the paper, for training on few pictures:
+            for each action unit a linear layer on the normalised rich feature, at the resolution of the
+            branches' map, predicts its logit, and its centres in fifths of the picture from the middle; 0 for
+            none.
+        deconfounding: Deconfounding of samples: "dynamic" in each branch, with prototypes gathered during an
+            epoch (C^e(d)); "static", with prototypes from another pass at its end (C^e(s)); "shared", dynamic
+            and on the shared map (C^s(d)); or "none".
+        intervention_ratio: Outputs of W_X and W_Z relative to c: 1 gives the number of parameters in the
+            paper, its Eq. 10 has 8.
+        query_ratio: Outputs of W_Q and W_K relative to c (8).
+        prototype_value: Value of the prototype in Eq. 13: the "mean" of the features, or "mean_over_n", the
+            mean divided by the number of samples again, as in the authors' code.
+        deconfounding_start: "immediately", with a prototype of zeros, or "second_epoch", in which features
+            are not changed before there is a prototype, as in the authors' code.
     """
 
     model_type = "au-ac2d"
@@ -99,7 +96,7 @@ class Ac2dConfig(AUConfig):
     _stage_fields = ("hidden_sizes", "depths", "num_heads", "key_reductions")
 
     def __post_init__(self, **kwargs):
-        """Make lists of the stage fields, as JSON does, so that a config equals its saved self."""
+        """Convert the stage fields to lists, as JSON does, so that a config equals its saved copy."""
         for name in self._stage_fields:
             setattr(self, name, list(getattr(self, name)))
         super().__post_init__(**kwargs)
@@ -119,7 +116,7 @@ class Ac2dConfig(AUConfig):
 
     @property
     def drop_path_rates(self) -> list[list[float]]:
-        """Drop path rate of every block, a list a stage; the branches have the same."""
+        """Rates of stochastic depth of all blocks, a list per stage; branches have the same."""
         step = self.drop_path_rate / max(1, sum(self.depths) - 1)
         starts = (0, self.depths[0], self.depths[0] + self.depths[1])
         return [
@@ -128,12 +125,10 @@ class Ac2dConfig(AUConfig):
         ]
 
     def validate_architecture(self):
-        """Check what the layers would otherwise stumble over."""
+        """Check the fields."""
         lengths = {name: len(getattr(self, name)) for name in self._stage_fields}
         if set(lengths.values()) != {3}:
-            raise ValueError(
-                f"Each of these needs an entry for each of the 3 stages; lengths seen: {lengths}."
-            )
+            raise ValueError(f"Each of these needs an entry for each of the 3 stages; got lengths {lengths}.")
         for channels, heads in zip(self.hidden_sizes, self.num_heads, strict=True):
             if channels % heads:
                 raise ValueError(
@@ -143,12 +138,12 @@ class Ac2dConfig(AUConfig):
             if size < 1 or size % reduction:
                 raise ValueError(
                     f"image_size={self.image_size} gives maps of {self.map_sizes} cells, which "
-                    f"key_reductions={self.key_reductions} do not divide; take a multiple of 8, such as 176."
+                    f"key_reductions={self.key_reductions} do not divide; use a multiple of 8, such as 176."
                 )
         if self.constraint != "none" and self.depths[2] < 2:
             raise ValueError(
                 f"depths={self.depths}: the constraint acts on the last block but one of a branch, which so "
-                'needs two blocks; or say constraint="none".'
+                'needs two blocks; or use constraint="none".'
             )
         if self.trunk_loss_weight < 0:
             raise ValueError(f"trunk_loss_weight={self.trunk_loss_weight} must not be negative.")
@@ -160,16 +155,17 @@ class Ac2dConfig(AUConfig):
         if self.deconfounding_start == "second_epoch" and self.intervention_ratio != 1:
             raise ValueError(
                 f"intervention_ratio={self.intervention_ratio}, but must be 1 with deconfounding_start="
-                '"second_epoch": features stand in for the intervention\'s output at first.'
+                '"second_epoch", which at first replaces the intervention by the identity.'
             )
 
     @classmethod
     def compact(cls, **kwargs: Any) -> "Ac2dConfig":
         """Return a small configuration that a CPU trains and runs; keywords replace its values.
 
-        The predefined attention has the paper's width on the face, translated to the smaller map of 10 x 10
-        cells. The attention loss has a fortieth of the paper's strength, and the trunk a loss of its own:
-        otherwise a network this small, which starts from random weights, does not begin to learn.
+        The predefined attention has the paper's width relative to the face, on a smaller map of 10 x 10
+        cells. The weight of the attention loss is effectively a fortieth of the paper's, and there is an
+        auxiliary loss of the trunk: otherwise a network this small does not start to learn from random
+        weights.
         """
         return cls(
             **{
@@ -179,7 +175,7 @@ class Ac2dConfig(AUConfig):
                 "depths": [1, 2, 2],
                 "num_heads": [1, 2, 2],
                 "mlp_ratio": 2,
-                "initializer_range": 0.2,  # 1 / sqrt(24), of which the usual 0.02 is a tenth
+                "initializer_range": 0.2,  # 1 / sqrt(24), ten times the usual 0.02
                 "constraint_weight": 65.0,
                 "attention_sigma": 1.4,
                 "trunk_loss_weight": 1.0,

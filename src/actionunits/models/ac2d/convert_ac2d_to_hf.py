@@ -1,9 +1,9 @@
-"""Turn a snapshot of AC2D's authors into a model folder.
+"""Convert a snapshot of AC2D's authors to a model folder.
 
     python -m actionunits.models.ac2d.convert_ac2d_to_hf --snapshot BP4D.pth --corpus bp4d --output ac2d-bp4d
 
-A snapshot is what their training saves: a state dict, or from the second epoch on a table of `model`,
-`K_data` and `V_data` (the prototypes as keys and values) and `P_data` (1 / N).
+Their training saves a state dict, or from the second epoch on a dictionary of `model`, `K_data` and `V_data`
+(the prototypes as keys and values) and `P_data` (1 / N).
 """
 
 import argparse
@@ -52,7 +52,7 @@ PROTOTYPES = ("prototype", "prototype_count", "feature_sum", "feature_count")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Convert as the command line says."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -71,7 +71,7 @@ def read_snapshot(path: str | Path) -> Mapping[str, Any]:
     """Read a snapshot.
 
     Raises:
-        ValueError: The file is none.
+        ValueError: The file is no snapshot.
     """
     return read_weights(path)
 
@@ -79,19 +79,19 @@ def read_snapshot(path: str | Path) -> Mapping[str, Any]:
 def convert(snapshot: Mapping[str, Any], config: Ac2dConfig) -> Ac2dForAUDetection:
     """Return the model of a snapshot.
 
-    What follows from the snapshot overrides the configuration: without prototypes it was saved in the first
-    epoch, which trains without the intervention (`deconfounding_start="second_epoch"`). With them,
-    `prototype_value` says how V was made of K: V = K is the paper's Eq. 13, V = K / N the authors' code.
+    The snapshot overrides the configuration: without prototypes it is of the first epoch, which trains
+    without the intervention (`deconfounding_start="second_epoch"`). With them, `prototype_value` follows from
+    K and V: V = K is the paper's Eq. 13, V = K / N the authors' code.
 
     Args:
-        snapshot: State dict, or table with 'model', 'K_data' (m, c), 'V_data' (m, c) and 'P_data'.
+        snapshot: State dict, or dictionary with 'model', 'K_data' (m, c), 'V_data' (m, c) and 'P_data'.
         config: Configuration with the snapshot's architecture and its action units in order.
 
     Returns:
         The model in evaluation mode.
 
     Raises:
-        ValueError: Keys are missing or unexpected, or tensors have other shapes than the configuration says.
+        ValueError: Keys are missing or unexpected, or shapes differ from the configuration's.
     """
     state = snapshot.get("model", snapshot)
     settings: dict[str, Any] = {"deconfounding": "dynamic"}
@@ -141,12 +141,12 @@ def _prototype(snapshot: Mapping[str, Any]) -> tuple[str, Tensor, Tensor]:
     count = torch.tensor(round(1 / share) if share > 0 else 0)
     if torch.allclose(values, keys * share, rtol=1e-4, atol=0):
         return "mean_over_n", keys, count
-    # Keys have no say: over a single prototype the weight is 1. The values count, whatever they are.
+    # Keys have no effect, as the weight of a single prototype is 1.
     return "mean", values, count
 
 
 def _check_same(what: str, expected: set[str], found: set[str]) -> None:
-    """Refuse a snapshot with other names, and name them."""
+    """Check the names in a snapshot."""
     if problems := misfits(expected, found, what):
         raise ValueError(
             f"This is no AC2D snapshot for these action units; {problems}. "

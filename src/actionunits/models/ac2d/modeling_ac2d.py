@@ -1,9 +1,9 @@
-"""AC2D: self-attention constrained to where an action unit shows, and samples causally deconfounded.
+"""AC2D: adaptively constrained self-attention and causal deconfounding of samples.
 
 Shao, Zhu, Zhou, Xiang, Liu, Yao, Ma: Facial action unit detection by adaptively constraining self-attention
 and causally deconfounding sample. International Journal of Computer Vision, 2025. Equations, figures and
-sections below are its. What the paper leaves to ResTv2 (Zhang and Yang, NeurIPS 2022) is as there; the README
-beside this file lists where the paper and its authors' code differ.
+sections below are those of the paper. Details that it leaves open follow ResTv2 (Zhang and Yang, NeurIPS
+2022); the README beside this file lists where the paper and its authors' code differ.
 
     picture (B, 3, l, l) -> stem -> stage 1 -> stage 2 -> rich feature (B, c, l/4, l/4)
     for each AU: stage 3, its last block but one constrained -> f (B, c) -> W_X f + W_Z E[g(z)] -> logit
@@ -42,17 +42,17 @@ from actionunits.modeling_outputs import AUDetectionOutput
 from .configuration_ac2d import Ac2dConfig
 
 _CHUNK_ELEMENTS = {"cpu": 2**20, "other": 2**26}
-"""Attention weights that exist at once where only their mean is kept: a CPU's cache, or a GPU, holds them."""
+"""Attention weights computed at once where only their mean is kept, to fit a CPU's cache or a GPU."""
 
 
 class Ac2dForAUDetection(AUPreTrainedModel):
-    """AC2D (Fig. 2): a shared trunk, and for each action unit a branch with constraint and deconfounding.
+    """AC2D (Fig. 2): a shared trunk, and a branch with constraint and deconfounding per action unit.
 
     Training needs `au_centers`, so landmarks; detection does not.
 
-    The prototypes of deconfounding belong to the training set: the mean features over an epoch, used all
-    through the next one. The model gathers them while it trains; whoever trains it must call `end_of_epoch`,
-    as `training/train.py` does and `actionunits.callbacks.EndOfEpochCallback` makes the Trainer do.
+    The prototypes of deconfounding are mean features of the training set over an epoch, used in the next one.
+    The model gathers them in training. Custom training loops must call `end_of_epoch`; `training/train.py`
+    does, and the Trainer with `actionunits.callbacks.EndOfEpochCallback`.
     """
 
     config: Ac2dConfig
@@ -61,7 +61,7 @@ class Ac2dForAUDetection(AUPreTrainedModel):
         *("AUBranch", "CausalIntervention", "TrunkReader"),
     ]
     _supports_sdpa = True
-    _keep_in_fp32_modules_strict = ["prototype$", "feature_sum$"]  # searched for: not the counts beside them
+    _keep_in_fp32_modules_strict = ["prototype$", "feature_sum$"]  # patterns, which exclude the counts
 
     def __init__(self, config: Ac2dConfig):
         super().__init__(config)
@@ -108,15 +108,15 @@ class Ac2dForAUDetection(AUPreTrainedModel):
                 `trunk_loss_weight=0`.
             labels: (B, m) occurrences in [0, 1], or -1 for unknown; adds the loss (Eqs. 7, 14 and 15).
             output_au_attentions: Return `au_attentions`, the average self-attention of the constrained block
-                (A^avg, Eq. 6), which sums to one; given centres `au_masks`, what it is held to (A^gt, Eq. 5);
-                and `au_evidence`, what each place adds to the logit.
+                (A^avg, Eq. 6), which sums to one; given centres `au_masks`, the predefined attention (A^gt,
+                Eq. 5); and `au_evidence`, contributions to the logit by position.
             output_hidden_states: Return the feature maps of stem, first and second stage.
             output_attentions: Return `attentions`, A of every action unit's constrained block, m times
                 (B, k, n, n).
             kwargs: Ignored, so that all that the image processor returns can be passed on.
 
         Raises:
-            ValueError: Centres are missing or of another number, or the pictures have another size.
+            ValueError: Centres are missing or have another shape, or pictures have another size.
         """
         config = self.config
         need_constraint = labels is not None and config.constraint != "none"
@@ -146,14 +146,14 @@ class Ac2dForAUDetection(AUPreTrainedModel):
         )
 
     def end_of_epoch(self, batches: Iterable[Mapping[str, Tensor]] | None = None) -> None:
-        """Make the features of the epoch that ends the prototypes of the next one (Eq. 12a).
+        """Update the prototypes by the features of the epoch (Eq. 12a).
 
-        Call it in every process, after the last training step and before evaluation. A second call, or one
-        without a training step before it, changes nothing.
+        Call it in every process, after the last training step and before evaluation. Without training steps
+        since the last call it has no effect.
 
         Args:
-            batches: Inputs of the model that show the training set once, this process' share of it; needed by
-                `deconfounding="static"` only, which looks at them with the weights as they now are.
+            batches: Inputs of the model with the training set once, or this process' share of it; only for
+                `deconfounding="static"`, which computes their features with the current weights.
 
         Raises:
             ValueError: "static" without batches.
@@ -172,10 +172,10 @@ class Ac2dForAUDetection(AUPreTrainedModel):
             intervention.end_of_epoch()
 
     def break_off_epoch(self, batches: Iterable[Mapping[str, Tensor]] | None = None) -> None:
-        """Forget the features of an epoch that goes no further; the prototypes stay.
+        """Discard the features of an interrupted epoch; the prototypes remain.
 
         Args:
-            batches: As in `end_of_epoch`; with them "static" ends the epoch, for it looks at all of the set.
+            batches: As in `end_of_epoch`, which is called with them for "static".
         """
         if self.config.deconfounding == "static" and batches is not None:
             self.end_of_epoch(batches)
@@ -184,18 +184,18 @@ class Ac2dForAUDetection(AUPreTrainedModel):
 
     @property
     def prototypes(self) -> Tensor | None:
-        """The prototypes in use, mean features (m, c) of the last epoch; (n, C) for "shared"."""
+        """The current prototypes, mean features (m, c) of the last epoch; (n, C) for "shared"."""
         if self.intervention is not None:
             return self.intervention.prototype
         found = [intervention.prototype[0] for intervention in self._interventions]
         return torch.stack(on_one_device(found)) if found else None
 
     def adapt_to_aus(self, aus: Iterable[int], like: Mapping[int, int] | None = None) -> "Ac2dForAUDetection":
-        """Return a copy of this model for other action units; those it knows keep their branches.
+        """Return a copy of this model for other action units; known ones keep their branches.
 
         Args:
             aus: FACS numbers in the new output order.
-            like: New action units that start as copies of known ones, {new: known}; the others start anew.
+            like: New action units that start as copies of known ones, {new: known}; others are random.
 
         Raises:
             ValueError: Unknown or repeated action units, or `like` names one that this model lacks.
@@ -226,10 +226,10 @@ class Ac2dForAUDetection(AUPreTrainedModel):
 
     @torch.no_grad()
     def _observe(self, features: Tensor) -> None:
-        """Take note of a training batch: features (m, B, c), or (1, B, n, C) of the rich feature."""
+        """Add up the features (m, B, c) of a training batch, or (1, B, n, C) of the rich feature."""
         count = torch.full((), features.shape[1], dtype=torch.int64, device=features.device)
         sums = features.detach().to(torch.promote_types(features.dtype, torch.float32)).sum(1)
-        # At every step: a checkpoint saves the buffers of one process, so that all must have the same.
+        # Summed at every step, as checkpoints save the buffers of one process.
         sums, count = sum_over_processes(sums), sum_over_processes(count)
         for intervention, feature_sum in zip(self._interventions, sums, strict=True):
             intervention.feature_count.add_(count.to(intervention.feature_count.device))
@@ -238,10 +238,10 @@ class Ac2dForAUDetection(AUPreTrainedModel):
 
     @torch.no_grad()
     def _look_again(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
-        """Sum up the features of all batches with the weights as they are."""
+        """Add up the features of all batches with the current weights."""
         sums = torch.zeros_like(self.prototypes)  # type: ignore[arg-type]
         count = torch.zeros((), dtype=torch.int64, device=self.device)
-        # Shuffling draws random numbers; training goes on with those it would have drawn.
+        # Shuffling must not change the random numbers of training.
         with _evaluating(self), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             for batch in batches:
                 rich = self.trunk(batch["pixel_values"].to(self.device, self.dtype))[-1]
@@ -262,10 +262,10 @@ class Ac2dForAUDetection(AUPreTrainedModel):
         return F.normalize(maps.flatten(2), p=1.0, dim=-1)  # Eq. 5
 
     def _checked(self, au_centers: Tensor | None, batch_size: int) -> Tensor:
-        """Return the centres if they are there for every picture and action unit."""
+        """Return the centres after checking that they are complete."""
         if au_centers is None:
             raise ValueError(
-                "AC2D's loss holds the attention to the centres of the action units, but au_centers is "
+                "AC2D's loss constrains attention to the centres of the action units, but au_centers is "
                 "missing. Pass all that the image processor or collator returns, model(**inputs), leave out "
                 'labels, or train with constraint="none" and trunk_loss_weight=0.'
             )
@@ -280,7 +280,7 @@ class Ac2dForAUDetection(AUPreTrainedModel):
         labels: Tensor,
         trunk_loss: Tensor | None,
     ) -> Tensor:
-        """Eq. 15: the loss of the answers (Eq. 14), and that of where the branches look (Eq. 7)."""
+        """Eq. 15: the detection loss (Eq. 14), and the attention loss (Eq. 7)."""
         config, loss = self.config, self.au_loss(logits, labels)
         if target is not None and config.constraint != "none":
             logs = on_one_device(result.attention.log(config.constraint) for result in results)
@@ -289,9 +289,9 @@ class Ac2dForAUDetection(AUPreTrainedModel):
         return loss if trunk_loss is None else loss + trunk_loss.to(loss.device)
 
     def _trunk_loss(self, rich: Tensor, au_centers: Tensor | None, labels: Tensor | None) -> Tensor | None:
-        """What the shared map alone says of occurrence and centres, against both; not in the paper.
+        """Auxiliary loss of occurrences and centres predicted from the shared map; not in the paper.
 
-        Unknown labels take no part; the centres of all faces do, for they need no label.
+        Unknown labels are ignored, but not the centres of their faces.
         """
         if labels is None or self.trunk_reader is None:
             return None
@@ -301,7 +301,7 @@ class Ac2dForAUDetection(AUPreTrainedModel):
         return self.config.trunk_loss_weight * loss
 
     def _maps(self, results: list["BranchResult"], target: Tensor | None) -> dict[str, Tensor | None]:
-        """Bring what the branches say of the places to (B, m, h, w)."""
+        """Return the branches' maps as (B, m, h, w)."""
         size, attention_size = (
             (side, side) for side in (self.config.map_sizes[2], self.config.attention_size)
         )
@@ -317,7 +317,7 @@ class Ac2dForAUDetection(AUPreTrainedModel):
 
 
 class Wanted(NamedTuple):
-    """What a branch returns besides its logit and feature."""
+    """Optional outputs of a branch."""
 
     mean: bool = False
     mean_log: bool = False
@@ -326,7 +326,7 @@ class Wanted(NamedTuple):
 
 
 class AttentionSummary(NamedTuple):
-    """What is known of the self-attention A (B, k, n, n) of a block.
+    """Summary of the self-attention A (B, k, n, n) of a block.
 
     Attributes:
         mean: (B, n), A averaged over heads and queries (A^avg, Eq. 6).
@@ -339,7 +339,7 @@ class AttentionSummary(NamedTuple):
     weights: Tensor | None = None
 
     def log(self, constraint: str) -> Tensor:
-        """Return the logarithm that the attention loss holds to the target: of the average, or averaged."""
+        """Return the logarithm for the attention loss: of the average, or averaged."""
         if constraint == "each":
             return self.mean_log  # type: ignore[return-value]
         mean: Tensor = self.mean  # type: ignore[assignment]
@@ -347,7 +347,7 @@ class AttentionSummary(NamedTuple):
 
 
 class BranchResult(NamedTuple):
-    """Answer of one branch: logit (B, 1), feature f (B, c), and if wanted attention and evidence (B, n)."""
+    """Output of a branch: logit (B, 1), feature f (B, c), and if wanted attention and evidence (B, n)."""
 
     logit: Tensor
     feature: Tensor
@@ -356,7 +356,7 @@ class BranchResult(NamedTuple):
 
 
 class Ac2dTrunk(nn.Module):
-    """Stem and the two stages that all action units share: picture -> rich feature (B, C, l/4, l/4)."""
+    """Stem and two shared stages: picture -> rich feature (B, C, l/4, l/4)."""
 
     def __init__(self, config: Ac2dConfig):
         super().__init__()
@@ -399,7 +399,7 @@ class AUBranch(nn.Module):
         self.classifier = nn.Linear(channels, 1)
 
     def forward(self, rich: Tensor, wanted: Wanted) -> BranchResult:
-        """Rich feature (B, C, H, W) -> what `BranchResult` holds."""
+        """Rich feature (B, C, H, W) -> `BranchResult`."""
         x = self.embedding(rich)
         size, tokens = x.shape[-2:], to_tokens(x)
         attention = AttentionSummary()
@@ -416,9 +416,9 @@ class AUBranch(nn.Module):
         return BranchResult(self.classifier(deconfounded), feature, attention, evidence)
 
     def _evidence(self, tokens: Tensor) -> Tensor:
-        """Split the logit over the places of the map, tokens (B, n, c) -> (B, n).
+        """Return the contribution of each position to the logit, tokens (B, n, c) -> (B, n).
 
-        All that follows the pooling is affine, so the split is exact: its sum is the logit up to a constant.
+        As the layers after the pooling are affine, the contributions sum up to the logit plus a constant.
         """
         weight = linear_map(self.classifier)[0]
         if self.intervention is not None:
@@ -427,10 +427,10 @@ class AUBranch(nn.Module):
 
 
 class CausalIntervention(nn.Module):
-    """Causal intervention module (Sec. 3.3): features that no longer lean on the samples seen in training.
+    """Causal intervention module (Sec. 3.3), which deconfounds features from the training samples.
 
-    It works on the feature of an action unit, (B, 1, c), or on a whole map of features, (B, n, c), and keeps
-    the prototype of the training samples, one for each of the n places.
+    It applies to the feature of an action unit, (B, 1, c), or to a map of features, (B, n, c), and has a
+    prototype of the training samples for each of the n positions.
     """
 
     prototype: Tensor
@@ -445,7 +445,7 @@ class CausalIntervention(nn.Module):
         self.key = nn.Linear(channels, config.query_ratio * channels)  # W_K
         self.feature_map = nn.Linear(channels, config.intervention_ratio * channels)  # W_X
         self.confounder_map = nn.Linear(channels, config.intervention_ratio * channels)  # W_Z
-        # The mean feature of the last epoch and its number of samples, and the sums of the running one.
+        # Mean feature and number of samples of the last epoch, and sums of the current one.
         self.register_buffer("prototype", torch.zeros(places, channels, dtype=torch.float32))
         self.register_buffer("prototype_count", torch.zeros((), dtype=torch.int64))
         self.register_buffer("feature_sum", torch.zeros(places, channels, dtype=torch.float32))
@@ -464,31 +464,31 @@ class CausalIntervention(nn.Module):
         return self._where_active(deconfounded, features)
 
     def pull_back(self, weight: Tensor) -> Tensor:
-        """Weights of the outputs (1, c or 8c) -> those that amount to the same on the features (1, c)."""
+        """Weights of the outputs (1, c or 8c) -> equivalent weights of the features (1, c)."""
         return self._where_active(weight @ linear_map(self.feature_map)[0], weight)
 
     def end_of_epoch(self) -> None:
-        """Make the mean of the features seen the prototype (Eq. 12a), and start over."""
+        """Set the prototype to the mean of the features (Eq. 12a), and start over."""
         self.prototype.copy_(self.feature_sum / self.feature_count)
         self.prototype_count.copy_(self.feature_count)
         self.start_over()
 
     def start_over(self) -> None:
-        """Forget the sums of the running epoch."""
+        """Reset the sums of the current epoch."""
         self.feature_sum.zero_()
         self.feature_count.zero_()
 
     def _where_active(self, active: Tensor, inactive: Tensor) -> Tensor:
-        """Choose by whether the intervention acts already."""
+        """Choose by whether the intervention is active."""
         if self.config.deconfounding_start == "immediately":
             return active
         return torch.where(self.prototype_count > 0, active, inactive)
 
 
 class TrunkReader(nn.ModuleDict):
-    """For each action unit a linear layer on the rich feature in place: its logit, and where its centres are.
+    """A linear layer on the rich feature for each action unit, for its logit and its two centres.
 
-    Centres are (x, y) from the middle of the picture, in fifths of its side.
+    Centres are (x, y) relative to the centre of the picture, in fifths of its side.
     """
 
     def __init__(self, config: Ac2dConfig):
@@ -545,7 +545,7 @@ class PatchEmbedding(nn.Module):
 
 
 class PixelAttention(nn.Module):
-    """Pixel attention, the position encoding of ResT: each value is weighed by what lies around it."""
+    """Pixel attention, the position encoding of ResT: values are weighted by their neighbourhood."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -557,7 +557,7 @@ class PixelAttention(nn.Module):
 
 
 class Ac2dBlock(GradientCheckpointingLayer):
-    """Block of ResTv2: efficient self-attention and a perceptron, each on a residual path."""
+    """Block of ResTv2: efficient self-attention and an MLP, each with a residual connection."""
 
     def __init__(self, config: Ac2dConfig, stage: int, drop_path_rate: float):
         super().__init__()
@@ -571,14 +571,14 @@ class Ac2dBlock(GradientCheckpointingLayer):
     def forward(
         self, tokens: Tensor, size: Sequence[int], wanted: Wanted | None = None
     ) -> tuple[Tensor, AttentionSummary]:
-        """Tokens (B, n, C) of a map of this size -> the same, and what is wanted of the attention."""
+        """Tokens (B, n, C) of a map of this size -> the same, and a summary of the attention."""
         attended, summary = self.attention(self.norm1(tokens), size, wanted)
         tokens = tokens + self.drop_path(attended)
         return tokens + self.drop_path(self.mlp(self.norm2(tokens))), summary
 
 
 class EfficientSelfAttention(nn.Module):
-    """Efficient multi-head self-attention (EMSAv2, Eqs. 1-2), its keys and values those of a smaller map.
+    """Efficient multi-head self-attention (EMSAv2, Eqs. 1-2), with keys and values of a smaller map.
 
     With h' = h / reduction, n' = h' * w': A (B, heads, n, n'), and SA(Q, K, V) = A V + UP(V).
     """
@@ -606,7 +606,7 @@ class EfficientSelfAttention(nn.Module):
     def forward(
         self, tokens: Tensor, size: Sequence[int], wanted: Wanted | None
     ) -> tuple[Tensor, AttentionSummary]:
-        """Tokens (B, n, C) -> the same, and what is wanted of A."""
+        """Tokens (B, n, C) -> the same, and a summary of A."""
         small, small_size = tokens, size
         if self.reduction is not None:
             small_map = self.reduction(to_map(tokens, size))
@@ -624,32 +624,32 @@ class EfficientSelfAttention(nn.Module):
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, wanted: Wanted | None
     ) -> tuple[Tensor, AttentionSummary]:
-        """(B, heads, n or n', d) -> A V (B, n, C), and what is wanted of A (Eq. 1)."""
+        """(B, heads, n or n', d) -> A V (B, n, C), and a summary of A (Eq. 1)."""
         scaling = query.shape[-1] ** -0.5
         wanted = wanted or Wanted()
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        if wanted.weights or query.shape[0] == 0:  # kernels have no weights, and refuse empty batches
+        if wanted.weights or query.shape[0] == 0:  # kernels return no weights and reject empty batches
             attend = eager_attention
         mean = mean_log = None
         if wanted.mean or wanted.mean_log:
             summed_up, mean, mean_log = SummarizedAttention.apply(query, key, value, scaling, wanted.mean_log)
             if not wanted.weights:
                 return summed_up.transpose(1, 2).flatten(2), AttentionSummary(mean, mean_log)
-        # Weights that are returned are those that the answer is made of, so that gradients reach them.
+        # The output is computed from the returned weights, so that these have gradients.
         attended, weights = attend(self, query, key, value, None, scaling=scaling, dropout=0.0)
         return attended.flatten(2), AttentionSummary(mean, mean_log, weights if wanted.weights else None)
 
 
 class SummarizedAttention(torch.autograd.Function):
-    """Attention whose weights A are summed up at once, forth and back, and never exist for the whole batch.
+    """Attention and means of its weights A without storing A, neither forward nor backward.
 
     query (B, k, n, d), key and value (B, k, n', d) -> A V (B, k, n, d), the mean of A over heads and queries
-    (B, n') and, if wanted, that of log A. Of A = softmax(S), S = scaling * Q K^T, it only takes
+    (B, n') and, if wanted, that of log A. With A = softmax(S), S = scaling * Q K^T, the gradients follow from
 
         dL/dA = G V^T + g / (k n)                              G, g, g_log: gradients of the three results
         dL/dS = A * (dL/dA - rowsum(A * dL/dA)) + (g_log - A * sum(g_log)) / (k n)
 
-    to get all gradients, a chunk of samples at a time, from queries, keys and values alone.
+    which are computed for a chunk of samples at a time, from queries, keys and values.
     """
 
     generate_vmap_rule = True
@@ -670,7 +670,7 @@ class SummarizedAttention(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        """Keep what the way back needs; apart from `forward`, for `torch.func` asks for that."""
+        """Save tensors for `backward`; separate from `forward` for `torch.func`."""
         query, key, value, ctx.scaling, ctx.want_log = inputs
         ctx.save_for_backward(query, key, value)
 
@@ -698,18 +698,18 @@ class SummarizedAttention(torch.autograd.Function):
 
 
 class PixelShuffle(nn.PixelShuffle):
-    """Pixel shuffle whose gradient has the right shape also where there are no pictures; torch's has not."""
+    """Pixel shuffle whose gradient has the right shape for empty batches, unlike torch's."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C r^2, h, w) -> (B, C, h r, w r)."""
-        if x.shape[0] != 0:  # no `len`, which would hold an exported graph to one size of batch
+        if x.shape[0] != 0:  # not `len`, which would fix the batch size of exported graphs
             return super().forward(x)
         r = self.upscale_factor
         return x.reshape(0, x.shape[1] // r**2, x.shape[2] * r, x.shape[3] * r)
 
 
 class Perceptron(nn.Module):
-    """Perceptron with a hidden layer: tokens (B, n, C) -> the same."""
+    """MLP with a hidden layer: tokens (B, n, C) -> the same."""
 
     def __init__(self, channels: int, hidden_channels: int):
         super().__init__()
@@ -719,15 +719,15 @@ class Perceptron(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Return project(GELU(expand(tokens)))."""
         hidden = self.expand(tokens)
-        if torch.jit.is_tracing() or not is_plain(self.project):  # TorchScript saves no functions in Python
+        if torch.jit.is_tracing() or not is_plain(self.project):  # TorchScript has no Python functions
             return self.project(F.gelu(hidden))
         return GeluLinear.apply(hidden, self.project.weight, self.project.bias)
 
 
 class GeluLinear(torch.autograd.Function):
-    """Linear layer of the GELU of its input, which computes the GELU again on its way back.
+    """Linear layer on the GELU of its input, which is recomputed in `backward`.
 
-    So training keeps the hidden layer once, not twice: a fifth of all that it keeps.
+    So training stores the hidden layer once, not twice, which saves a fifth of its memory.
     """
 
     generate_vmap_rule = True
@@ -739,7 +739,7 @@ class GeluLinear(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        """Keep what the way back needs."""
+        """Save tensors for `backward`."""
         hidden, weight, bias = inputs
         ctx.save_for_backward(hidden, weight)
         ctx.bias_dtype = bias.dtype
@@ -756,7 +756,7 @@ class GeluLinear(torch.autograd.Function):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, drop the residual of whole samples, and make up for it in the others."""
+    """Stochastic depth: in training, drop the residual of random samples, and scale that of the others."""
 
     def __init__(self, rate: float):
         super().__init__()
@@ -786,7 +786,7 @@ def to_map(tokens: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def norm_map(norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    """Normalise each place of a map (B, C, h, w) over its channels."""
+    """Normalise a map (B, C, h, w) over its channels."""
     return norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -799,13 +799,13 @@ def eager_attention(
     scaling: float,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Scaled dot-product attention written out (Eq. 1): (B, n, heads, d) and A (B, heads, n, n')."""
+    """Scaled dot-product attention (Eq. 1): (B, n, heads, d), and A (B, heads, n, n')."""
     weights = _scores(query, key, scaling).softmax(-1).to(query.dtype)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
 def chunks(query: Tensor, key: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Split all tensors along the batch so that a chunk's attention weights stay small."""
+    """Split all tensors along the batch into chunks with few attention weights."""
     budget = _CHUNK_ELEMENTS["cpu" if query.device.type == "cpu" else "other"]
     samples = max(1, budget // (query.shape[1] * query.shape[2] * key.shape[2]))
     return zip(*(tensor.split(samples) for tensor in (query, key, *others)), strict=True)
@@ -819,7 +819,7 @@ def _scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, after which each module is again in its own: a part may be frozen, or batches fail."""
+    """Evaluation mode, which restores the mode of each module, as parts may be frozen."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
