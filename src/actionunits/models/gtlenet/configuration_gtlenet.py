@@ -1,7 +1,7 @@
 """Configurations of GTLE-Net and of its expression encoder, the ablations, and a compact one for CPUs.
 
 An, Zhang, Zeng, Chen, Deng, Ding: Global-to-local expression-aware embeddings for facial action unit
-detection. 2022. The paper does not print the widths of its two extractors: the defaults here are light ones,
+detection. 2022. The paper does not give the widths of its two extractors: the defaults are small ones,
 `paper()` has about its size.
 """
 
@@ -35,14 +35,14 @@ class GlobalExpressionEncoderConfig(PreTrainedConfig):
     Args:
         image_size: Height and width of the input in pixels.
         num_channels: Channels of the input.
-        width_multiplier: Channels of all layers, over those of InceptionResnetV1.
+        width_multiplier: Channels of all layers relative to InceptionResnetV1's.
         depths: Residual blocks of the three stages; the last stage has one more, without activation.
-        padding: "same" gives maps of 16 x 16 at 256 pixels, as the paper has them; "valid" is the published
+        padding: "same" gives maps of 16 x 16 at 256 pixels, as in the paper; "valid", as in the published
             InceptionResnetV1, of 14 x 14. The weights are the same.
-        embedding_size: Numbers of an embedding.
+        embedding_size: Size of an embedding.
         dropout: Dropout before the embedding.
-        pretraining: What the weights were trained for, for their users to know: "expression" triplets,
-            "emotion" classes, "imagenet" classes, "faces" (identities), or "none".
+        pretraining: Task that the weights were trained for: "expression" triplets, "emotion" classes,
+            "imagenet" classes, "faces" (identities), or "none".
     """
 
     model_type = "au-expression-encoder"
@@ -57,7 +57,7 @@ class GlobalExpressionEncoderConfig(PreTrainedConfig):
     pretraining: Pretraining = "none"
 
     def __post_init__(self, **kwargs):
-        """Make a list of the depths, as JSON does, so that a config equals its saved self."""
+        """Convert the depths to a list, as JSON does, so that a config equals its saved copy."""
         self.depths = list(self.depths)
         super().__post_init__(**kwargs)
 
@@ -70,7 +70,7 @@ class GlobalExpressionEncoderConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Check what no network can be built of."""
         if len(self.depths) != 3 or min(self.depths) < 0:
-            raise ValueError(f"depths={self.depths} must be three numbers of blocks, one a stage.")
+            raise ValueError(f"depths={self.depths} must be three numbers of blocks, one per stage.")
         if self.image_size < 32 or self.width_multiplier <= 0 or self.embedding_size < 1:
             raise ValueError(
                 f"image_size={self.image_size} must be at least 32, width_multiplier={self.width_multiplier} "
@@ -92,24 +92,23 @@ class GtleNetConfig(AUConfig):
     Args:
         encoder_config: `GlobalExpressionEncoderConfig`, or its fields as a dictionary. The keyword
             `image_size` replaces its `image_size`.
-        encoder_name_or_path: Folder or Hub name of the `GlobalExpressionEncoder` that the encoder's weights
-            come from, see `from_encoder`. A model made of a config that names one by `AutoModel.from_config`
-            starts with its weights.
+        encoder_name_or_path: Folder or Hub name of a pretrained `GlobalExpressionEncoder`, see
+            `from_encoder`. `AutoModel.from_config` loads its weights.
         encoder_revision: Branch, tag or commit of that checkpoint on the Hub.
-        pretraining: What these weights must have been trained for: weights of other training are refused.
-        freeze_encoder: Keep the encoder as it is, its batch statistics too, and learn the rest.
-        local_module: What the classifiers see: "masked" features (GTLE-Net, Eq. 5); "features" that no mask
-            was laid over (w/o E_m); the same of a "cnn" without residual paths; "none", the encoder's map
-            itself (w/o E_m & E_a).
+        pretraining: Task that these weights must have been trained for, else they are rejected.
+        freeze_encoder: Do not train the encoder, and do not update its batch statistics.
+        local_module: Input of the classifiers: "masked" features (GTLE-Net, Eq. 5); "features" without masks
+            (w/o E_m); the same of a "cnn" without residual connections; or "none", the encoder's map (w/o
+            E_m & E_a).
         feature_channels: Channels of the stages of the feature map extractor E_a, each of which doubles the
-            map; four bring it to the size of the picture.
-        feature_depth: Residual blocks of a stage of E_a.
+            size of the map; four give the size of the picture.
+        feature_depth: Residual blocks per stage of E_a.
         mask_channels: Channels of the stages of the mask extractor E_m, as many.
-        mask_depth: Residual blocks of a stage of E_m.
+        mask_depth: Residual blocks per stage of E_m.
         classifier_channels: Channels of the convolutions of a classifier g^i, each of which halves the map;
-            the last are the size of an AU embedding.
+            the last is the size of an AU embedding.
         classifier_kernel_size: Side of their kernels, an odd number.
-        reconstruction_loss_weight: Weight of the reconstruction loss (lambda, Eq. 9); 0 switches it off.
+        reconstruction_loss_weight: Weight of the reconstruction loss (lambda, Eq. 9); 0 for none.
         reconstruction_reduction: Whether Eq. 11 is the "mean" over pixels, as its name in the text says, or
             their "sum", as printed.
     """
@@ -141,7 +140,7 @@ class GtleNetConfig(AUConfig):
     reconstruction_reduction: Literal["mean", "sum"] = "mean"
 
     def __post_init__(self, **kwargs):
-        """Make a configuration of the encoder's dictionary, and lists of tuples, as JSON does."""
+        """Convert the encoder's dictionary to a configuration, and tuples to lists, as JSON does."""
         given: Any = self.encoder_config or {}
         is_config = isinstance(given, PreTrainedConfig)
         encoder: Any = given if is_config else GlobalExpressionEncoderConfig(**given)
@@ -186,7 +185,7 @@ class GtleNetConfig(AUConfig):
     def paper(cls, **kwargs: Any) -> "GtleNetConfig":
         """Return a configuration of about the paper's size; keywords replace its values.
 
-        E_a has 15.7 M parameters; the paper says "around 16.6M" of the block that takes its place.
+        E_a has 15.7 M parameters; the paper says "around 16.6M" of the block that replaces it.
         """
         channels = [512, 256, 128, 64]
         fields = {
@@ -214,7 +213,7 @@ class GtleNetConfig(AUConfig):
 
     @property
     def encoder(self) -> GlobalExpressionEncoderConfig:
-        """`encoder_config`, which is a configuration once this one is made."""
+        """`encoder_config` as a `GlobalExpressionEncoderConfig`."""
         return cast(GlobalExpressionEncoderConfig, self.encoder_config)
 
     @property
@@ -232,15 +231,15 @@ class GtleNetConfig(AUConfig):
         if self.image_size % 16 or self.encoder.padding != "same":
             raise ValueError(
                 f"image_size={self.image_size} must be a multiple of 16, and the encoder's padding="
-                f'{self.encoder.padding!r} "same", for the masks to lie over the picture.'
+                f'{self.encoder.padding!r} "same", for the masks to match the picture.'
             )
         if self.local_module == "masked" and len(self.feature_channels) != len(self.mask_channels):
             raise ValueError(
                 f"feature_channels={self.feature_channels} and mask_channels={self.mask_channels} need as "
-                "many stages: masks are laid over feature maps."
+                "many stages, as masks are multiplied with feature maps."
             )
         if not 1 <= len(self.feature_channels) <= 4:
-            raise ValueError(f"feature_channels={self.feature_channels} must name one to four stages.")
+            raise ValueError(f"feature_channels={self.feature_channels} must have one to four stages.")
         if self.classifier_kernel_size % 2 == 0 or not self.classifier_channels:
             raise ValueError(
                 f"classifier_kernel_size={self.classifier_kernel_size} must be odd, and classifier_channels="

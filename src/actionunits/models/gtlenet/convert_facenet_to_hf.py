@@ -1,10 +1,10 @@
-r"""Turn weights of facenet-pytorch's InceptionResnetV1 into the folder of a `GlobalExpressionEncoder`.
+r"""Convert weights of facenet-pytorch's InceptionResnetV1 to the folder of a `GlobalExpressionEncoder`.
 
     python -m actionunits.models.gtlenet.convert_facenet_to_hf --weights 20180402-114759-vggface2.pt \
         --pretraining faces --output encoders/vggface2
 
-The same layout trained on ImageNet or on emotions gives two rows of the paper's Table 6 (`--pretraining`).
-Its last layers, `last_linear`, `last_bn` and `logits`, stay behind: the embedding takes their place.
+Weights trained on ImageNet or on emotions give two rows of the paper's Table 6 (`--pretraining`). The last
+layers, `last_linear`, `last_bn` and `logits`, are replaced by the embedding.
 """
 
 import argparse
@@ -35,7 +35,7 @@ RENAMES: tuple[tuple[str, str], ...] = (
     (r"^trunk\.stage2\.", "repeat_2."),
     (r"^reduction\.", "mixed_7a."),
     (r"^stage3\.", "repeat_3."),
-    (r"^(repeat_\d\.\d+|mixed_6a)\.branches\.0\.0\.", r"\1.branch0."),  # a branch of one layer is no list
+    (r"^(repeat_\d\.\d+|mixed_6a)\.branches\.0\.0\.", r"\1.branch0."),  # branches of one layer are no lists
     (r"\.branches\.(\d)\.", r".branch\1."),
     (r"\.project\.", ".conv2d."),
     (r"\.norm\.", ".bn."),
@@ -45,7 +45,7 @@ NEW = ("embedding.", "norm.")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Convert as the command line says."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def convert(state: Mapping[str, Tensor], config: GlobalExpressionEncoderConfig) -> GlobalExpressionEncoder:
-    """Return the encoder with these weights, its embedding layer new.
+    """Return the encoder with these weights and a new embedding layer.
 
     Args:
         state: State dict of facenet-pytorch's InceptionResnetV1, with or without its last layers.
@@ -71,12 +71,12 @@ def convert(state: Mapping[str, Tensor], config: GlobalExpressionEncoderConfig) 
         The encoder in evaluation mode.
 
     Raises:
-        ValueError: Keys are missing or unexpected, or tensors have other shapes than the configuration says.
+        ValueError: Keys are missing or unexpected, or shapes differ from the configuration's.
     """
     model = GlobalExpressionEncoder(config)
     ours = model.state_dict()
     names = {name: facenet_name(name, config) for name in ours if not name.startswith(NEW)}
-    # Files of old versions of PyTorch do not count batches.
+    # Old versions of PyTorch did not count batches.
     found = {name for name in state if not name.startswith(LEFT_BEHIND)}
     expected = {name for name in names.values() if not name.endswith("num_batches_tracked") or name in found}
     if problems := misfits(expected, found):
@@ -97,7 +97,7 @@ def convert(state: Mapping[str, Tensor], config: GlobalExpressionEncoderConfig) 
 
 def facenet_name(name: str, config: GlobalExpressionEncoderConfig) -> str:
     """Name of one of our tensors there: trunk.stage1.2.project.weight -> repeat_1.2.conv2d.weight."""
-    name = name.replace(f"stage3.{config.depths[2]}.", "block8.", 1)  # the last block has a name of its own
+    name = name.replace(f"stage3.{config.depths[2]}.", "block8.", 1)  # the last block has its own name
     name = name.replace("block8.branches.0.0.", "block8.branch0.")
     for ours, theirs in RENAMES:
         name = re.sub(ours, theirs, name)

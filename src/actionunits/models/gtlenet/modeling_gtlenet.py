@@ -1,8 +1,9 @@
-"""GTLE-Net: one map and one mask for each action unit, out of features that know expressions.
+"""GTLE-Net: a feature map and a mask for each action unit, from an expression encoder.
 
 An, Zhang, Zeng, Chen, Deng, Ding: Global-to-local expression-aware embeddings for facial action unit
-detection. 2022. Equations, figures and sections below are its. InceptionResnetV1 is Szegedy et al.'s (AAAI
-2017) with the sizes of facenet-pytorch's weights. The README beside this lists what the paper leaves open.
+detection. 2022. Equations, figures and sections below are those of the paper. InceptionResnetV1 is that of
+Szegedy et al. (AAAI 2017) with the sizes of facenet-pytorch's weights. The README beside this file lists what
+the paper leaves open.
 
     picture -> GEE up to 16 x 16 -> h -> E_a -> feature maps f^1 .. f^N, f^N+1 of the background
                                       -> E_m -> masks        m^1 .. m^N, m^N+1
@@ -43,13 +44,13 @@ from actionunits.modeling_outputs import AUDetectionOutput
 from .configuration_gtlenet import GlobalExpressionEncoderConfig, GtleNetConfig
 
 BACKGROUND = "background"
-"""Name of the map that belongs to no action unit, the (N+1)-th."""
+"""Name of the (N+1)-th map, which belongs to no action unit."""
 
 
 class GtleNetForAUDetection(AUPreTrainedModel):
-    """GTLE-Net (Fig. 2). It needs no landmarks but those that align the face.
+    """GTLE-Net (Fig. 2), which needs landmarks only for the alignment.
 
-    Made of a configuration alone, the encoder is random; `from_encoder` takes a pretrained one.
+    Made from a configuration, the encoder is random; `from_encoder` loads a pretrained one.
 
     Example:
         >>> model = GtleNetForAUDetection.from_encoder("runs/expression/model", aus=[1, 2, 4, 6, 12])
@@ -95,8 +96,7 @@ class GtleNetForAUDetection(AUPreTrainedModel):
             config_kwargs: Fields of `GtleNetConfig`, such as `aus`.
 
         Raises:
-            ValueError: The checkpoint is another model, lacks weights, or was trained for something else than
-                `pretraining` says.
+            ValueError: The checkpoint is another model, lacks weights, or has another `pretraining`.
         """
         config = GtleNetConfig.from_encoder(str(encoder_name_or_path), encoder_revision, **config_kwargs)
         return cls._from_config(config, dtype=dtype)
@@ -108,10 +108,10 @@ class GtleNetForAUDetection(AUPreTrainedModel):
 
     @torch.no_grad()
     def load_encoder(self, **hub_arguments: Any) -> None:
-        """Take the encoder's weights, up to h, from the checkpoint that the configuration names.
+        """Load the encoder's weights, up to h, from the checkpoint that the configuration names.
 
         Raises:
-            ValueError: It was trained for something else, lacks weights, or they have other shapes.
+            ValueError: It has another `pretraining`, lacks weights, or they have other shapes.
         """
         config, name = self.config, self.config.encoder_name_or_path
         loaded: Any = GlobalExpressionEncoder.from_pretrained(
@@ -138,7 +138,7 @@ class GtleNetForAUDetection(AUPreTrainedModel):
         self.trunk.requires_grad_(not self.config.freeze_encoder)
 
     def train(self, mode: bool = True) -> "GtleNetForAUDetection":
-        """Set training mode; a frozen encoder keeps its batch statistics, too."""
+        """Set training mode, but not for a frozen encoder, which keeps its batch statistics."""
         super().train(mode)
         if self.config.freeze_encoder:
             self.trunk.eval()
@@ -163,7 +163,7 @@ class GtleNetForAUDetection(AUPreTrainedModel):
 
         Args:
             pixel_values: (B, 3, image_size, image_size) normalised aligned faces.
-            au_centers: Not needed; accepted because every model of the package takes it.
+            au_centers: Not used; an argument of all models.
             labels: (B, N) occurrences in [0, 1], or -1 for unknown; adds the loss (Eq. 9).
             output_au_attentions: Return `au_attentions` (B, N, H, W), the masks m of the action units (Figs.
                 4-5); none for variants without E_m.
@@ -185,15 +185,15 @@ class GtleNetForAUDetection(AUPreTrainedModel):
         )
 
     def au_embeddings(self, pixel_values: Tensor) -> Tensor:
-        """Return what the last layer of each classifier reads, (B, N, D) (Sec. 3.4, Fig. 6)."""
+        """Return the input of each classifier's last layer, (B, N, D) (Sec. 3.4, Fig. 6)."""
         masked, _ = self._local_features(self._encode(pixel_values)[-1], with_background=False)
         return self.classifiers.embed(self._of_units(masked))
 
     def reconstruct(self, pixel_values: Tensor) -> Tensor:
-        """Return the picture that D_r sees in masked features, (B, 3, H, W) in units of the input (Eq. 6).
+        """Return the reconstruction by D_r, (B, 3, H, W) in units of the input (Eq. 6).
 
         Raises:
-            ValueError: The variant has no maps to make a picture of.
+            ValueError: The variant has no feature maps.
         """
         if self.reconstruction is None:
             raise ValueError('local_module="none" has no feature maps, so no reconstruction either.')
@@ -217,11 +217,11 @@ class GtleNetForAUDetection(AUPreTrainedModel):
         return masks * features, masks[:, :, 0]  # Eq. 5
 
     def _of_units(self, maps: Tensor) -> Tensor:
-        """Leave the background out."""
+        """The maps without the background."""
         return maps[:, : len(self.config.au_labels)]
 
     def _loss(self, logits: Tensor, masked: Tensor, pixel_values: Tensor, labels: Tensor) -> Tensor:
-        """L_au + lambda L_rec (Eq. 9); pictures without any known label take part in neither."""
+        """L_au + lambda L_rec (Eq. 9), both of pictures with known labels."""
         loss = self.au_loss(logits, labels)  # Eq. 10, as a mean over action units
         weight = self.config.reconstruction_loss_weight
         if self.reconstruction is not None and weight:
@@ -239,8 +239,8 @@ class ExpressionEncoderOutput(ModelOutput):
     """Output of `GlobalExpressionEncoder`.
 
     Attributes:
-        embeddings: (B, embedding_size) of length 1: the nearer two are, the more alike are the expressions.
-        hidden_states: Maps (B, C, h, w) after stem and stages; given `output_hidden_states=True`.
+        embeddings: (B, embedding_size) of length 1, which are close for similar expressions.
+        hidden_states: Maps (B, C, h, w) after stem and stages; with `output_hidden_states=True`.
     """
 
     embeddings: Tensor | None = None
@@ -250,7 +250,7 @@ class ExpressionEncoderOutput(ModelOutput):
 class GlobalExpressionEncoder(CheckpointedPreTrainedModel):
     """Global expression encoder (GEE, Sec. 3.2): picture -> embedding of its expression.
 
-    Trained by `triplet_loss` (`training/pretrain_expression.py`); its `trunk` is where GTLE-Net starts.
+    It is trained with `triplet_loss` (`training/pretrain_expression.py`); GTLE-Net starts from its `trunk`.
     """
 
     config: GlobalExpressionEncoderConfig
@@ -268,8 +268,8 @@ class GlobalExpressionEncoder(CheckpointedPreTrainedModel):
         )
         self.dropout = nn.Dropout(config.dropout)
         self.embedding = nn.Linear(channels, config.embedding_size)
-        # As InceptionResnetV1's own last layer has one; without it triplets soon collapse onto one point. It
-        # learns no shift, which would let them collapse all the same.
+        # InceptionResnetV1's last layer has one, too. Without it, or with a learned shift, embeddings of
+        # triplets soon collapse to one point.
         self.norm = nn.BatchNorm1d(config.embedding_size, affine=False)
         self.post_init()
 
@@ -286,7 +286,7 @@ class GlobalExpressionEncoder(CheckpointedPreTrainedModel):
 
         Args:
             pixel_values: (B, 3, S, S) normalised aligned faces, S of 32 or more.
-            output_hidden_states: Return the maps after stem and stages; by default as the configuration says.
+            output_hidden_states: Return the maps after stem and stages; by default that of the configuration.
             kwargs: Ignored, so that all that the image processor returns can be passed on.
         """
         want_states = or_default(output_hidden_states, self.config.output_hidden_states)
@@ -302,13 +302,13 @@ class GlobalExpressionEncoder(CheckpointedPreTrainedModel):
 def triplet_loss(anchor: Tensor, positive: Tensor, negative: Tensor, margin: Tensor | float = 0.2) -> Tensor:
     """Triplet loss of embeddings (Eq. 1), the mean over triplets.
 
-    Anchor and positive are the more alike pair, and either is to be nearer to the other than to the negative.
+    Anchor and positive are the most similar pair; both are compared with the negative.
 
     Args:
-        anchor: (T, D), like `positive` and `negative`.
-        positive: See there.
-        negative: See there.
-        margin: m, by which the squared distances are to differ; a number or (T,).
+        anchor: (T, D).
+        positive: (T, D).
+        negative: (T, D).
+        margin: m, the margin of squared distances; a number or (T,).
 
     Returns:
         Scalar, at least float32.
@@ -320,16 +320,16 @@ def triplet_loss(anchor: Tensor, positive: Tensor, negative: Tensor, margin: Ten
 
 
 def reconstruction_loss(reconstruction: Tensor, picture: Tensor, counts: Tensor, reduction: str) -> Tensor:
-    """Half the squared error of pixels (Eq. 11, without its minus sign), a mean over the pictures that count.
+    """Half the squared error of pixels (Eq. 11, without its minus sign), averaged over pictures.
 
     Args:
         reconstruction: (B, C, H, W).
-        picture: (B, C, S, S); it is averaged down to H x W.
-        counts: (B,) whether each picture takes part.
+        picture: (B, C, S, S), which is downsampled to H x W.
+        counts: (B,) whether each picture is included.
         reduction: "sum" over the pixels of a picture, or their "mean".
 
     Returns:
-        Scalar, at least float32; 0 if no picture takes part.
+        Scalar, at least float32; 0 without pictures.
     """
     dtype = torch.promote_types(picture.dtype, torch.float32)
     target = F.interpolate(picture.to(dtype), size=reconstruction.shape[-2:], mode="area")
@@ -339,7 +339,7 @@ def reconstruction_loss(reconstruction: Tensor, picture: Tensor, counts: Tensor,
 
 
 class MapExtractor(nn.Module):
-    """E_a and E_m (Sec. 3.3): stages of residual blocks, each followed by upsampling, and a head a unit.
+    """E_a and E_m (Sec. 3.3): stages of residual blocks, each with upsampling, and a head per action unit.
 
     Heads are stored by the labels of their action units, and computed as one convolution.
     """
@@ -365,7 +365,7 @@ class MapExtractor(nn.Module):
         )
 
     def forward(self, h: Tensor, names: Sequence[str]) -> Tensor:
-        """Map h (B, C, h, w) -> what the heads of these names make of it, (B, names, 3 or 1, H, W)."""
+        """Map h (B, C, h, w) -> outputs of the heads of these names, (B, names, 3 or 1, H, W)."""
         for stage in self.stages:
             h = F.interpolate(stage(h), scale_factor=2.0, mode="bilinear", align_corners=False)
         heads = [self.heads[name] for name in names]
@@ -396,8 +396,8 @@ class ReconstructionHead(nn.ModuleDict):
 class AUClassifiers(AUHeads):
     """The classifiers g^1 .. g^N (Sec. 3.4), by the labels of their action units.
 
-    Side by side they are grouped convolutions, which keep a GPU busy; on a CPU they run one after the other,
-    which is faster there and needs less memory. The numbers are the same.
+    They are computed as grouped convolutions, but on CPUs one after the other, which is faster there and
+    needs less memory. The results are the same.
     """
 
     def __init__(self, config: GtleNetConfig, in_channels: int):
@@ -416,7 +416,7 @@ class AUClassifiers(AUHeads):
         return torch.stack(on_one_device(embeddings), dim=1)
 
     def embed_grouped(self, inputs: Tensor) -> Tensor:
-        """`embed`, layer by layer for all action units, each a group."""
+        """`embed`, by grouped layers with a group per action unit."""
         x = inputs.flatten(1, 2)
         for layers in zip(*(unit.layers for unit in self.values()), strict=True):
             convs, norms = zip(*layers, strict=True)
@@ -424,14 +424,14 @@ class AUClassifiers(AUHeads):
         return x.mean((2, 3)).unflatten(1, (len(self), -1))
 
     def classify(self, embeddings: Tensor) -> Tensor:
-        """AU embeddings (B, N, D) -> logits (B, N), each by the last layer of its own classifier."""
+        """AU embeddings (B, N, D) -> logits (B, N), by the last layer of each classifier."""
         maps = [linear_map(unit.output) for unit in self.values()]  # type: ignore[arg-type]
         weight, bias = (torch.cat(on_one_device(parts)) for parts in zip(*maps, strict=True))
         return (on_device(embeddings, weight.device) * weight).sum(-1) + bias
 
 
 class UnitClassifier(nn.Module):
-    """Classifier g of one action unit: map (B, C, H, W) -> AU embedding (B, D), and what makes it a logit."""
+    """Classifier g of one action unit: map (B, C, H, W) -> AU embedding (B, D), and its last layer."""
 
     def __init__(self, config: GtleNetConfig, in_channels: int):
         super().__init__()
@@ -450,7 +450,7 @@ class UnitClassifier(nn.Module):
 
 
 class ResidualBlock(GradientCheckpointingLayer):
-    """Two 3x3 convolutions, with a path past them unless told otherwise: (B, C, h, w) -> (B, C', h, w)."""
+    """Two 3x3 convolutions, by default with a residual connection: (B, C, h, w) -> (B, C', h, w)."""
 
     def __init__(self, in_channels: int, out_channels: int, is_residual: bool = True):
         super().__init__()
@@ -472,8 +472,8 @@ class ResidualBlock(GradientCheckpointingLayer):
         return F.relu(y)
 
 
-# InceptionResnetV1 as tables: output channels, kernel (height, width), stride, and whether its published form
-# pads. Where it does not, padding="same" does, so that maps shrink by strides alone.
+# InceptionResnetV1 as tables: output channels, kernel (height, width), stride, and whether the published
+# network has padding; with padding="same" all layers have it.
 
 Layer = tuple[int, tuple[int, int], int, bool]
 
@@ -490,7 +490,7 @@ STEM: tuple[Layer | None, ...] = (
 
 @dataclass(frozen=True)
 class Stage:
-    """Residual blocks: the branches of a block, and the factor of what it adds."""
+    """Residual blocks: the branches of a block, and the scale of its residual."""
 
     branches: tuple[tuple[Layer, ...], ...]
     scale: float
@@ -527,7 +527,7 @@ REDUCTIONS: tuple[tuple[tuple[Layer, ...], ...], ...] = (
 
 
 class InceptionTrunk(nn.Module):
-    """InceptionResnetV1 up to its maps of a 16th of the picture's size, h: 9.6 M of its 22.6 M parameters."""
+    """InceptionResnetV1 up to h, a 16th of the picture's size, with 9.6 M of its 22.6 M parameters."""
 
     def __init__(self, config: GlobalExpressionEncoderConfig):
         super().__init__()
@@ -562,7 +562,7 @@ class InceptionBlock(GradientCheckpointingLayer):
     ):
         super().__init__()
         self.is_activated = is_activated
-        self.scale = stage.scale if is_activated else 1.0  # the last block is added as it is
+        self.scale = stage.scale if is_activated else 1.0  # the last block is not scaled
         self.branches = nn.ModuleList(make_branch(config, channels, layers) for layers in stage.branches)
         width = sum(branch[-1].out_channels for branch in self.branches)  # type: ignore[index]
         self.project = nn.Conv2d(width, channels, 1)
@@ -574,7 +574,7 @@ class InceptionBlock(GradientCheckpointingLayer):
 
 
 class InceptionReduction(nn.Module):
-    """Halves the map and widens it, pooling beside convolutions: (B, C, h, w) -> (B, C', h/2, w/2)."""
+    """Halves the map by convolutions and pooling in parallel: (B, C, h, w) -> (B, C', h/2, w/2)."""
 
     def __init__(
         self,
@@ -611,7 +611,7 @@ class ConvNormAct(nn.Module):
 def make_branch(
     config: GlobalExpressionEncoderConfig, channels: int, layers: tuple[Layer, ...]
 ) -> nn.Sequential:
-    """Return convolutions in a row."""
+    """Return a sequence of convolutions."""
     branch = nn.Sequential()
     for layer in layers:
         branch.append(conv := ConvNormAct(config, channels, layer))
@@ -625,14 +625,14 @@ def max_pool(config: GlobalExpressionEncoderConfig) -> nn.MaxPool2d:
 
 
 def grouped_conv(x: Tensor, convs: Sequence[nn.Conv2d]) -> Tensor:
-    """Convolutions of one form side by side, each on its share of the channels of x (B, N C, h, w)."""
+    """Convolutions of the same shape, each on its group of channels of x (B, N C, h, w)."""
     weight, bias = (torch.cat([parameter_of(conv, name) for conv in convs]) for name in ("weight", "bias"))
     x = on_device(x, weight.device)
     return F.conv2d(x, weight, bias, convs[0].stride, convs[0].padding, groups=len(convs))  # type: ignore[arg-type]
 
 
 def grouped_norm(x: Tensor, norms: Sequence[nn.BatchNorm2d]) -> Tensor:
-    """Batch normalisations side by side, each on its share of the channels; their statistics are kept."""
+    """Batch normalisations, each on its group of channels; their statistics are updated."""
     weight, bias = (torch.cat([parameter_of(norm, name) for norm in norms]) for name in ("weight", "bias"))
     mean, var = (torch.cat([n.get_buffer(name) for n in norms]) for name in ("running_mean", "running_var"))
     is_training, momentum = norms[0].training, norms[0].momentum
@@ -646,7 +646,7 @@ def grouped_norm(x: Tensor, norms: Sequence[nn.BatchNorm2d]) -> Tensor:
 
 
 def init_convolution(module: nn.Module) -> bool:
-    """Initialise a convolution or linear layer as He et al. (ICCV 2015) do; say whether it was one."""
+    """Initialise a convolution or linear layer as He et al. (ICCV 2015); return whether it is one."""
     if not isinstance(module, (nn.Conv2d, nn.Linear)):
         return False
     init.kaiming_normal_(module.weight, nonlinearity="relu")
