@@ -106,7 +106,7 @@ def test_processes_share_what_they_have_seen(tmp_path):
 
 def test_centres_that_are_missing_or_of_other_places_are_refused(tester, model):
     inputs = tester.make_inputs(model.config)
-    with pytest.raises(ValueError, match="reads nothing but au_centers"):
+    with pytest.raises(ValueError, match="needs au_centers, which are missing"):
         model(pixel_values=inputs["pixel_values"])
     with pytest.raises(ValueError, match=r"expected \(B, 3, 2, 2\): two .* \[1, 6, 12\]"):
         model(au_centers=inputs["au_centers"][:, :2])

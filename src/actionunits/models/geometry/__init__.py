@@ -1,4 +1,4 @@
-"""Geometry: action units from the places of lips, lids and brows alone; no paper's network."""
+"""Geometry: action units from AU centres only; not from a paper."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 

@@ -1,4 +1,4 @@
-"""Configuration of the network that reads places instead of pixels."""
+"""Configuration of the network on AU centres."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from actionunits.au_regions import have_centers
 from actionunits.configuration_au import AUConfig
 
 PLACES = (1, 2, 4, 5, 6, 7, 9, 10, 12, 17, 25)
-"""One action unit for each pair of centres of "shao": 14, 15 and 20 lie where 12 does, 23 and 24 where 25."""
+"""One action unit for each pair of centres of "shao": 14, 15, 20 have those of 12, and 23, 24 those of 25."""
 
 
 @strict
@@ -17,13 +17,11 @@ class GeometryConfig(AUConfig):
     """Configuration of a multilayer perceptron on the centres of action units.
 
     Args:
-        image_size: Height and width, in pixels, of the picture that the centres lie in. None of its pixels
-            is read, so a small one will do.
-        places: FACS numbers whose centres are read, whatever `aus` the network answers for; `PLACES` by
-            default.
+        image_size: Height and width in pixels of the picture of the centres; its pixels are not used.
+        places: FACS numbers whose centres are inputs, independently of `aus`; `PLACES` by default.
         hidden_sizes: Units of each layer.
-        dropout: Share of them that is left out in training.
-        initializer_range: Standard deviation of the first weights, relative to 1 / sqrt(inputs).
+        dropout: Dropout probability.
+        initializer_range: Standard deviation of the initial weights, relative to 1 / sqrt(inputs).
     """
 
     model_type = "au-geometry"
@@ -35,13 +33,13 @@ class GeometryConfig(AUConfig):
     initializer_range: float | int = 1.0
 
     def __post_init__(self, **kwargs):
-        """Settle the places, and make lists of tuples, as JSON does."""
+        """Check the places, and convert tuples to lists, as JSON does."""
         self.places = check_aus(PLACES if self.places is None else self.places)
         self.hidden_sizes = list(self.hidden_sizes)
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
-        """Check what no network can be built of."""
+        """Check the fields."""
         if not self.places or not have_centers(self.places):
             raise ValueError(
                 f"places={self.places} must be action units that have centres, see `au_regions`."

@@ -1,12 +1,12 @@
-"""A network that reads where lips, lids and brows are, and no pixel: a multilayer perceptron on AU centres.
+"""A multilayer perceptron on AU centres, without pixels.
 
-No paper's network. That the geometry of a face tells action units is older than the five papers (Tian, Kanade
-and Cohn: Recognizing action units for facial expression analysis. PAMI, 2001); here it keeps the networks
-that look at pixels company, for its mistakes are others: it sees no skin, no light and no beard.
+It is not from a paper. Action unit detection from facial geometry is older than the five papers (Tian, Kanade
+and Cohn: Recognizing action units for facial expression analysis. PAMI, 2001). It complements the networks on
+pixels in ensembles, as its errors differ: it is independent of skin, light and beards.
 
     centres (B, p, 2, 2) -> less their mean, standardised (B, 4 p) -> layers (B, C) -> logits (B, m)
 
-Shapes: B faces, p places with two centres each, m action units, C units of a layer.
+Shapes: B faces, p action units with two centres as input, m action units, C units of a layer.
 """
 
 import math
@@ -23,11 +23,11 @@ from actionunits.modeling_outputs import AUDetectionOutput
 
 from .configuration_geometry import GeometryConfig
 
-SMALLEST_VARIANCE = 1e-6  # of places in units of the picture: a thousandth of its width
+SMALLEST_VARIANCE = 1e-6  # standard deviation of a thousandth of the picture's width
 
 
 class GeometryForAUDetection(AUPreTrainedModel):
-    """Action units from the centres of action units; the picture itself is not looked at."""
+    """Action unit detection from AU centres, without pixels."""
 
     config: GeometryConfig
     base_model_prefix = "geometry"
@@ -47,7 +47,7 @@ class GeometryForAUDetection(AUPreTrainedModel):
 
     @property
     def needs_au_centers(self) -> bool:
-        """It reads nothing else."""
+        """Always."""
         return True
 
     @torch.no_grad()
@@ -75,16 +75,16 @@ class GeometryForAUDetection(AUPreTrainedModel):
         """Detect action units.
 
         Args:
-            pixel_values: Ignored; other models read them.
+            pixel_values: Ignored; an argument of all models.
             au_centers: (B, p, 2, 2) the two centres (x, y) of every action unit of `config.places`, in pixels
                 of an input of `config.image_size`.
             labels: (B, m) occurrences in [0, 1], or -1 for unknown; adds the loss.
-            output_au_attentions: Accepted, but there are no maps.
-            output_hidden_states: Return the standardised places (B, 4 p) and the layers' outputs (B, C).
+            output_au_attentions: Ignored; there are no maps.
+            output_hidden_states: Return the standardised centres (B, 4 p) and the layers' outputs (B, C).
             kwargs: Ignored.
 
         Raises:
-            ValueError: There are no centres, or those of other places.
+            ValueError: Centres are missing, or of other action units.
         """
         positions = self._positions(au_centers)
         states = [self.standardization(positions).to(self.classifier.weight.dtype)]
@@ -99,12 +99,12 @@ class GeometryForAUDetection(AUPreTrainedModel):
         )
 
     def _positions(self, au_centers: Tensor | None) -> Tensor:
-        """Centres about their mean, in widths of the picture, at least float32: (B, 4 p)."""
+        """Centres relative to their mean, in widths of the picture, at least float32: (B, 4 p)."""
         places = self.config.places
         if au_centers is None:
             raise ValueError(
-                "This network reads nothing but au_centers, which are missing. Pass all that the image "
-                "processor returns for landmarks, model(**inputs)."
+                "This network needs au_centers, which are missing. Pass all that the image processor returns "
+                "for landmarks, model(**inputs)."
             )
         if tuple(au_centers.shape[1:]) != (len(places), 2, 2):
             raise ValueError(
@@ -118,9 +118,9 @@ class GeometryForAUDetection(AUPreTrainedModel):
 
 
 class Standardization(nn.Module):
-    """Takes mean and standard deviation of all that was seen in training from each feature of (B, n).
+    """Standardises features (B, n) by mean and standard deviation of all training samples so far.
 
-    Unlike batch normalisation it does the same in training and after it, to a single face, too.
+    Unlike batch normalisation it does the same in training and evaluation, and works for a single face.
     """
 
     mean: Tensor
@@ -134,13 +134,13 @@ class Standardization(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Standardise x; in training, after taking it into account."""
+        """Standardise x; in training, update the statistics first."""
         if self.training:
             self._see(x.detach())
         return (x - self.mean) / (self.variance + SMALLEST_VARIANCE).sqrt()
 
     def _see(self, x: Tensor) -> None:
-        """Merge mean and variance of x, of which every process has a share, into those of all before it."""
+        """Update mean and variance by x, of which every process has a share."""
         x = x.to(self.mean)
         new = sum_over_processes(torch.full_like(self.count, len(x)))
         mean = sum_over_processes(x.sum(0)) / new.clamp(min=1)
