@@ -1,4 +1,4 @@
-"""Types of numbers for the scripts' options: what makes no sense is refused before anything is made."""
+"""Types of numbers for the scripts' options, which check their range."""
 
 from __future__ import annotations
 
