@@ -155,8 +155,7 @@ class LscForAUDetection(EscdaPreTrainedModel):
             return {"au_attentions": attention}
         mask = torch.stack(on_one_device(masks), dim=1).unflatten(-1, size)  # type: ignore[arg-type]
         return {
-            "au_attentions": attention
-            * mask,  # equals the mean of A, as all heads and queries share the mask
+            "au_attentions": attention * mask,  # the mean of A, as heads and queries share the mask
             "au_attentions_unconstrained": attention,
             "au_masks": mask,
         }
