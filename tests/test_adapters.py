@@ -157,7 +157,7 @@ def test_labels_may_be_intensities_and_frames_may_start_anywhere(tmp_path):
         ("picture,AU1,AU12\na,1,0\nb,1,0,1\n", "4 cells in the row of 'b'"),
         ("picture,AU1\na,7\n", "has the label '7'"),
         ("picture,AU1\na,yes\n", "has the label 'yes'"),
-        ("picture,AU1\nZoë/a,1\n", "labels.csv is no text file"),
+        ("picture,AU1\nZoë/a,1\n", "labels.csv is not a text file"),
         ("picture,AU1\nb/a.jpg,1\nb/a.png,0\n", r"labels b/a \(frame 0 from 0\) more than once"),
         ("video,frame,AU1\na,,1\n", "has the frame ''"),
         ("video,frame,AU1\na,0.5,1\n", "has the frame '0.5'"),

@@ -64,7 +64,9 @@ def test_the_command_knows_it_by_name(name):
 def test_the_command_prefers_a_folder_and_leaves_other_names_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli_common.find_model("lab/default") == "lab/default"
-    with pytest.raises(ValueError, match="--model defualt is no folder, .* those of the package are .*gda"):
+    with pytest.raises(
+        ValueError, match="--model defualt is not a folder, .* those of the package are .*gda"
+    ):
         cli_common.find_model("defualt")
     (tmp_path / "default").mkdir()
     (tmp_path / "default" / "config.json").write_text("{}")

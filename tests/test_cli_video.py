@@ -108,7 +108,7 @@ def test_broken_videos_are_reported_and_cost_only_themselves(video, clip, photo,
     code, out, err = video("nowhere.mp4", "text.mp4", cut, clip, "--csv")
     assert code == 1
     assert "nowhere.mp4: skipped. There is no video file" in err
-    assert "text.mp4: skipped. text.mp4 is no video" in err
+    assert "text.mp4: skipped. text.mp4 is not a video" in err
     assert f"{cut}: frame 6 at 0.24 s: the frame" in err
     assert f"{cut}: frame 7 at 0.28 s: the file is cut off here, 2 frames before its end" in err
     assert [row["success"] for row in rows(tmp_path / "cut_au.csv")] == ["1"] * 6 + ["0"] * 2

@@ -126,7 +126,7 @@ def test_loss_against_the_formula_and_its_gradient():
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     loss.backward()
     assert not landmarks.grad[1].any() and landmarks.grad[0].any() and logits.grad.all()
-    labels[1] = float("nan")  # what is no face has no points
+    labels[1] = float("nan")  # what is not a face has no points
     before, landmarks.grad = landmarks.grad, None
     landmark_loss(landmarks, logits, labels, is_face).backward()
     torch.testing.assert_close(landmarks.grad, before, rtol=0, atol=0)

@@ -184,7 +184,7 @@ def test_damage_on_the_way_is_found(hub, folder):
         (READER, REPO, "The token may only read"),
         (FOREIGNER, REPO, "lab/tiny belongs to lab, but the token is bob's, who may write to bob"),
         *(
-            ("", name, f"{name!r} is no name of a repository; give --repo org/name")
+            ("", name, f"{name!r} is not a name of a repository; give --repo org/name")
             for name in ("no-slash", "lab/a/b", "lab/tiny.git", "lab/ti--ny", "lab/..", "läb/tiny")
         ),
     ],

@@ -49,7 +49,7 @@ def test_data_urls(photo):
     url = "data:image/png;base64," + base64.b64encode(_file(small)).decode()
     np.testing.assert_array_equal(load_picture(url), small)
     np.testing.assert_array_equal(load_picture("DATA" + url[4:]), small)
-    with pytest.raises(PictureError, match="no picture that Pillow can read"):
+    with pytest.raises(PictureError, match="not a picture that Pillow can read"):
         load_picture("data:image/png;base64,AAAA")
     with pytest.raises(PictureError, match="could not be fetched"):
         load_picture("data:image/png;base64,A")
@@ -168,16 +168,24 @@ def test_fewer_than_16_bits_are_told_of(photo, caplog, bits, factor):
         (7, TypeError, "int"),
         ("nowhere.jpg", FileNotFoundError, "'nowhere.jpg'"),
         (".", FileNotFoundError, "a folder, not a picture; name the files in it"),
-        (b"no picture at all", PictureError, r"no picture that Pillow can read \(17 bytes\)\.$"),
+        (b"no picture at all", PictureError, r"not a picture that Pillow can read \(17 bytes\)\.$"),
         (b"\0\0\0\x18ftypheic" + bytes(99), PictureError, "HEIC file: save it as JPEG, or call pillow_heif"),
         (np.zeros((40, 40, 2), np.uint8), PictureError, r"\(40, 40, 2\)"),
         (np.zeros((2, 40, 40, 3), np.uint8), PictureError, "as a list"),
         (np.zeros((0, 40, 3), np.uint8), PictureError, "no pixels"),
         (np.full((40, 40), 128.0), PictureError, "128..128; divide by 255"),
-        (np.full((40, 40), np.nan), PictureError, "1600 of 1600 float pixels are no finite .* 0..1"),
-        (np.full((40, 40), np.inf), PictureError, "float pixels are no finite numbers; replace them"),
-        ("ftp://example.org/a.jpg", FileNotFoundError, "ftp://example.org/a.jpg is no address .* https://"),
-        ("file:///tmp/a.jpg", FileNotFoundError, "file:///tmp/a.jpg is no address that pictures are fetched"),
+        (np.full((40, 40), np.nan), PictureError, "1600 of 1600 float pixels are not finite .* 0..1"),
+        (np.full((40, 40), np.inf), PictureError, "float pixels are not finite numbers; replace them"),
+        (
+            "ftp://example.org/a.jpg",
+            FileNotFoundError,
+            "ftp://example.org/a.jpg is not an address .* https://",
+        ),
+        (
+            "file:///tmp/a.jpg",
+            FileNotFoundError,
+            "file:///tmp/a.jpg is not an address that pictures are fetched",
+        ),
         ("iVBORw0KGgo" * 30, FileNotFoundError, r"^iVBOR\w{40,80}\.\.\. is too long .*data:image/jpeg"),
         ("iVBORw0KGg/" * 999, FileNotFoundError, r"^iVBOR\S{40,80}\.\.\. is too long .*data:image/jpeg"),
         (np.full((40, 40), 128), PictureError, "int64"),
@@ -193,7 +201,7 @@ def test_unusable_pictures(source, error, message):
 def test_truncated_files_are_named(tmp_path, photo, suffix):
     path = tmp_path / "cut.img"
     path.write_bytes(_file(photo, suffix)[:-2000])
-    with pytest.raises(PictureError, match="cut.img is (broken or truncated|no picture)"):
+    with pytest.raises(PictureError, match="cut.img is (broken or truncated|not a picture)"):
         load_picture(path)
 
 

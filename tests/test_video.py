@@ -264,12 +264,12 @@ def test_a_damaged_frame_among_reordered_ones(tmp_path, pictures):
 def test_files_that_cannot_be_read_at_all(tmp_path, pictures):
     with pytest.raises(FileNotFoundError, match="no video file.*nowhere.mp4"):
         VideoReader(tmp_path / "nowhere.mp4")
-    (tmp_path / "text.mp4").write_text("this is no video")
+    (tmp_path / "text.mp4").write_text("this is not a video")
     (tmp_path / "empty.mp4").touch()
     at_the_end = toy_videos.write(tmp_path / "index_at_the_end.mp4", pictures, faststart=False)
     at_the_end.write_bytes(at_the_end.read_bytes()[: at_the_end.stat().st_size // 2])
     for name in ("text.mp4", "empty.mp4", "index_at_the_end.mp4"):
-        with pytest.raises(VideoError, match=f"{name} is no video that FFmpeg can read, or it is cut off"):
+        with pytest.raises(VideoError, match=f"{name} is not a video that FFmpeg can read, or it is cut off"):
             VideoReader(tmp_path / name)
     with pytest.raises(VideoError, match=r"has no video stream, it holds \['audio'\]"):
         VideoReader(toy_videos.sound(tmp_path / "sound.m4a"))
@@ -299,7 +299,7 @@ def test_pictures_as_frames(pictures, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no picture")
     frames = list(frames_of([pictures[0], tmp_path / "bad.png", np.asarray(pictures[2])], fps=10))
     assert [frame.timestamp for frame in frames] == [0, 0.1, 0.2]
-    assert frames[1].picture is None and "no picture that Pillow can read" in frames[1].error
+    assert frames[1].picture is None and "not a picture that Pillow can read" in frames[1].error
     lost, found = frames_of([None, pictures[0]])
     assert lost.picture is None and lost.error == "the frame is lost" and found.picture is not None
     assert frames[2].picture.tobytes() == pictures[2].tobytes()

@@ -194,7 +194,7 @@ def read_picture(archive: Path, member: str, frame: int | None) -> Image.Image:
         raise FileNotFoundError(f"{archive} is missing; this script's help says how to get the archives")
     with tarfile.open(archive) as tar, tempfile.TemporaryDirectory() as folder:
         content = tar.extractfile(member)
-        assert content is not None, f"{member} in {archive} is no file"
+        assert content is not None, f"{member} in {archive} is not a file"
         path = Path(folder, Path(member).name)
         path.write_bytes(content.read())
         picture = Image.open(path).convert("RGB") if frame is None else read_frame(path, frame)

@@ -174,7 +174,7 @@ def read_report(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}; write it again.") from error
     if not isinstance(report, dict) or "at_half" not in report:
-        raise ValueError(f"{path} is no report; pass a metrics-SPLIT.json of evaluate.py or a run.")
+        raise ValueError(f"{path} is not a report; pass a metrics-SPLIT.json of evaluate.py or a run.")
     return report
 
 

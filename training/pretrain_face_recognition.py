@@ -72,7 +72,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_run_options(parser, validate_every=5000)
     args = parser.parse_args(arguments)
     if not isinstance(args.config, dict):
-        parser.error(f'--config {args.config!r} is no table of keys and values, such as {{"image_size": 96}}')
+        parser.error(
+            f'--config {args.config!r} is not a table of keys and values, such as {{"image_size": 96}}'
+        )
     try:
         build_config(args)  # finds a mistyped key before training
     except (ValueError, StrictDataclassError) as error:

@@ -305,13 +305,13 @@ def load_variants(path: str | Path) -> dict[str, Variant]:
 
 def _read_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Variant]]:
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} is no file; the recipes are in training/recipes.")
+        raise FileNotFoundError(f"{path} is not a file; the recipes are in training/recipes.")
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} is no recipe, which is a table of keys and values, but {values!r:.60}.")
+        raise ValueError(f"{path} is not a recipe, which is a table of keys and values, but {values!r:.60}.")
     return values, _read(dict[str, Variant], values.pop("variants", {}), "variants")
 
 

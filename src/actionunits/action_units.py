@@ -108,7 +108,7 @@ def check_aus(aus: Iterable[Any]) -> list[int]:
         aus: FACS numbers in output order.
 
     Raises:
-        ValueError: The list is empty, or an entry is no whole number, no known action unit, or named twice.
+        ValueError: The list is empty, or an entry is not an integer, not a known action unit, or named twice.
     """
     if isinstance(aus, str | bytes) or not isinstance(aus, Iterable):
         raise ValueError(f"aus must be a list of FACS numbers such as [1, 2, 4], got {aus!r}.")

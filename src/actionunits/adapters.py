@@ -328,7 +328,7 @@ def _header(file: Path) -> list[str]:
 
 
 def _au_columns(header: Sequence[str], pattern: str) -> dict[int, str]:
-    """Columns by FACS number, without numbers that are no action units."""
+    """Columns by FACS number, without numbers that are not action units."""
     matches = {name: re.fullmatch(pattern, name) for name in header}
     numbered = {int(match[1]): name for name, match in matches.items() if match}
     return {number: name for number, name in numbered.items() if number in ACTION_UNITS}

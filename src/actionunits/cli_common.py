@@ -61,7 +61,7 @@ def find_model(name: str) -> str:
     """Return the pipeline's `model` for `--model`: the folder for a name of the package's weights.
 
     Raises:
-        ValueError: The name is no folder with a model, no weights of the package and no name on the Hub.
+        ValueError: The name is not a folder with a model, no weights of the package and no name on the Hub.
     """
     folder = Path(name)
     if folder.is_dir():
@@ -72,7 +72,7 @@ def find_model(name: str) -> str:
         return str(checkpoints.path(name))
     if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", os.sep)):
         raise ValueError(
-            f"--model {name} is no folder, and no name on the Hub (org/name) either; "
+            f"--model {name} is not a folder, and no name on the Hub (org/name) either; "
             f"those of the package are {', '.join(checkpoints.names())}."
         )
     return name
@@ -129,5 +129,5 @@ def _probability(text: str) -> float:
     except ValueError:
         value = float("nan")
     if not 0.0 <= value <= 1.0:
-        raise argparse.ArgumentTypeError(f"{text} is no number in 0..1")
+        raise argparse.ArgumentTypeError(f"{text} is not a number in 0..1")
     return value

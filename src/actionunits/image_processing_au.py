@@ -275,7 +275,7 @@ def decision_thresholds(
         threshold: One number for all, or {"AU12": 0.3} for some; the others keep those of the config.
 
     Raises:
-        TypeError: A threshold is no number.
+        TypeError: A threshold is not a number.
         ValueError: A threshold is outside of 0..1, or for a label that the model does not have.
     """
     labels = [config.id2label[i] for i in range(len(config.id2label))]

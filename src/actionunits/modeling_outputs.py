@@ -1,4 +1,4 @@
-"""What every action unit model returns."""
+"""Output of the action unit models."""
 
 from dataclasses import dataclass
 
@@ -20,9 +20,9 @@ class AUDetectionOutput(ModelOutput):
         au_attentions: (B, m, h, w) attention map of every action unit, values in [0, 1]; given
             `output_au_attentions=True`, like the next three.
         au_attentions_unconstrained: (B, m, h, w) the same before a prior of the method acted on it.
-        au_masks: (B, m, h, w) that prior, in (0, 1].
-        au_evidence: (B, m, h, w) what each place contributes to the logit, signed, in units of the logit.
-        hidden_states: Feature maps (B, C, H, W), one a stage; given `output_hidden_states=True`.
+        au_masks: (B, m, h, w) the prior itself, in (0, 1].
+        au_evidence: (B, m, h, w) signed contribution of each position to the logit.
+        hidden_states: Feature maps (B, C, H, W), one per stage; given `output_hidden_states=True`.
         attentions: Attention matrices as the method defines them; given `output_attentions=True`.
     """
 

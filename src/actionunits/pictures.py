@@ -81,7 +81,7 @@ def naming(place: str) -> Iterator[None]:
     try:
         yield
     except (OSError, TypeError, ValueError) as error:
-        if len(error.args) == 1:  # else the first is no message
+        if len(error.args) == 1:  # else the first is not a message
             error.args = (f"{place}: {error}",)
         raise
 
@@ -125,7 +125,7 @@ def _check_name(name: str) -> None:
     """Refuse a string that is no file and does not look like a path either."""
     if "://" in name:
         raise FileNotFoundError(
-            f"{_shortened(name)} is no address that pictures are fetched from; use one that begins with "
+            f"{_shortened(name)} is not an address that pictures are fetched from; use one that begins with "
             "http://, https:// or data:."
         )
     if len(name) > _LONGEST_PATH or max(map(len, name.split("/"))) > _LONGEST_NAME:
@@ -157,7 +157,7 @@ def _from_bytes(name: str, data: bytes) -> Image.Image:
     except Exception as error:
         remedy = _OF_HEIF if data[4:12] in _HEIF else ""
         raise PictureError(
-            f"{name} is no picture that Pillow can read ({len(data)} bytes).{remedy}"
+            f"{name} is not a picture that Pillow can read ({len(data)} bytes).{remedy}"
         ) from error
 
 
@@ -172,7 +172,7 @@ def _from_array(pixels: np.ndarray | torch.Tensor) -> Image.Image:
         pixels = np.moveaxis(pixels, 0, -1)  # (C, H, W) -> (H, W, C)
     if pixels.ndim != 3 or pixels.shape[-1] not in (1, 3, 4):
         raise PictureError(
-            f"An array of shape {shape} is no picture; give (H, W), (H, W, C) or (C, H, W) "
+            f"An array of shape {shape} is not a picture; give (H, W), (H, W, C) or (C, H, W) "
             "with C in 1, 3, 4, and several pictures as a list."
         )
     if 0 in pixels.shape:
@@ -192,7 +192,7 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
         )
     if wrong := int((~np.isfinite(values)).sum()):
         raise PictureError(
-            f"{wrong} of {values.size} float pixels are no finite numbers; replace them with "
+            f"{wrong} of {values.size} float pixels are not finite numbers; replace them with "
             "values in 0..1, for instance by numpy.nan_to_num."
         )
     low, high = values.min(), values.max()

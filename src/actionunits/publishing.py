@@ -76,7 +76,7 @@ class HubUpload:
                 raise HFValidationError("it has no owner.")
             validate_repo_id(repo)
         except HFValidationError as error:
-            raise PublishError(f"{repo!r} is no name of a repository; give --repo org/name.") from error
+            raise PublishError(f"{repo!r} is not a name of a repository; give --repo org/name.") from error
         self.repo = repo
         self.token = token
         self.api = HfApi(token=token)

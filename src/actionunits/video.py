@@ -95,7 +95,7 @@ class VideoReader:
     Raises:
         ImportError: PyAV is not installed.
         FileNotFoundError: There is no such file.
-        VideoError: The file is no video, has no video stream, or is too broken to be opened.
+        VideoError: The file is not a video, has no video stream, or is too broken to be opened.
 
     Example:
         >>> for frame in VideoReader("clip.mp4"):
@@ -171,7 +171,8 @@ class VideoReader:
             container = self._av.open(os.path.abspath(self.name))  # FFmpeg takes "10:30.mp4" for a protocol
         except self._av.FFmpegError as error:
             raise VideoError(
-                f"{self.name} is no video that FFmpeg can read, or it is cut off or broken: {error.strerror}."
+                f"{self.name} is not a video that FFmpeg can read, or it is cut off or broken: "
+                f"{error.strerror}."
             ) from error
         with container:
             if not container.streams.video:

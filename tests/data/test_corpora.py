@@ -252,8 +252,8 @@ def test_au_columns_are_known_by_many_names(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("7,0.9", "'0.9' is no whole number"),
-        ("7,inf", "'inf' is no whole number"),
+        ("7,0.9", "'0.9' is not a whole number"),
+        ("7,inf", "'inf' is not a whole number"),
         ("7,1\n8,0\n7,0", "labels frame 7 more than once"),
     ],
 )
@@ -353,7 +353,7 @@ def test_frames_of_an_own_table_are_whole_numbers(load, own):
         return load("folder", root=root, split="full")["frame"][:]
 
     assert numbered("7.0", " 8", "") == [7, 8, 3]  # as pandas, people, and nobody write them
-    for frame, message in (("0.5", "'0.5' is no whole number"), (2**31, "more than 32 bits")):
+    for frame, message in (("0.5", "'0.5' is not a whole number"), (2**31, "more than 32 bits")):
         with pytest.raises(
             ValueError, match=rf"labels\.csv, row 2: the frame {message}|{frame} has {message}"
         ):
@@ -375,7 +375,7 @@ def test_an_own_table_needs_rows_and_a_known_encoding(load, own):
     with pytest.raises(ValueError, match="a header and no rows"):
         load("folder", root=root)
     (root / "labels.csv").write_bytes("\n".join([header, *rows]).replace("person-0", "Zoë").encode("latin-1"))
-    with pytest.raises(ValueError, match=r"labels\.csv is no text file"):
+    with pytest.raises(ValueError, match=r"labels\.csv is not a text file"):
         load("folder", root=root)
 
 
@@ -578,7 +578,7 @@ def test_every_corpus_says_what_it_is():
 def test_unknown_names_are_answered_with_the_known_ones():
     with pytest.raises(ValueError, match="Unknown corpus 'bp5d'.*bp4d_plus"):
         load_corpus("bp5d", ".")
-    with pytest.raises(WrongCorpusError, match="is no folder"):
+    with pytest.raises(WrongCorpusError, match="is not a folder"):
         load_corpus("bp4d", "/nowhere")
 
 
@@ -666,8 +666,8 @@ def test_points_with_an_upper_case_suffix_are_found(own, load):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("disfa", "1,x\n", "is no table of whole numbers: could not convert string 'x'"),
-        ("disfa", "1,0\n2\n", "is no table of whole numbers: the number of columns changed"),
+        ("disfa", "1,x\n", "is not a table of whole numbers: could not convert string 'x'"),
+        ("disfa", "1,0\n2\n", "is not a table of whole numbers: the number of columns changed"),
         ("disfa", "1\n2\n", "has 1 columns, not frame and intensity"),
         ("disfa", "\n \n", "is empty; copy it again"),
         ("disfa", "1,0\n2,0\n2,1\n", "labels frame 2 more than once"),
@@ -694,7 +694,7 @@ def test_wrong_values_of_labels_name_their_file(name, content, message, own, loa
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("Subject,Filename,\xff\xfe\n", "is no text file: .*; copy it again, or save it as UTF-8"),
+        ("Subject,Filename,\xff\xfe\n", "is not a text file: .*; copy it again, or save it as UTF-8"),
         ("Person,Filename\n1,EP02_01f\n", r"has no column \['Subject'\]; it has \['Person', 'Filename'\]"),
         ("Subject,Filename,ApexFrame,Action Units\n1,EP02_01f,inf,4\n", "row 2: .*infinity"),
     ],

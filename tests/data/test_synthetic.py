@@ -119,7 +119,7 @@ def test_pictures_of_different_sizes_are_refused(tmp_path):
 
 
 def test_what_is_missing_is_named(corpus, tmp_path):
-    with pytest.raises(FileNotFoundError, match="is no folder; render the corpus"):
+    with pytest.raises(FileNotFoundError, match="is not a folder; render the corpus"):
         load_synthetic(tmp_path / "nowhere", "train")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="'train'; it holds nothing"):

@@ -255,7 +255,7 @@ def test_wrong_usage_is_said_at_once(still, photo, tmp_path, clip):
     with pytest.raises(FileNotFoundError, match="no video file"):
         still(video=tmp_path / "nowhere.mp4")
     (tmp_path / "text.mp4").write_text("no video")
-    with pytest.raises(VideoError, match="no video that FFmpeg can read"):
+    with pytest.raises(VideoError, match="not a video that FFmpeg can read"):
         still(str(tmp_path / "text.mp4"))
     for options, error, message in [
         ({"fps": 25}, ValueError, "a file knows its own times"),

@@ -92,7 +92,7 @@ def test_folds_are_averaged_and_corpora_crossed(measure, tmp_path):
         measure("--matrix", f"a:a={reports[0]}", f"a:a={reports[1]}")
 
 
-@pytest.mark.parametrize("text, message", [("{", "is no JSON"), ('{"test": {}}', "is no report")])
+@pytest.mark.parametrize("text, message", [("{", "is no JSON"), ('{"test": {}}', "is not a report")])
 def test_what_is_no_report_is_named(measure, tmp_path, text, message):
     (tmp_path / "metrics.json").write_text(text)
     for arguments in (["--reports", tmp_path / "metrics.json"], ["--matrix", f"a:b={tmp_path}/metrics.json"]):
@@ -123,7 +123,7 @@ def test_a_model_goes_on_reading_places_that_the_corpus_does_not_label(measure, 
 
 def test_models_of_the_package_go_by_name_and_folders_that_are_none_are_named(measure, corpus, tmp_path):
     assert measure("--model", "geometry", "--data", corpus)["pictures"] == 8
-    with pytest.raises(ValueError, match="typo is no folder, and no name on the Hub"):
+    with pytest.raises(ValueError, match="typo is not a folder, and no name on the Hub"):
         measure("--model", tmp_path / "typo", "--data", corpus)
     with pytest.raises(ValueError, match="--fold 1 is of a prepared corpus.*has splits and no folds"):
         measure("--model", "geometry", "--data", corpus, "--fold", 1)
@@ -159,7 +159,7 @@ def test_corpora_stream_from_an_object_store(corpus, tmp_path):
             np.testing.assert_array_equal(getattr(here, name), getattr(there, name))
         store.pipe("/bucket/corpus/train-00000-of-00001.parquet", next(corpus.glob("test-*")).read_bytes())
         assert len(prepare_synthetic(url, "train", tmp_path / "b")) == 8
-        with pytest.raises(FileNotFoundError, match="memory://elsewhere is no folder"):
+        with pytest.raises(FileNotFoundError, match="memory://elsewhere is not a folder"):
             load_synthetic("memory://elsewhere", "train")
     finally:
         store.rm("/bucket", recursive=True)

@@ -134,7 +134,7 @@ def test_a_command_that_found_too_little_claims_no_folder(run):
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [('{"hiden_size": 8}', r"unknown keys ['hiden_size']"), ("[8]", "--config [8] is no table")],
+    [('{"hiden_size": 8}', r"unknown keys ['hiden_size']"), ("[8]", "--config [8] is not a table")],
 )
 def test_a_mistyped_config_is_refused(pretrain, tmp_path, capsys, config, message):
     with pytest.raises(SystemExit):

@@ -269,8 +269,8 @@ def test_a_call_that_failed_for_its_data_or_values_can_be_corrected(run, train, 
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [
-        (None, FileNotFoundError, "recipe.yaml is no file; the recipes are in"),
-        ("just words", ValueError, "recipe.yaml is no recipe, .* 'just words'"),
+        (None, FileNotFoundError, "recipe.yaml is not a file; the recipes are in"),
+        ("just words", ValueError, "recipe.yaml is not a recipe, .* 'just words'"),
         ("a: [1", ValueError, "recipe.yaml is no YAML"),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 LANDMARKS = "face_landmarks"
-"""The network of the default face detector, which is no action unit model."""
+"""The network of the default face detector, which is not an action unit model."""
 
 
 def names() -> list[str]:

@@ -90,7 +90,7 @@ def split_files(corpus: str | Path, split: str) -> list[Any]:
     system, folder = url_to_fs(str(corpus))
     if not system.isdir(folder):
         raise FileNotFoundError(
-            f"{corpus} is no folder; render the corpus with training/synthesize.py first."
+            f"{corpus} is not a folder; render the corpus with training/synthesize.py first."
         )
     files = files_like(system, folder, f"{split}-*-of-*.parquet")
     if not files:

@@ -151,11 +151,11 @@ def read_fec(table: str | Path, photographs: str | Path, agreement: float = 2 / 
 
     Raises:
         FileNotFoundError: There is no such file or folder.
-        ValueError: A row is no triplet, or no triplet remains.
+        ValueError: A row is not a triplet, or no triplet remains.
     """
     folder = Path(photographs)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder; download FEC's photographs into it first.")
+        raise FileNotFoundError(f"{folder} is not a folder; download FEC's photographs into it first.")
     there = {path.name for path in folder.iterdir()}
     faces: dict[tuple[str, tuple[float, ...]], int] = {}
     triplets, margins, counts = [], [], {"triplets": 0, "undecided": 0, "without a photograph": 0}

@@ -67,7 +67,7 @@ def answer_video(
     Raises:
         FileNotFoundError: There is no such file.
         VideoError: The file cannot be opened, or holds no pictures.
-        TypeError: `video` is neither a path nor iterable, or an option does not exist or is no number.
+        TypeError: `video` is neither a path nor iterable, or an option does not exist or is not a number.
         ValueError: An option cannot be used.
         ImportError: A file needs PyAV, which is not installed.
     """

@@ -205,7 +205,7 @@ class Corpus(ABC):
     def require(self, root: Path, found: Any, wanted: str) -> None:
         """Raise `WrongCorpusError` where `found` is empty."""
         if not root.is_dir():
-            raise WrongCorpusError(f"{root} is no folder; it should hold {self.title}.")
+            raise WrongCorpusError(f"{root} is not a folder; it should hold {self.title}.")
         if not found:
             inside = sorted(p.name for p in root.iterdir())[:8] or "nothing"
             raise WrongCorpusError(

@@ -126,7 +126,7 @@ def read_units(text: str, aus: Sequence[int]) -> np.ndarray:
     """Codes (m,) of a cell such as "4+R10": 1 if named, `UNKNOWN` if doubtful or the cell is empty, else 0.
 
     Raises:
-        ValueError: A part is no action unit.
+        ValueError: A part is not an action unit.
     """
     if not text.replace("?", "").strip():
         return np.full(len(aus), UNKNOWN)
@@ -137,7 +137,7 @@ def read_units(text: str, aus: Sequence[int]) -> np.ndarray:
             if not name.strip():
                 continue
             if not (unit := _UNIT.fullmatch(name.strip())):
-                raise ValueError(f"{part.strip()!r} is no action unit")
+                raise ValueError(f"{part.strip()!r} is not an action unit")
             if int(unit[1]) in codes:
                 codes[int(unit[1])] = UNKNOWN if doubtful else 1
     return np.array([codes[au] for au in aus])

@@ -138,7 +138,7 @@ def _intensities(folder: Path, aus: Sequence[int]) -> tuple[np.ndarray, np.ndarr
         try:
             table = np.loadtxt(text.splitlines(), delimiter=",", dtype=np.int64, ndmin=2)
         except ValueError as error:
-            raise ValueError(f"{path} is no table of whole numbers: {error}; copy it again.") from error
+            raise ValueError(f"{path} is not a table of whole numbers: {error}; copy it again.") from error
         if table.shape[1] != 2:
             raise ValueError(f"{path} has {table.shape[1]} columns, not frame and intensity; copy it again.")
         check_once(path, table[:, 0])

@@ -135,7 +135,7 @@ def read_triplets(path: Path, pictures: Path) -> Iterator[dict[str, Any]]:
     """The triplets of a file, whether or not their pictures exist.
 
     Raises:
-        ValueError: A row is no triplet.
+        ValueError: A row is not a triplet.
     """
     split = "train" if "train" in path.name else "test"
     with naming(path), path.open(newline="", encoding="utf-8-sig") as file:
@@ -146,7 +146,7 @@ def read_triplets(path: Path, pictures: Path) -> Iterator[dict[str, Any]]:
                 if not votes or not set(votes) <= {1, 2, 3}:
                     raise ValueError(f"votes {votes}")
             except (ValueError, IndexError) as error:
-                raise ValueError(f"{path}, row {number}, is no triplet: {error}.") from error
+                raise ValueError(f"{path}, row {number}, is not a triplet: {error}.") from error
             winner, count = Counter(votes).most_common(1)[0]
             yield {
                 "images": [str(pictures / picture_name(row[i])) for i in (0, 5, 10)],

@@ -166,7 +166,7 @@ def _frame(cell: str) -> int:
     try:
         frame = whole(cell)
     except ValueError as error:
-        raise ValueError(f"the frame {cell!r} is no whole number.") from error
+        raise ValueError(f"the frame {cell!r} is not a whole number.") from error
     if abs(frame) >= 2**31:
         raise ValueError(f"the frame {frame} has more than 32 bits; number the frames from 0 or 1.")
     return frame

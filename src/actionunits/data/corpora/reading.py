@@ -34,7 +34,7 @@ def read_au_table(path: Path, aus: Sequence[int], frame_column: bool = True) -> 
         Frame numbers (n,) and label codes (n, m), int64.
 
     Raises:
-        ValueError: A column is missing or a cell is no whole number; the message names the file.
+        ValueError: A column is missing or a cell is not a whole number; the message names the file.
     """
     with naming(path), path.open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.reader(file))
@@ -72,7 +72,7 @@ def check_once(path: Path, frames: np.ndarray) -> None:
 def whole(cell: str) -> int:
     """Read a whole number, such as "1" or "1.0"."""
     if not (value := float(cell)).is_integer():  # false for nan and inf
-        raise ValueError(f"{cell.strip()!r} is no whole number")
+        raise ValueError(f"{cell.strip()!r} is not a whole number")
     return int(value)
 
 
@@ -148,7 +148,7 @@ def read_landmarks(root: Path, sequence: str, problems: list[str]) -> dict[int, 
         table = np.array([[float(cell) for cell in row] for row in rows[1:]], ndmin=2)
         frames = [whole(row[0]) for row in rows[1:]]
     except (ValueError, OverflowError, csv.Error) as error:
-        problems.append(f"{path} is no table of points: {error}")
+        problems.append(f"{path} is not a table of points: {error}")
         return {}
     if table.shape[1] // 2 not in _SIZES or table.shape[1] % 2 == 0:
         problems.append(
@@ -181,7 +181,9 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is no text file: {error}; copy it again, or save it as UTF-8.") from error
+        raise ValueError(
+            f"{path} is not a text file: {error}; copy it again, or save it as UTF-8."
+        ) from error
 
 
 def read_frame_list(path: Path) -> Iterator[tuple[str, str, int]]:

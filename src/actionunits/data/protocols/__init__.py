@@ -77,7 +77,7 @@ class Protocol:
         check_subjects_apart(**{name: set(people) for name, people in self.groups.items()})
         for numbering, folds in self.numberings.items():
             if strange := set(folds.values()) - set(self.groups):
-                raise ValueError(f"numbering {numbering!r} tests {sorted(strange)}, which are no groups.")
+                raise ValueError(f"numbering {numbering!r} tests {sorted(strange)}, which are not groups.")
 
     def split(self, fold: int | str) -> SubjectSplit:
         """The subjects of a fold.

@@ -71,7 +71,7 @@ def read_snapshot(path: str | Path) -> Mapping[str, Any]:
     """Read a snapshot.
 
     Raises:
-        ValueError: The file is no snapshot.
+        ValueError: The file is not a snapshot.
     """
     return read_weights(path)
 

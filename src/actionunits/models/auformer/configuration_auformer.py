@@ -145,7 +145,7 @@ class AUFormerConfig(AUConfig):
             kwargs: Fields of the configuration, such as `aus`, or `image_size`.
 
         Raises:
-            ValueError: The checkpoint is no plain vision transformer.
+            ValueError: The checkpoint is not a plain vision transformer.
         """
         source = AutoConfig.from_pretrained(backbone_name_or_path, revision=backbone_revision or "main")
         if type(source) is not ViTConfig:

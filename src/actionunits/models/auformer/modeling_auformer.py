@@ -126,7 +126,7 @@ class AUFormerForAUDetection(AUFormerPreTrainedModel):
             config_kwargs: Fields of `AUFormerConfig`, such as `aus`, or `image_size`.
 
         Raises:
-            ValueError: The checkpoint is no plain vision transformer, or lacks weights.
+            ValueError: The checkpoint is not a plain vision transformer, or lacks weights.
         """
         name = str(backbone_name_or_path)
         return cls._from_config(

@@ -35,7 +35,7 @@ RENAMES: tuple[tuple[str, str], ...] = (
     (r"^trunk\.stage2\.", "repeat_2."),
     (r"^reduction\.", "mixed_7a."),
     (r"^stage3\.", "repeat_3."),
-    (r"^(repeat_\d\.\d+|mixed_6a)\.branches\.0\.0\.", r"\1.branch0."),  # branches of one layer are no lists
+    (r"^(repeat_\d\.\d+|mixed_6a)\.branches\.0\.0\.", r"\1.branch0."),  # branches of one layer are not lists
     (r"\.branches\.(\d)\.", r".branch\1."),
     (r"\.project\.", ".conv2d."),
     (r"\.norm\.", ".bn."),
@@ -81,7 +81,7 @@ def convert(state: Mapping[str, Tensor], config: GlobalExpressionEncoderConfig) 
     expected = {name for name in names.values() if not name.endswith("num_batches_tracked") or name in found}
     if problems := misfits(expected, found):
         raise ValueError(
-            f"These are no weights of facenet-pytorch's InceptionResnetV1; {problems}. Pass the state dict "
+            f"These are not weights of facenet-pytorch's InceptionResnetV1; {problems}. Pass the state dict "
             "itself, torch.save(model.state_dict(), path)."
         )
     tensors = {name: torch.as_tensor(state[theirs]) for name, theirs in names.items() if theirs in expected}

@@ -130,7 +130,7 @@ class LacConfig(AUConfig):
             kwargs: Fields of the configuration, such as `aus`.
 
         Raises:
-            ValueError: The checkpoint is no ResNet.
+            ValueError: The checkpoint is not a ResNet.
         """
         source = AutoConfig.from_pretrained(backbone_name_or_path, revision=backbone_revision or "main")
         if not isinstance(source, ResNetConfig):

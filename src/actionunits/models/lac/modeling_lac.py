@@ -107,7 +107,7 @@ class LacForAUDetection(AUPreTrainedModel):
             config_kwargs: Fields of `LacConfig`, such as `aus`.
 
         Raises:
-            ValueError: The checkpoint is no ResNet, or lacks weights.
+            ValueError: The checkpoint is not a ResNet, or lacks weights.
         """
         config = LacConfig.from_backbone(str(backbone_name_or_path), backbone_revision, **config_kwargs)
         return cls._from_config(config, dtype=dtype)
