@@ -205,6 +205,14 @@ def test_a_reader_that_goes_is_no_fault_of_the_video(video, clip, monkeypatch):
         video(clip)
 
 
+def test_a_folder_and_a_single_frame_are_named_as_such(video, photo, tmp_path):
+    toy_videos.write(tmp_path / "one.mp4", [photo])
+    (tmp_path / "clips").mkdir()
+    code, out, err = video("clips", "one.mp4")
+    assert code == 1 and "one.mp4: 1 frame, " in out
+    assert err == "clips: skipped. clips is a folder, not a video; name the files in it.\n"
+
+
 def test_without_pyav_the_extra_is_named(video, clip, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     code, _, err = video(clip, "--csv")

@@ -203,7 +203,9 @@ def _overlay(path: Path, thresholds: dict[str, float]) -> Iterator[Sink]:
 def _summary(name: str, timeline: Timeline) -> str:
     """Return the lines for the terminal."""
     faces = f"{len(timeline.faces)} face{'' if len(timeline.faces) == 1 else 's'}"
-    lines = [f"{name}: {timeline.frames.sum()} frames, {timeline.end:.1f} s, {faces}"]
+    count = int(timeline.frames.sum())
+    frames = f"{count} frame{'' if count == 1 else 's'}"
+    lines = [f"{name}: {frames}, {timeline.end:.1f} s, {faces}"]
     for number in timeline.longest():
         lines += ["", f"  face {number}   in {100 * timeline.presence(number):.0f} % of the frames"]
         for label, (mean, active) in timeline.summary(number).items():

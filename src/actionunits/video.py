@@ -106,6 +106,8 @@ class VideoReader:
         self._av = _import_av()
         self._upright = upright
         self.name = str(path)
+        if Path(path).is_dir():
+            raise FileNotFoundError(f"{self.name} is a folder, not a video; name the files in it.")
         if not Path(path).is_file():
             raise FileNotFoundError(f"There is no video file {self.name!r}.")
         with self._open() as (container, stream):
