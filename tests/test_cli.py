@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from actionunits import FaceDetector, checkpoints, cli
+from actionunits import (
+    AUImageProcessor,
+    FaceDetector,
+    GeometryConfig,
+    GeometryForAUDetection,
+    checkpoints,
+    cli,
+)
 from actionunits.cli_common import stems
 from actionunits.pictures import load_picture
 from actionunits.pipelines import AUDetectionPipeline
@@ -243,6 +250,20 @@ def test_wrong_usage(detect, args, message, monkeypatch):
     code, out, err = detect(*args)
     assert code == 2 and out == ""
     assert "usage: actionunits detect" in err and message in err
+
+
+def test_maps_of_a_model_without_any_are_refused_before_a_photo_is_read(
+    command, photo_path, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(cli, "load_picture", lambda source: pytest.fail(f"{source} was read"))
+    model = GeometryForAUDetection(GeometryConfig())
+    model.save_pretrained(tmp_path / "model")
+    AUImageProcessor(**model.config.processor_options).save_pretrained(tmp_path / "model")
+    out = tmp_path / "out"
+    options = ["--model", tmp_path / "model", "--device", "cpu", "--output", out, "--maps"]
+    code, stdout, err = command("detect", photo_path, *options)
+    assert code == 2 and stdout == "" and list(out.iterdir()) == []
+    assert "GeometryForAUDetection has no attention maps; leave out --maps" in err
 
 
 def test_consoles_without_block_characters(detect, photo_path, monkeypatch):

@@ -88,6 +88,8 @@ def _detect(args: argparse.Namespace) -> int:
     """Analyse photo by photo; results so far are written even if the command ends early."""
     _check_usage(args)
     detect = load_pipeline(args)
+    if args.maps:
+        _check_maps(detect, args)
     photos = {"astronaut.png": sample_photo()} if args.sample else {photo: photo for photo in args.photos}
     thresholds = decision_thresholds(detect.model.config, args.threshold)
     records: list[dict[str, Any]] = []
@@ -111,6 +113,16 @@ def _check_usage(args: argparse.Namespace) -> None:
         args.usage_error("--json and --csv together need --output DIR; the terminal takes only one of them.")
     if args.output is not None:
         check_inputs_stay(args, args.photos, r"_au\.png|_maps_\d+\.png" if args.maps else r"_au\.png")
+
+
+def _check_maps(detect: Any, args: argparse.Namespace) -> None:
+    """Refuse `--maps` before any photo is read if the model has none, as geometry and ONNX have not."""
+    nobody = {"is_last": True, "face": None, **detect._no_features()}
+    try:
+        detect.forward(nobody, return_maps=True)
+    except ValueError:
+        name = type(detect.model).__name__
+        args.usage_error(f"{name} has no attention maps; leave out --maps, or name another --model.")
 
 
 def _analyse(
