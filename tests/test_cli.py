@@ -266,6 +266,16 @@ def test_maps_of_a_model_without_any_are_refused_before_a_photo_is_read(
     assert "GeometryForAUDetection has no attention maps; leave out --maps" in err
 
 
+def test_cut_weights_are_told_without_a_traceback(command, escda_folder, photo_path, tmp_path):
+    folder = Path(shutil.copytree(escda_folder, tmp_path / "cut"))
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    code, _, err = command("detect", photo_path, "--model", folder)
+    assert code == 2 and f"the weights of --model {folder} are broken" in err
+    code, _, err = command("export", folder, "--onnx")
+    assert code == 1 and err.startswith(f"The weights in {folder} are broken")
+
+
 def test_consoles_without_block_characters(detect, photo_path, monkeypatch):
     class Console(io.StringIO):
         encoding = "cp1250"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import pipeline
 from transformers.utils import logging
 
@@ -43,6 +44,8 @@ def load_pipeline(args: argparse.Namespace) -> Any:
         detect = pipeline("au-detection", model=model, device=args.device)  # type: ignore[call-overload]
         if args.output is not None:
             _make_folder(args.output)
+    except SafetensorError as error:  # a cut download, or a pointer of Git LFS
+        args.usage_error(f"the weights of --model {args.model} are broken: {error}; fetch them again.")
     except (ImportError, OSError, ValueError, RuntimeError) as error:
         args.usage_error(str(error))
     return detect
