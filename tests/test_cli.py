@@ -271,7 +271,7 @@ def test_cut_weights_are_told_without_a_traceback(command, escda_folder, photo_p
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     code, _, err = command("detect", photo_path, "--model", folder)
-    assert code == 2 and f"the weights of --model {folder} are broken" in err
+    assert code == 2 and f"the weights in {folder} are broken" in err
     code, _, err = command("export", folder, "--onnx")
     assert code == 1 and err.startswith(f"The weights in {folder} are broken")
 

@@ -45,7 +45,7 @@ def load_pipeline(args: argparse.Namespace) -> Any:
         if args.output is not None:
             _make_folder(args.output)
     except SafetensorError as error:  # a cut download, or a pointer of Git LFS
-        args.usage_error(f"the weights of --model {args.model} are broken: {error}; fetch them again.")
+        args.usage_error(f"the weights in {model} are broken: {error}; fetch them again.")
     except (ImportError, OSError, ValueError, RuntimeError) as error:
         args.usage_error(str(error))
     return detect
