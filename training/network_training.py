@@ -29,6 +29,7 @@ import actionunits  # noqa: F401  (registers the models)
 from actionunits.data import NO_AUGMENTATION, AlignedFaces, AUCollator, Augmentation
 from actionunits.data.collator import stack_samples
 from actionunits.data.sampling import ClipCollator, ClipDataset, fixed_stride_clips
+from actionunits.files import whole_file
 from actionunits.metrics import au_report
 from recipe import NetworkRecipe, Recipe
 
@@ -169,9 +170,8 @@ class NetworkTraining:
             collate_fn=stack_samples,
             num_workers=0 if recipe.preload else recipe.workers,
             pin_memory=accelerator.device.type == "cuda" and not recipe.preload,
-            generator=seeded_generator(
-                recipe.seed, epoch
-            ),  # not the global one, which checkpoints restore for dropout
+            # not the global one, which checkpoints restore for dropout
+            generator=seeded_generator(recipe.seed, epoch),
         )
         augmentation = recipe.augmentation
         if epoch < recipe.plain_epochs:
@@ -345,9 +345,8 @@ class NetworkTraining:
         """Keep an epoch's weights and scores for `joint_selection`."""
         self._save_network(epoch_folder(epoch))
         if self.accelerator.is_main_process:
-            partial = self.folder / "scores.partial.npy"
-            np.save(partial, scores)
-            partial.replace(self.folder / epoch_scores(epoch))
+            with whole_file(self.folder / epoch_scores(epoch)) as part, part.open("wb") as file:
+                np.save(file, scores)
         self.accelerator.wait_for_everyone()
 
     def _keep_selected(self) -> None:

@@ -6,7 +6,8 @@ r"""Draw AU embeddings by t-SNE: Fig. 6 of GTLE-Net, with and without masks, and
         --data corpora/synthetic --together --pictures 100 --output fig5.png
 
 Rows are models, columns action units, dots pictures: orange where the action unit occurs, blue where not.
-With `--together` all action units share a panel: dots are action units of pictures, coloured by action unit.
+With `--together` all action units share a panel: dots are action units of pictures, coloured by action unit,
+whose number is at the middle of its dots.
 Below each panel is the mean share of a dot's ten nearest neighbours, before t-SNE, with the same label (or
 action unit), and in parentheses the share by chance.
 """
@@ -95,13 +96,15 @@ def one_by_one(name: str, faces: AlignedFaces, seed: int) -> list[dict[str, Any]
 
 
 def together(name: str, faces: AlignedFaces, seed: int) -> list[dict[str, Any]]:
-    """One panel of all action units of model and corpus, each in its own colour."""
+    """One panel of all action units of model and corpus, each in its own colour, and `marks` (AU, place)."""
     embeddings, aus = embed(name, faces)
     vectors, units = embeddings.reshape(-1, embeddings.shape[-1]), np.tile(np.arange(len(aus)), len(faces))
     hues = [colorsys.hsv_to_rgb(i / len(aus), 0.8, 0.85) for i in range(len(aus))]
     names = np.array(["#" + "".join(f"{round(255 * part):02x}" for part in hue) for hue in hues])
     title = f"{len(aus)} AUs  {same_label_share(vectors, units):.2f} ({1 / len(aus):.2f})"
-    return [{"title": title, "dots": project(vectors, seed), "colours": names[units]}]
+    dots = project(vectors, seed)
+    marks = [(str(au), np.median(dots[units == i], axis=0)) for i, au in enumerate(aus)]
+    return [{"title": title, "dots": dots, "colours": names[units], "marks": marks}]
 
 
 def project(vectors: np.ndarray, seed: int) -> np.ndarray:
@@ -141,19 +144,25 @@ def draw_rows(rows: list[list[dict[str, Any]]]) -> Image.Image:
     width, height = SIDE + GAP, SIDE + CAPTION + GAP
     columns = max(len(row) for row in rows)
     image = Image.new("RGB", (SCALE * (columns * width + GAP), SCALE * (len(rows) * height + GAP)), "white")
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=13 * SCALE)
+    draw = ImageDraw.Draw(image)
     for y, row in enumerate(rows):
         for x, panel in enumerate(row):
-            left, top, side = SCALE * (x * width + GAP), SCALE * (y * height + GAP), SCALE * SIDE
-            draw.rectangle([left, top, left + side, top + side], outline="#bbbbbb", width=SCALE)
-            for (u, v), colour in zip(panel["dots"], panel["colours"], strict=True):
-                cx, cy = left + (0.04 + 0.92 * u) * side, top + (0.04 + 0.92 * v) * side
-                reach = 1.6 * SCALE
-                box = [cx - reach, cy - reach, cx + reach, cy + reach]
-                draw.ellipse(box, fill=str(colour))
-            middle = (left + side / 2, top + side + SCALE * 4)
-            draw.text(middle, panel["title"], "black", font, anchor="ma")
+            draw_panel(draw, panel, left=SCALE * (x * width + GAP), top=SCALE * (y * height + GAP))
     return image.reduce(SCALE)
+
+
+def draw_panel(draw: ImageDraw.ImageDraw, panel: dict[str, Any], left: int, top: int) -> None:
+    """Draw a panel with its upper left corner at a pixel."""
+    side, reach, font = SCALE * SIDE, 1.6 * SCALE, ImageFont.load_default(size=13 * SCALE)
+    draw.rectangle([left, top, left + side, top + side], outline="#bbbbbb", width=SCALE)
+    corner, inside = np.array([left, top]) + 0.04 * side, 0.92 * side
+    for dot, colour in zip(panel["dots"], panel["colours"], strict=True):
+        x, y = corner + inside * dot
+        draw.ellipse([x - reach, y - reach, x + reach, y + reach], fill=str(colour))
+    for text, place in panel.get("marks", []):
+        x, y = corner + inside * place
+        draw.text((x, y), text, "black", font, anchor="mm", stroke_width=SCALE, stroke_fill="white")
+    draw.text((left + side / 2, top + side + SCALE * 4), panel["title"], "black", font, anchor="ma")
 
 
 if __name__ == "__main__":

@@ -293,9 +293,7 @@ class Training(PretrainingRun):
         AUImageProcessor(**self.model.config.processor_options).save_pretrained(partial)
         source = OPEN_TRIPLETS if self.args.synthetic else self.args.fec_table.name
         metrics = {**self.metrics, "triplets": source}
-        if self.args.init and not saw_open_triplets_alone(
-            self.args.init
-        ):  # whose data's terms hold here, too
+        if self.args.init and not saw_open_triplets_alone(self.args.init):  # its data's terms hold here, too
             metrics["init"] = "/".join(Path(self.args.init).parts[-2:])
         (partial / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
         replace_folder(partial, self.args.output / "model")

@@ -117,9 +117,8 @@ def _check_usage(args: argparse.Namespace) -> None:
 
 def _check_maps(detect: Any, args: argparse.Namespace) -> None:
     """Refuse `--maps` before any photo is read if the model has none, as geometry and ONNX have not."""
-    nobody = {"is_last": True, "face": None, **detect._no_features()}
     try:
-        detect.forward(nobody, return_maps=True)
+        detect.check_maps()
     except ValueError:
         name = type(detect.model).__name__
         args.usage_error(f"{name} has no attention maps; leave out --maps, or name another --model.")

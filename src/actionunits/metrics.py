@@ -474,13 +474,10 @@ def _make_auf1() -> type[evaluate.Metric]:
         __qualname__ = "AUF1"  # where pickle looks for it
 
         def _info(self) -> evaluate.MetricInfo:
+            # In float32 a score of 0.7 would not reach a threshold of 0.7; int8 would silently make 0.7 a 0.
             features = {
-                "predictions": datasets.List(
-                    datasets.Value("float64")
-                ),  # in float32, 0.7 would not reach a threshold of 0.7
-                "references": datasets.List(
-                    datasets.Value("float32")
-                ),  # int8 would silently convert 0.7 to 0
+                "predictions": datasets.List(datasets.Value("float64")),
+                "references": datasets.List(datasets.Value("float32")),
             }
             return evaluate.MetricInfo(
                 description="F1 of each action unit over all frames, its mean, and further figures.",

@@ -30,6 +30,18 @@ class Adapted(torch.nn.Module):
         return self.layer(x) + torch.nn.functional.linear(x, self.delta)
 
 
+def adapt_every(kind, adapter, model):
+    """Put adapters around all layers of a kind, and return a copy of the model with their changes merged."""
+    merged = copy.deepcopy(model)
+    for name, layer in list(model.named_modules()):
+        if type(layer) is kind:
+            adapted = adapter(layer)
+            model.set_submodule(name, adapted)
+            with torch.no_grad():
+                merged.get_submodule(name).weight += adapted.delta
+    return merged
+
+
 class TrainedWhole(torch.nn.Module):
     """A copy that is trained in the place of a head, as PEFT's `modules_to_save` asks for."""
 
@@ -440,13 +452,7 @@ class AUModelTester:
             torch.testing.assert_close(gradients[name], expected, msg=name)
 
     def test_every_linear_layer_may_be_another(self, model, inputs, labels):
-        merged = copy.deepcopy(model)
-        for name, layer in list(model.named_modules()):
-            if type(layer) is torch.nn.Linear:
-                adapted = Adapted(layer)
-                model.set_submodule(name, adapted)
-                with torch.no_grad():
-                    merged.get_submodule(name).weight += adapted.delta
+        merged = adapt_every(torch.nn.Linear, Adapted, model)
         wanted = {"labels": labels, "output_au_attentions": True}
         actual, expected = model(**inputs, **wanted), merged(**inputs, **wanted)
         for name, value in expected.items():

@@ -18,7 +18,7 @@ from actionunits.models.gtlenet.configuration_gtlenet import ABLATIONS
 from actionunits.models.gtlenet.modeling_gtlenet import reconstruction_loss, triplet_loss
 from references.gtlenet import PlainGtleNet
 
-from .test_modeling_common import AUS, AUModelTester
+from .test_modeling_common import AUS, AUModelTester, adapt_every
 
 ENCODER = {"image_size": 32, "width_multiplier": 0.125, "depths": [1, 1, 1]}
 TINY = {
@@ -69,13 +69,7 @@ class TestGtleNet(GtleNetTester):
     config = TINY
 
     def test_every_convolution_may_be_another(self, model, inputs, labels):
-        merged = copy.deepcopy(model)
-        for name, layer in list(model.named_modules()):
-            if type(layer) is torch.nn.Conv2d:
-                adapted = AdaptedConvolution(layer)
-                model.set_submodule(name, adapted)
-                with torch.no_grad():
-                    merged.get_submodule(name).weight += adapted.delta
+        merged = adapt_every(torch.nn.Conv2d, AdaptedConvolution, model)
         actual, expected = (one(**inputs, labels=labels) for one in (model, merged))
         torch.testing.assert_close(actual.logits, expected.logits, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(actual.loss, expected.loss, rtol=1e-3, atol=1e-4)

@@ -182,6 +182,8 @@ def test_embeddings_of_all_action_units_share_a_panel(corpus, tmp_path):
     assert panel["dots"].shape == (12, 2)  # AU45 is not in the corpus
     assert list(panel["colours"]) == [panel["colours"][0], panel["colours"][1]] * 6
     assert panel["colours"][0] != panel["colours"][1]
+    assert [text for text, _ in panel["marks"]] == ["12", "1"]
+    np.testing.assert_allclose(panel["marks"][1][1], np.median(panel["dots"][1::2], axis=0))
     embeddings, aus = script.embed(str(tmp_path / "model"), faces)
     seen = processor([faces.picture(i) for i in range(6)], landmarks=list(faces.landmarks))["pixel_values"]
     with torch.no_grad():  # of the whole group: the experts of AU45 collaborate, too

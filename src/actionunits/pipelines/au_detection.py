@@ -157,6 +157,14 @@ class AUDetectionPipeline(ChunkPipeline):
             kwargs["batch_size"] = FACES_PER_BATCH
         return super().__call__(inputs, **kwargs)
 
+    def check_maps(self) -> None:
+        """Check that the model returns attention maps, by a run on an empty face.
+
+        Raises:
+            ValueError: It has none.
+        """
+        self.forward({"is_last": True, "face": None, **self._no_features()}, return_maps=True)
+
     def preprocess(self, input_: Any) -> Iterator[dict[str, Any]]:
         """Turn one picture into a chunk for each face; without faces there is one chunk without a face."""
         if isinstance(input_, Numbered):
