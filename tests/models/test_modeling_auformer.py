@@ -221,6 +221,8 @@ VALUES = [
     {"adaptation": "vpt", "num_prompts": 3},
     {"adaptation": "vpt", "deep_prompts": False},
     {"adaptation": "lora", "adapter_channels": 3},
+    {"adaptation": "convpass", "adapter_channels": 3},
+    {"adaptation": "adapter", "adapter_channels": 3},
     {"collaboration": False},
     {"expert_channels": 3},
     {"mrf_dilations": [1]},
