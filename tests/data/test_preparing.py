@@ -97,6 +97,9 @@ def test_splits_follow_the_protocol(prepare):
     assert len(corpus.splits(1, sample=0.1)["train"]) == 4
     assert set(corpus.splits(1, validation=0.3)) == {"train", "validation", "test"}
     assert corpus.part("full") is corpus.faces
+    assert set(corpus.part("test", 1).people) == {"F004", "M003"}
+    sexes = {"F": "female", "M": "male"}
+    assert corpus.faces.groups["sex"].tolist() == [sexes[name[0]] for name in corpus.faces.people]
     with pytest.raises(ValueError, match="no split 'validation'"):
         corpus.part("validation", 1)
 
@@ -197,6 +200,16 @@ def test_points_can_come_from_a_detector(tmp_path):
     assert corpus.faces.scheme == "ibug68" and len(corpus.faces) == 6
     with pytest.raises(ValueError, match="no face was found"):
         prepare_corpus("casme2", disc, tmp_path / "nobody", landmarks="detect", detector=lambda picture: [])
+    points += tiny.SIZE[0]
+    with pytest.raises(ValueError, match="outside"):
+        prepare_corpus("casme2", disc, tmp_path / "beside", landmarks="detect", detector=detector)
+
+
+def test_a_corpus_is_not_prepared_into_its_own_folder(prepare, disc):
+    for output in (disc, disc / "2D+3D"):
+        with pytest.raises(ValueError, match="prepare into another one"):
+            prepare(output)
+    prepare(disc.with_name("disc2"))
 
 
 def test_aligned_pictures_can_stay_as_they_are(tmp_path):

@@ -72,6 +72,13 @@ def test_rows_follow_their_people():
         split_rows("disfa", ["SN001"], [""], fold=1)
     with pytest.raises(ValueError, match="official partition and no folds"):
         split_rows("gft", ["a"], ["train"], fold=1)
+    with pytest.raises(ValueError, match="is split by folds: pass fold="):
+        split_rows("disfa", subjects, [""] * 4)
+
+
+def test_official_splits_are_those_that_have_rows():
+    splits = split_rows("aff_wild2", list("abc"), ["validation", "", "train"])
+    assert {name: rows.tolist() for name, rows in splits.items()} == {"train": [2], "validation": [0]}
 
 
 def test_folds_from_files(tmp_path):
@@ -86,6 +93,9 @@ def test_folds_from_files(tmp_path):
     (tmp_path / "h.csv").write_text("person,fold\na,1\n")
     with pytest.raises(ValueError, match="columns subject and fold"):
         read_folds("casme2", tmp_path / "h.csv")
+    (tmp_path / "i.csv").write_text("subject,fold\na,1\nb,1\n")
+    with pytest.raises(ValueError, match="has 1 folds; at least two"):
+        read_folds("casme2", tmp_path / "i.csv")
     with pytest.raises(ValueError, match="are not published"):
         get_protocol("casme2")
 
@@ -128,6 +138,11 @@ def test_refining_touches_training_rows_only():
         refined["test"].tolist() == [6, 7] and len(refined["train"]) == 2 and len(refined["validation"]) == 2
     )
     check_subjects_apart(**groups)
+    same = refine(rows, people)
+    assert {name: indices.tolist() for name, indices in same.items()} == {
+        "train": [0, 1, 2, 3, 4, 5],
+        "test": [6, 7],
+    }
     with pytest.raises(ValueError, match="validation split"):
         refine({**rows, "validation": np.array([0])}, people, validation=0.3)
 
