@@ -4,7 +4,7 @@ from PIL import Image
 
 from actionunits import FaceDetector
 from actionunits.face_detection import Face, box_around
-from actionunits.tracking import FaceTracker
+from actionunits.tracking import FaceTracker, SeenFace
 
 
 class Stage:
@@ -174,3 +174,17 @@ def test_crowds_are_held_apart(stage):
 def test_wrong_options(stage, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         FaceTracker(stage, **wrong)
+
+
+def test_portraits_do_not_see_the_light(photo, landmarks):
+    """They are normalised, so that their mean product is a correlation."""
+    face = Face(box_around(landmarks, "ibug68", photo.size), 1.0, landmarks, "ibug68")
+    portraits = [
+        SeenFace(photo.point(lambda v, a=a, b=b: a * v + b), face).portrait for a, b in ((1, 0), (0.5, 60))
+    ]
+    for portrait in portraits:
+        assert portrait.mean() == pytest.approx(0, abs=1e-9)
+        assert (portrait * portrait).mean() == pytest.approx(1)
+    assert (portraits[0] * portraits[1]).mean() > 0.99
+    blank = SeenFace(Image.new("RGB", photo.size, (90, 90, 90)), face).portrait
+    assert not blank.any(), "a face without contrast resembles nobody"
