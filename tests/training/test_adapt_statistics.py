@@ -73,6 +73,23 @@ def first_layer_input(model, folder, photographs):
     return torch.cat(seen)
 
 
+def test_batches_are_of_one_size_and_of_the_first_face_of_each_photograph(script, monkeypatch):
+    """All batches have the same weight in the statistics, so a small last one would count too much."""
+
+    class Detector:
+        def __call__(self, number):
+            return [{"landmarks": number}, {"landmarks": -1}] if number != 5 else []
+
+        def image_processor(self, number, landmarks, return_tensors):
+            return {"pixel_values": torch.tensor([[number, landmarks]])}
+
+    monkeypatch.setattr(script, "BATCH", 4)
+    monkeypatch.setattr(script, "load_picture", lambda number: number)
+    batches = [batch["pixel_values"] for batch in script.batches_of_faces(Detector(), range(10))]
+    assert [len(batch) for batch in batches] == [3, 3, 3]  # and not 4, 4 and 1
+    assert sorted(torch.cat(batches).tolist()) == [[i, i] for i in range(10) if i != 5]
+
+
 def test_a_second_time_changes_nothing_and_another_share_is_refused(script, folder, photographs):
     script.adapt(folder, photographs, share=0.5)
     weights = (folder / "model.safetensors").read_bytes()

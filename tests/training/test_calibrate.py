@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,10 +110,37 @@ def test_smiles_have_a_limit_of_their_own_that_does_not_move(calibrate, limit):
 
 
 def test_too_few_faces_tell_nothing(calibrate):
+    """Twenty are enough, of photographs as of neutral renderings."""
     scores, faces = renderings(30)
-    assert not calibrate.neutral_shift(scores[:19], scores, faces).any()
+    dark = np.full((20, 2), 1e-3)  # photographs that score far below all renderings
+    for neutral, photographs, shift in ((20, 20, -0.7), (20, 19, 0), (19, 20, 0)):
+        graded = replace(faces, intensities=(np.arange(30) >= neutral)[:, None] * [1.0, 0.2])
+        assert calibrate.neutral_shift(dark[:photographs], scores, graded).tolist() == [shift, shift]
     assert not calibrate.smile_thresholds(scores[:19], replace_rows(faces, 19), 0.1).any()
     assert not calibrate.smile_thresholds(scores, replace(faces, aus=(6, 14)), 0.1).any()
+
+
+def test_the_first_face_of_each_photograph_counts(calibrate, monkeypatch):
+    """The pipeline gives the largest face first; photographs without any are left out, but not all may be."""
+
+    def detector(*photographs):
+        faces = {
+            str(i): [{"action_units": [{"score": s}, {"score": s / 2}]} for s in scores]
+            for i, scores in enumerate(photographs)
+        }
+        monkeypatch.setattr(calibrate, "pipeline", lambda task, model: faces.get)
+        return calibrate.photograph_scores("model", list(map(Path, faces)))
+
+    assert detector([0.8, 0.1], [], [0.2]).tolist() == [[0.8, 0.4], [0.2, 0.1]]
+    with pytest.raises(ValueError, match="No face was found on 2 photographs"):
+        detector([], [])
+
+
+def test_logits_are_finite_and_exact_inside(calibrate):
+    scores = np.array([1e-5, 0.3, 1 - 1e-5])
+    np.testing.assert_allclose(expit(calibrate.logit(scores)), scores)
+    low, high = calibrate.logit(np.array([0.0, 1.0]))
+    assert -np.inf < low < logit(1e-5) and logit(1 - 1e-5) < high < np.inf
 
 
 def replace_rows(faces, count):
