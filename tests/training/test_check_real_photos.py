@@ -50,7 +50,10 @@ def test_figures_of_one_au_by_hand(check):
         "false_alarms": pytest.approx(1 / 3),
         "hits": 1,
     }
-    assert check.au_figures(present[1:], score[1:], active[1:])["auc"] is None
+    one = check.au_figures(present[1:], score[1:], active[1:])
+    assert (one["auc"], one["f1"], one["false_alarms"]) == (None, None, pytest.approx(1 / 3))
+    all_ = check.au_figures(present[:2], score[:2], active[:2])
+    assert (all_["auc"], all_["f1"], all_["false_alarms"]) == (None, pytest.approx(2 / 3), None)
 
 
 def test_codes_of_a_face(check):
