@@ -61,6 +61,24 @@ def test_points_move_with_the_crops(batches):
     assert seen > 55  # some lie beyond the rims
 
 
+def test_points_of_crops_are_exact(batches):
+    """In pictures whose channels are x and y, every point of a crop shows where in the picture it was."""
+    torch.manual_seed(0)
+    _, points = faces(32)
+    y, x = torch.meshgrid(torch.arange(160), torch.arange(160), indexing="ij")
+    pictures = torch.stack([x, y, x], -1).to(torch.uint8).expand(32, -1, -1, -1)
+    places = points.mean(1), torch.full((32,), 130.0), torch.linspace(-0.5, 0.5, 32)
+    flip = torch.arange(32) % 2 == 0
+    plain = batches.Disturbance(stretch=0.05, tight=0.0, covered=(), poor=())
+    crops, labels = batches.cut(pictures, points, *places, flip, 128, plain)
+    shown = torch.nn.functional.grid_sample(crops, labels[:, None] * 2 - 1, align_corners=False)
+    was = torch.where(flip[:, None, None], points[:, batches.MIRROR], points)
+    inside = ((labels > 0.01) & (labels < 0.99)).all(-1)
+    assert inside.float().mean() > 0.9
+    found = (shown[:, :2, 0].mT + 1) * 127.5
+    torch.testing.assert_close(found[inside], was[inside], atol=0.01, rtol=0)
+
+
 def test_mirrored_crops_have_mirrored_points(batches):
     pictures, points = faces(8)
     places = points.mean(1), torch.full((8,), 130.0), torch.zeros(8)
@@ -158,6 +176,26 @@ def test_disturbances_change_crops_and_keep_their_range(batches, step, more):
     changed = getattr(batches, step)(crops.clone(), *more)
     assert changed.shape == crops.shape and changed.abs().max() <= 1
     assert not torch.equal(changed, crops)
+
+
+def test_crops_that_no_disturbance_strikes_stay_as_they_are(batches, monkeypatch):
+    crops = torch.linspace(-1, 1, 3 * 16 * 16).view(1, 3, 16, 16)
+    monkeypatch.setattr(torch, "rand", lambda *shape, **options: torch.ones(*shape))  # above all shares
+    sharp = batches.Disturbance(stretch=0.0, tight=0.0, covered=(0.5, 0.5), poor=("sharp",))
+    torch.testing.assert_close(batches.disturb(crops, sharp), crops, atol=0.003, rtol=0)
+
+
+def test_a_covering_object_is_of_at_most_two_fifths_of_the_side_anywhere_in_the_crop(batches):
+    torch.manual_seed(0)
+    changed = batches._occlude(torch.full((500, 3, 40, 40), 2.0), (1.0,)) != 2  # beyond all colours
+    covered = changed.any(1)
+    assert covered.any(2).sum(1).max() <= 16 and covered.any(1).sum(1).max() <= 16
+    is_plain = covered.flatten(1).any(1)
+    assert 0.4 < is_plain.float().mean() < 0.6  # the others are covered by pieces of equal crops
+    often = covered[is_plain].float().mean(0)
+    for half in (often[:20], often[20:], often[:, :20], often[:, 20:]):
+        assert float(half.mean()) == pytest.approx(float(often.mean()), rel=0.2)
+    assert 0.03 < often.mean() < 0.06  # at a mean half side of 0.12: (2 * 0.12) ** 2, less corners and rims
 
 
 def test_mild_disturbances_leave_every_second_crop_sharp(batches, monkeypatch):
