@@ -368,10 +368,14 @@ def test_held_out_triplets_share_no_face(script, corpus, tmp_path):
 
     faces = prepare_synthetic(corpus, "train", tmp_path)
     rows = triplets_by_distance(faces.intensities, 500, min_contrast=1.1)
-    kept, held_out = script.hold_out(ExpressionTriplets(faces, rows, np.full(500, 0.2, np.float32)), 0, 100)
+    triplets = ExpressionTriplets(faces, rows, np.full(500, 0.2, np.float32))
+    kept, held_out = script.hold_out(triplets, 0, 100)
     assert not set(kept.triplets.ravel()) & set(held_out.triplets.ravel())
     assert len(kept) > len(held_out) > 0
     assert len(kept.margins) == len(kept)
+    one = replace(triplets, triplets=rows[:1], margins=triplets.margins[:1])
+    with pytest.raises(ValueError, match="1 triplets are too few to hold some out"):
+        script.hold_out(one, 0, 1)
 
 
 def test_few_held_out_triplets_cost_few_others(script, corpus, tmp_path):
