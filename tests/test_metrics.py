@@ -97,7 +97,19 @@ def test_correlation_equals_numpy_and_skips_unknown():
         metrics.correlation(truth + noise, holes)[:2],
         metrics.correlation((truth + noise)[10:], truth[10:])[:2],
     )
-    assert np.isnan(metrics.correlation(truth, np.zeros_like(truth))).all()
+
+
+@pytest.mark.parametrize("count", [1, 3, 6, 7, 10, 49, 1000])
+@pytest.mark.parametrize("value", [0.0, 0.1, 0.3, 0.7])
+def test_constants_have_no_correlation(count, value):
+    """Nor if their mean is rounded, so that all seem to lie on one side of it."""
+    constant, varying = np.full((count, 1), value), np.linspace(0, 1, count)[:, None]
+    for scores, truth in ((constant, varying), (varying, constant), (constant, np.full((count, 1), 0.1))):
+        assert np.isnan(metrics.correlation(scores, truth)).all()
+    assert np.isnan(metrics.icc(constant, constant)).all()
+    assert np.isnan(metrics.icc(constant, np.full((count, 1), 0.9))).all()
+    if count > 1:
+        np.testing.assert_allclose(metrics.icc(constant, varying), 0, atol=1e-12)
 
 
 def test_icc_of_two_judges_is_twice_the_covariance_over_the_variances():
@@ -111,7 +123,6 @@ def test_icc_of_two_judges_is_twice_the_covariance_over_the_variances():
     np.testing.assert_allclose(metrics.icc(truth + 0.3, truth), 1)
     np.testing.assert_allclose(metrics.icc(2 * truth, truth), 2 * 2 / (4 + 1))
     np.testing.assert_allclose(metrics.icc(1 - truth, truth), -1)
-    assert np.isnan(metrics.icc(np.full((5, 1), 0.5), np.full((5, 1), 0.5))).all()
 
 
 def test_calibration_error_is_the_mean_gap_of_the_intervals(predictions):

@@ -375,7 +375,8 @@ def _average_precision(scores: np.ndarray, there: np.ndarray) -> float:
 
 
 def _pearson(scores: np.ndarray, truth: np.ndarray) -> float:
-    if len(scores) < 2:
+    # Compared as they are: around a rounded mean constants would seem to vary.
+    if len(scores) < 2 or not np.ptp(scores) or not np.ptp(truth):
         return math.nan
     x, y = scores - scores.mean(), truth - truth.mean()
     spread = math.sqrt(float((x * x).sum() * (y * y).sum()))
@@ -386,7 +387,7 @@ def _icc(scores: np.ndarray, truth: np.ndarray) -> float:
     """ICC(3,1) of the judges `scores` and `truth`; rows are targets (Shrout & Fleiss, 1979, Table 4)."""
     ratings = np.stack([scores, truth], axis=1)
     n, k = ratings.shape
-    if n < 2:
+    if n < 2 or not np.ptp(ratings, axis=0).any():
         return math.nan
     rows, judges, mean = ratings.mean(1), ratings.mean(0), ratings.mean()
     between = k * ((rows - mean) ** 2).sum() / (n - 1)  # BMS
