@@ -347,9 +347,12 @@ def _check_options(options: Any) -> None:
 
 def _check_numbers(options: Any) -> None:
     """Check the numbers by which pixels are added to, multiplied and divided."""
-    if not 0 <= options.sharpen < np.inf:
-        raise ValueError(f"sharpen={options.sharpen} must be 0 (no sharpening) or positive, such as 1.5.")
-    if options.do_rescale and not (np.isfinite(options.rescale_factor) and options.rescale_factor):
+    if options.sharpen < 0 or not _are_finite(options.sharpen):
+        raise ValueError(
+            f"sharpen={options.sharpen} must be 0 (no sharpening), or positive and finite in float32, "
+            "such as 1.5."
+        )
+    if options.do_rescale and not (_are_finite(options.rescale_factor) and options.rescale_factor):
         raise ValueError(
             f"rescale_factor multiplies the pixels, so it cannot be {options.rescale_factor}; take 1 / 255."
         )
@@ -357,10 +360,15 @@ def _check_numbers(options: Any) -> None:
         return
     for name in ("image_mean", "image_std"):
         values = getattr(options, name)
-        if np.shape(values) not in ((), (3,)) or not np.all(np.isfinite(values)):
+        if np.shape(values) not in ((), (3,)) or not _are_finite(values):
             raise ValueError(f"{name} must be a number, or three for red, green and blue, got {values}.")
     if not np.all(options.image_std):
         raise ValueError(f"image_std divides the pixels, so it cannot be {options.image_std}.")
+
+
+def _are_finite(values: Any) -> bool:
+    """Whether numbers are finite in the float32 of the pixels."""
+    return all(abs(value) <= float(np.finfo(np.float32).max) for value in np.ravel(values))
 
 
 def _find_landmarks(
