@@ -467,6 +467,24 @@ def test_evidence_adds_up_to_the_logits():
     assert (output.au_attentions[:, :1] == output.au_attentions).all(), "shared by all action units"
 
 
+def test_evidence_heeds_an_adapter_of_the_pooling():
+    """One that mixes channels, as LoRA's matrices do."""
+    model, inputs = make(TestGda)
+    model.pool.conv = AdaptedConv(model.pool.conv)
+    output = model(**inputs, output_au_attentions=True)
+    constant = model.classifier(model.pool(torch.zeros(1, 16, 3, 3)).flatten(1))
+    torch.testing.assert_close(output.au_evidence.sum((2, 3)) + constant, output.logits)
+
+
+class AdaptedConv(nn.Module):
+    def __init__(self, conv):
+        super().__init__()
+        self.conv, self.beside = conv, nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size)
+
+    def forward(self, x):
+        return self.conv(x) + self.beside(x)
+
+
 def test_prelu_is_that_of_torch():
     torch.manual_seed(0)
     ours, theirs = escda.PReLU(5), nn.PReLU(5)

@@ -221,9 +221,8 @@ class GdaForAUDetection(EscdaPreTrainedModel):
         """
         norm = self.pool.norm
         scale = parameter_of(norm, "weight") / (parameter_of(norm, "running_var") + norm.eps).sqrt()  # (c,)
-        kernel = parameter_of(self.pool.conv, "weight")[:, 0]  # (c, h, w)
-        features, scale, kernel, weight = on_one_device([features, scale, kernel, self.classifier.weight])
-        return torch.einsum("mc,chw,bchw->bmhw", weight * scale, kernel, features)
+        pooled, scale, weight = on_one_device([self.pool.shares(features), scale, self.classifier.weight])
+        return torch.einsum("mc,bchw->bmhw", weight * scale, pooled)
 
 
 class EscdaForAUDetection(EscdaPreTrainedModel):
@@ -591,6 +590,20 @@ class GlobalDepthwiseConv(nn.Module):
                 "dataloader_drop_last=True, but in evaluation, too, unless per_device_eval_batch_size=1."
             )
         return self.norm(x)
+
+    def shares(self, x: Tensor) -> Tensor:
+        """Return each position's share in the convolution of a whole map, (B, C, h, w).
+
+        An adapted layer may mix channels, so it is called for each position alone.
+        """
+        if type(self.conv) is nn.Conv2d:
+            kernel = parameter_of(self.conv, "weight")[:, 0]  # (C, h, w)
+            return on_device(x, kernel.device) * kernel
+        batch, channels, height, width = x.shape
+        places = torch.eye(height * width, dtype=x.dtype, device=x.device).view(-1, 1, height, width)
+        alone = (x[:, None] * places).flatten(0, 1)  # (B h w, C, h, w)
+        shares = self.conv(alone) - self.conv(torch.zeros_like(alone[:1]))
+        return shares.view(batch, height * width, channels).mT.view(x.shape)
 
 
 class ConvNormAct(nn.Sequential):
