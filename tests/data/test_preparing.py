@@ -74,6 +74,15 @@ def test_the_name_of_the_folder_is_no_pattern(prepare, name):
     assert len(prepare().faces) == len(prepare(output=name).faces) == 48
 
 
+def test_no_folder_is_taken_for_a_chain_of_urls(prepare, tmp_path):
+    """fsspec would read "out" instead of "out::2", without a word."""
+    prepare()
+    for use in (lambda: prepare(output="out::2"), lambda: open_prepared(tmp_path / "out::2")):
+        with pytest.raises(ValueError, match="out::2 is in a folder with '::' in its name"):
+            use()
+    assert not (tmp_path / "out::2").exists()
+
+
 def test_the_collator_takes_prepared_faces(prepare):
     from actionunits.data import AUCollator, InputGeometry
 

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 from tqdm import tqdm
@@ -33,7 +32,7 @@ from actionunits.data.aligned_faces import AlignedFaces, check_people_apart
 from actionunits.data.corpora import get_corpus, load_corpus
 from actionunits.data.corpora.base import AUCorpus, Corpus
 from actionunits.data.protocols import refine, split_rows
-from actionunits.data.synthetic import as_patterns, files_like, read_manifest
+from actionunits.data.synthetic import as_patterns, file_system, files_like, read_manifest
 from actionunits.files import whole_file
 from actionunits.landmarks import check_inside, check_landmarks, get_scheme, reduce_landmarks
 from actionunits.pictures import load_picture
@@ -224,7 +223,7 @@ def open_prepared(folder: str | Path) -> PreparedCorpus:
         raise ValueError(
             f"{folder} holds no face: all {manifest['rows']} frames were left out; the first: {first}"
         )
-    system, path = url_to_fs(str(folder))
+    system, path = file_system(folder)
     files = [system.unstrip_protocol(file) for file in files_like(system, path, "faces-*-of-*.parquet")]
     cache = {"cache_dir": str(Path(path) / "cache")} if isinstance(system, LocalFileSystem) else {}
     rows = datasets.Dataset.from_parquet(as_patterns(files), **cache)
@@ -323,6 +322,7 @@ def _check_arguments(corpus: Corpus, root: Path, folder: Path, alignment: str, l
         raise ValueError(f"landmarks is one of {list(LANDMARKS)}, not {landmarks!r}.")
     if root.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise ValueError(f"{folder} lies in the corpus' own folder {root}; prepare into another one.")
+    file_system(folder)
 
 
 def _as_faces(rows: Any, manifest: dict[str, Any]) -> AlignedFaces:

@@ -87,7 +87,7 @@ def split_files(corpus: str | Path, split: str) -> list[Any]:
     Raises:
         FileNotFoundError: There is no such folder, or files of this split are missing.
     """
-    system, folder = url_to_fs(str(corpus))
+    system, folder = file_system(corpus)
     if not system.isdir(folder):
         raise FileNotFoundError(
             f"{corpus} is not a folder; render the corpus with training/synthesize.py first."
@@ -104,9 +104,22 @@ def split_files(corpus: str | Path, split: str) -> list[Any]:
     return [Path(file) if _is_local(system) else system.unstrip_protocol(file) for file in files]
 
 
+def file_system(place: str | Path) -> tuple[Any, str]:
+    """The file system of a path or URL, and the path in it.
+
+    Raises:
+        ValueError: The path holds "::", which fsspec and `datasets` take for a chain of URLs.
+    """
+    if "://" not in str(place) and "::" in str(Path(place).absolute()):
+        raise ValueError(
+            f"{place} is in a folder with '::' in its name, as a chain of URLs; rename the folder."
+        )
+    return url_to_fs(str(place))
+
+
 def available_splits(corpus: str | Path) -> list[str]:
     """Those of `SPLITS` with files in the folder."""
-    system, folder = url_to_fs(str(corpus))
+    system, folder = file_system(corpus)
     return [split for split in SPLITS if files_like(system, folder, f"{split}-*-of-*.parquet")]
 
 
@@ -129,7 +142,7 @@ def read_manifest(corpus: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: The manifest is broken.
     """
-    system, folder = url_to_fs(str(corpus))
+    system, folder = file_system(corpus)
     path = f"{folder}/manifest.json"
     if not system.isfile(path):
         return {}
@@ -178,7 +191,7 @@ def _number_of_rows(file: str | Path) -> int:
 
 def _version(file: str | Path) -> list[Any]:
     """Name and size of a file, and its modification time or the storage's key of its content."""
-    system, path = url_to_fs(str(file))
+    system, path = file_system(file)
     mark = Path(path).stat().st_mtime_ns if _is_local(system) else system.ukey(path)
     return [path.rpartition("/")[2], system.size(path), mark]
 
