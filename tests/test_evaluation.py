@@ -1,6 +1,7 @@
 """Reports on a corpus: groups, neutral faces, tables and bars, from scores made up by hand."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -166,28 +167,52 @@ def test_neutral_faces_count_false_alarms(faces):
     assert neutral_report(scores[:2], faces.occurrence[:2], 0.5)["pictures"] == 0
 
 
-def test_scores_come_through_the_processor_in_order(faces):
-    """A stand-in processor and model: the score of an AU is the mean of its colour."""
-    seen = []
+class Batch(dict):
+    def to(self, device):
+        return self
 
-    class Batch(dict):
-        def to(self, device):
-            return self
+
+@pytest.fixture
+def stand_in():
+    """A stand-in processor and model, whose score of an AU is the mean of its colour, and what they saw."""
+    seen = SimpleNamespace(landmarks=[], shapes=[])
 
     def processor(pictures, landmarks, return_tensors):
-        seen.extend(landmarks)
+        seen.landmarks.extend(landmarks)
         return Batch(pixel_values=torch.stack([torch.from_numpy(np.array(p)) for p in pictures]).float())
 
     class Model:
         device, config = "cpu", SimpleNamespace(au_thresholds=[0.5, 0.5])
 
         def __call__(self, pixel_values):
-            return SimpleNamespace(logits=(pixel_values[..., :2].mean((1, 2)) - 110) / 20)
+            seen.shapes.append(tuple(pixel_values.shape[:-3]))
+            return SimpleNamespace(logits=(pixel_values[..., :2].mean((-3, -2)) - 110) / 20)
 
-    scores = predict_scores(Model(), processor, faces, batch_size=5)
+    return Model(), processor, seen
+
+
+def test_scores_come_through_the_processor_in_order(faces, stand_in):
+    model, processor, seen = stand_in
+    scores = predict_scores(model, processor, faces, batch_size=5)
     np.testing.assert_array_equal(scores > 0.5, faces.occurrence == 1)
-    np.testing.assert_array_equal(np.stack(seen), faces.landmarks)
-    assert evaluate_model(Model(), processor, faces, "test", 5)["calibrated"]["mean"]["f1"] == 1
+    np.testing.assert_array_equal(np.stack(seen.landmarks), faces.landmarks)
+    assert seen.shapes == [(5,), (5,), (2,)]
+    assert evaluate_model(model, processor, faces, "test", 5)["calibrated"]["mean"]["f1"] == 1
+
+
+def test_temporal_networks_see_recordings_clip_by_clip(faces, stand_in):
+    """Two recordings in turns: no clip has frames of both, and each score returns to its frame."""
+    model, processor, seen = stand_in
+    model.config = SimpleNamespace(clip_length=4)
+    recordings = replace(faces, sequences=np.array(["a", "b"] * 6))
+    scores = predict_scores(model, processor, recordings, batch_size=5)
+    assert seen.shapes == [(1, 4), (1, 2)] * 2
+    order = [0, 2, 4, 6, 8, 10, 1, 3, 5, 7, 9, 11]
+    np.testing.assert_array_equal(np.stack(seen.landmarks), faces.landmarks[order])
+    np.testing.assert_array_equal(scores > 0.5, faces.occurrence == 1)
+    seen.shapes.clear()
+    predict_scores(model, processor, faces, batch_size=12)
+    assert seen.shapes == [(12,)], "faces without recordings are single pictures"
 
 
 def test_tables_bars_and_files(faces, tmp_path):
