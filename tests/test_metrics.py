@@ -72,6 +72,8 @@ def test_thresholds_are_per_au_and_reached_by_equality():
     scores = [[0.3, 0.3], [0.2, 0.2]]
     count = metrics.confusion(scores, [[1, 1], [0, 0]], thresholds=[0.3, 0.2])
     assert [cell.tolist() for cell in count] == [[1, 1], [0, 1], [0, 0], [1, 0]]
+    by_default = metrics.confusion([[0.49], [0.5], [0.6]], [[1], [1], [0]])
+    assert [cell.tolist() for cell in by_default] == [[1], [1], [1], [0]]
 
 
 @pytest.mark.parametrize("figure", [*metrics.DECISION_FIGURES.values(), *metrics.RANKING_FIGURES.values()])
@@ -246,7 +248,10 @@ def test_report_is_json_and_holds_the_figures(predictions):
         (lambda: metrics.f1_frame([0.5], [1]), r"got shape \(1,\)"),
         (lambda: metrics.f1_frame([[np.nan]], [[1]]), "1 pictures have a nan"),
         (lambda: metrics.correlation([[0.5]], [[1, 2]]), "both be"),
-        (lambda: metrics.calibrate_thresholds([[0.5]], [[1]], max_false_alarms=5), "max_false_alarms=5 must"),
+        (
+            lambda: metrics.calibrate_thresholds([[0.5]], [[1]], max_false_alarms=1.5),
+            "max_false_alarms=1.5 must",
+        ),
         (lambda: metrics.f1_interval([[0.5]], [[1]], ["a", "b"]), "2 subjects"),
         (lambda: metrics.au_report([1, 2], [[0.5]], [[1]]), "2 AUs"),
         (lambda: metrics.f1_frame([[0.5, 0.5]], [[1, 0]], [0.5] * 3), r"each of 2 AUs, not \(3,\)"),

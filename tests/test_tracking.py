@@ -84,6 +84,15 @@ def test_two_faces_cross(stage, detect_every, brightness):
     assert min(seen) == 1 and seen[-1] == 2  # one was hidden, and came back
 
 
+@pytest.mark.parametrize("detect_every", [1, 10])
+def test_one_face_is_not_given_to_two_tracks(stage, detect_every):
+    """The second disappears behind the first, and its motion leads to where the first one is seen."""
+    tracker = FaceTracker(stage, detect_every=detect_every)
+    for x in (300, 250, 200, 151):
+        assert len(tracker(stage.picture((100, 100, 200), (x, 100, 200)))) == 2
+    assert numbers(tracker(stage.picture((100, 100, 200), (104, 100, 200)))) == [0]
+
+
 def tracker_offset(stage):
     """From the point that a face of the stage is placed at to the middle of its box."""
     box = stage.face(stage.landmarks * 0.5 + 100).box
