@@ -174,27 +174,36 @@ def cut(
     Returns:
         (B, 3, size, size) in [-1, 1] and (B, 68, 2) relative to the side.
     """
-    count, device, whole = len(pictures), pictures.device, pictures.shape[1]
-    cos, sin = angle.cos(), angle.sin()
-    turn = torch.stack([cos, -sin, sin, cos], 1).view(-1, 2, 2)  # crop -> picture
-    turn = turn * torch.where(flip[:, None], torch.tensor([-1.0, 1.0], device=device), 1.0)[:, None]
-    stretch = torch.eye(2, device=device) + torch.randn(count, 2, 2, device=device) * disturbance.stretch
-    turn = stretch @ turn * (side / 2)[:, None, None]  # crop coordinates -1..1 -> pixels
-    steps = (torch.arange(size, device=device) * 2 + 1) / size - 1
+    turn = _turns(angle, flip, disturbance.stretch) * (side / 2)[:, None, None]  # -1..1 of a crop -> pixels
+    steps = (torch.arange(size, device=turn.device) * 2 + 1) / size - 1
     square = torch.stack([steps.expand(size, size), steps[:, None].expand(size, size)], -1)
-    places = (square.view(1, -1, 2) @ turn.mT + center[:, None]).view(count, size, size, 2)
-    low, high, fill = _rims(points, whole, disturbance.tight)
+    places = (square.view(1, -1, 2) @ turn.mT + center[:, None]).view(-1, size, size, 2)
+    crops = _look_up(pictures, places, *_rims(points, pictures.shape[1], disturbance.tight))
+    labels = torch.linalg.solve(turn, (points - center[:, None]).mT).mT / 2 + 0.5
+    return crops, torch.where(flip[:, None, None], labels[:, MIRROR], labels)
+
+
+def _turns(angle: Tensor, flip: Tensor, stretch: float) -> Tensor:
+    """Rotations and reflections, then random linear maps close to the identity, (B, 2, 2)."""
+    count, device = len(angle), angle.device
+    cos, sin = angle.cos(), angle.sin()
+    turn = torch.stack([cos, -sin, sin, cos], 1).view(-1, 2, 2)
+    turn = turn * torch.where(flip[:, None], torch.tensor([-1.0, 1.0], device=device), 1.0)[:, None]
+    return (torch.eye(2, device=device) + torch.randn(count, 2, 2, device=device) * stretch) @ turn
+
+
+def _look_up(pictures: Tensor, places: Tensor, low: Tensor, high: Tensor, fill: Tensor) -> Tensor:
+    """Pictures (B, S, S, 3) at places (B, H, W, 2) [pixels], as (B, 3, H, W) in [-1, 1]; see `_rims`."""
+    whole = pictures.shape[1]
     inside = ((places >= low) & (places <= high)).all(-1)
     grid = (places.clamp(low, high) + 0.5) * (2 / whole) - 1
     crops = F.grid_sample(
         pictures.permute(0, 3, 1, 2).float() / 127.5 - 1, grid, padding_mode="border", align_corners=False
     )
     drawn_out = fill > 1
-    crops = torch.where(
+    return torch.where(
         (inside | drawn_out[:, None, None])[:, None], crops, fill.clamp(max=1.0)[:, None, None, None]
     )
-    labels = torch.linalg.solve(turn, (points - center[:, None]).mT).mT / 2 + 0.5
-    return crops, torch.where(flip[:, None, None], labels[:, MIRROR], labels)
 
 
 def _rims(points: Tensor, whole: int, share: float) -> tuple[Tensor, Tensor, Tensor]:

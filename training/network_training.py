@@ -227,23 +227,17 @@ class NetworkTraining:
         )
 
     def _validate(self) -> None:
-        faces = self.watched_faces
+        faces, split = self.watched_faces, watched_split(self.recipe)
         if faces is None:
             return
-        collate = collator(self.recipe, scheme=faces.scheme, places=self._places)
-        clip_length, batch_size = self.recipe.clips.length, self.recipe.eval_batch_size
-        if clip_length > 1:
-            scores = gathered_clip_scores(self.model, faces, collate, clip_length, self.accelerator)
-        else:
-            scores = gathered_scores(self.model, faces, collate, batch_size, self.accelerator)
+        scores = self._scores(faces)
         if useless := int((~np.isfinite(scores)).any(axis=1).sum()):
             raise self._diverged(
-                f"{useless} of {len(scores)} faces of the {watched_split(self.recipe)} people have a score "
-                f"that is not finite after step {self.position.step}"
+                f"{useless} of {len(scores)} faces of the {split} people have a score that is not finite "
+                f"after step {self.position.step}"
             )
         report = au_report(faces.aus, scores, faces.occurrence, faces.intensities)
         epoch = self.position.step // self.steps_per_epoch
-        split = watched_split(self.recipe)
         place = {"network": self.name, "epoch": epoch, "step": self.position.step, "split": split}
         self.log.write("epoch", **place, validation=report)
         mean = {name: value for name, value in report["mean"].items() if value is not None}
@@ -259,6 +253,14 @@ class NetworkTraining:
         if self.recipe.epoch_selection != "last" and score > self.position.best_score:
             self.position.best_score, self.position.best_epoch = score, epoch
             self._save_network(self._best)
+
+    def _scores(self, faces: AlignedFaces) -> np.ndarray:
+        """Scores of faces, or of the clips they form, from all processes."""
+        collate = collator(self.recipe, scheme=faces.scheme, places=self._places)
+        clip_length, batch_size = self.recipe.clips.length, self.recipe.eval_batch_size
+        if clip_length > 1:
+            return gathered_clip_scores(self.model, faces, collate, clip_length, self.accelerator)
+        return gathered_scores(self.model, faces, collate, batch_size, self.accelerator)
 
     def _checkpoints(self) -> list[Path]:
         """All checkpoints, the latest last."""

@@ -343,8 +343,6 @@ def describe_run(
     inherited = inherited_corpora(recipe)
     described["teachers"] = [short_name(teacher) for teacher in recipe.teachers]
     described["split"]["folds_file"] = short_name(recipe.split.folds_file)
-    if "frames" in manifest:
-        manifest = {**manifest, "frames": short_name(manifest["frames"])}
     encoder = take_out_encoder(model, described) or inherited_encoder(described)
     backbones = take_out_backbones(described)
     for network in described["networks"].values():
@@ -356,13 +354,7 @@ def describe_run(
         "encoder": encoder,
         "backbones": backbones,
         "inherited": inherited,
-        "corpus": {
-            "manifest": manifest,
-            "splits": {
-                split: {"pictures": len(f), "people": len(set(f.people)), "skipped": len(f.skipped)}
-                for split, f in splits.items()
-            },
-        },
+        "corpus": describe_corpus(splits, manifest),
         "model_type": model.config.model_type,
         "parameters": sum(p.numel() for p in model.parameters()),
         "selected_epochs": {line["network"]: line["selected_epoch"] for line in log.events("trained")},
@@ -371,6 +363,17 @@ def describe_run(
         "versions": installed_versions(),
         "finished": datetime.now(timezone.utc).date().isoformat(),
     }
+
+
+def describe_corpus(splits: dict[str, AlignedFaces], manifest: dict[str, Any]) -> dict[str, Any]:
+    """The corpus' manifest, and the numbers of pictures and people of each split."""
+    if "frames" in manifest:
+        manifest = {**manifest, "frames": short_name(manifest["frames"])}
+    sizes = {
+        split: {"pictures": len(faces), "people": len(set(faces.people)), "skipped": len(faces.skipped)}
+        for split, faces in splits.items()
+    }
+    return {"manifest": manifest, "splits": sizes}
 
 
 def installed_versions() -> dict[str, str]:

@@ -42,15 +42,7 @@ def check_frames(corpus: AUCorpus, root: Path, folds_file: str | Path | None = N
         for name, counter in listed.items():
             counter[recording.subject] += len(corpus.chosen(recording, occurrence, lists[name]))
         frames = recording.frames[corpus.chosen(recording, occurrence, None)].tolist()
-        points = recording.landmarks(broken)
-        pictured = [frame for frame in frames if frame in recording.pictures]
-        found["recordings"] += 1
-        found["labelled frames"] += len(frames)
-        found["frames with a picture"] += len(pictured)
-        found["frames with landmarks"] += sum(frame in points for frame in pictured)
-        broken += try_pictures(recording, pictured, points)
-        if not len(recording.frames):
-            broken.append(f"{recording.source} labels no frame")
+        found.update(_count(recording, frames, broken))
         splits.add(recording.split)
     subjects = sorted(subject for subject, count in listed["all"].items() if count)
     report = CheckReport(corpus.name, str(root))
@@ -65,6 +57,21 @@ def check_frames(corpus: AUCorpus, root: Path, folds_file: str | Path | None = N
     report.has = _abilities(corpus, report, splits, listed, subjects, folds_file)
     report.rows = judge_rows(corpus, report)
     return report
+
+
+def _count(recording: Recording, frames: list[int], broken: list[str]) -> dict[str, int]:
+    """Numbers of labelled frames of a recording, with pictures and landmarks; problems go to `broken`."""
+    points = recording.landmarks(broken)
+    pictured = [frame for frame in frames if frame in recording.pictures]
+    broken += try_pictures(recording, pictured, points)
+    if not len(recording.frames):
+        broken.append(f"{recording.source} labels no frame")
+    return {
+        "recordings": 1,
+        "labelled frames": len(frames),
+        "frames with a picture": len(pictured),
+        "frames with landmarks": sum(frame in points for frame in pictured),
+    }
 
 
 def judge_rows(corpus: Corpus, report: CheckReport) -> list[dict[str, Any]]:
