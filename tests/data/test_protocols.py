@@ -76,8 +76,9 @@ def test_rows_follow_their_people():
         split_rows("disfa", subjects, [""] * 4)
 
 
-def test_official_splits_are_those_that_have_rows():
+def test_official_splits_are_those_that_have_rows(caplog):
     splits = split_rows("aff_wild2", list("abc"), ["validation", "", "train"])
+    assert "1 of 3 rows name no split" in caplog.text
     assert {name: rows.tolist() for name, rows in splits.items()} == {"train": [2], "validation": [0]}
 
 
@@ -98,6 +99,15 @@ def test_folds_from_files(tmp_path):
         read_folds("casme2", tmp_path / "i.csv")
     with pytest.raises(ValueError, match="are not published"):
         get_protocol("casme2")
+
+
+def test_subjects_of_yaml_folds_are_texts(tmp_path):
+    (tmp_path / "f.yaml").write_text("1: [001, 1e3]\n2:\n- no\n- 010\n", encoding="utf-8-sig")
+    assert read_folds("casme2", tmp_path / "f.yaml").groups == {"1": ("001", "1e3"), "2": ("no", "010")}
+    for text in ("- a\n- b\n", "1: [a]\n2:\n", "1: a\n2: b\n", "a"):
+        (tmp_path / "f.yaml").write_text(text)
+        with pytest.raises(ValueError, match="f.yaml must map each fold to a list of subjects"):
+            read_folds("casme2", tmp_path / "f.yaml")
 
 
 @pytest.mark.parametrize(("rate", "count"), [*zip(SAMPLING_RATES, (9666, 967, 484, 97), strict=True)])

@@ -163,7 +163,12 @@ def read_folds(corpus: str, path: Path) -> Protocol:
     """Folds from a CSV (subject, fold) or YAML ({fold: [subjects]}) file."""
     groups: dict[str, list[str]] = {}
     if path.suffix.lower() in (".yaml", ".yml"):
-        groups = {str(fold): list(map(str, people)) for fold, people in (_read_yaml(path) or {}).items()}
+        # Texts only: as numbers, people such as 001 would become 1.
+        groups = yaml.load(path.read_text(encoding="utf-8-sig"), yaml.BaseLoader) or {}
+        if not isinstance(groups, dict) or not all(isinstance(people, list) for people in groups.values()):
+            raise ValueError(
+                f"{path} must map each fold to a list of subjects, such as 'part1: [F001, M002]'."
+            )
     else:
         with path.open(newline="", encoding="utf-8-sig") as file:
             for row in csv.DictReader(file):
