@@ -135,6 +135,7 @@ def test_the_same_people_are_held_out_whatever_the_order():
     held = hold_out(people, 0.15)
     assert len(held) == 3 and held == hold_out(people[::-1] * 2, 0.15)
     assert len(hold_out(["a", "b"], 0.99)) == 1
+    assert len(hold_out(map(str, range(100)), 0.07)) == 7  # although 0.07 * 100 is a little more
     with pytest.raises(ValueError, match="cannot hold out"):
         hold_out(["a"], 0.5)
 

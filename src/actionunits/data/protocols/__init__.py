@@ -267,7 +267,8 @@ def hold_out(people: Iterable[str], share: float) -> frozenset[str]:
     names = sorted(set(people), key=lambda name: hashlib.sha256(name.encode()).digest())
     if not 0 < share < 1 or len(names) < 2:
         raise ValueError(f"cannot hold out {share} of {len(names)} subjects.")
-    return frozenset(names[: min(max(1, math.ceil(share * len(names))), len(names) - 1)])
+    wanted = max(1, math.ceil(round(share * len(names), 6)))
+    return frozenset(names[: min(wanted, len(names) - 1)])
 
 
 def equidistant(count: int, rate: float) -> np.ndarray:
