@@ -184,7 +184,7 @@ def cut(
 
 
 def _turns(angle: Tensor, flip: Tensor, stretch: float) -> Tensor:
-    """Rotations and reflections, then random linear maps close to the identity, (B, 2, 2)."""
+    """Crop to picture, (B, 2, 2): turned by `angle` [radians], mirrored if `flip`, stretched at random."""
     count, device = len(angle), angle.device
     cos, sin = angle.cos(), angle.sin()
     turn = torch.stack([cos, -sin, sin, cos], 1).view(-1, 2, 2)

@@ -255,7 +255,7 @@ class NetworkTraining:
             self._save_network(self._best)
 
     def _scores(self, faces: AlignedFaces) -> np.ndarray:
-        """Scores of faces, or of the clips they form, from all processes."""
+        """Probabilities (N, m) of the faces, by clips where the network is trained on clips."""
         collate = collator(self.recipe, scheme=faces.scheme, places=self._places)
         clip_length, batch_size = self.recipe.clips.length, self.recipe.eval_batch_size
         if clip_length > 1:

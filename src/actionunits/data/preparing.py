@@ -322,7 +322,7 @@ def _check_arguments(corpus: Corpus, root: Path, folder: Path, alignment: str, l
         raise ValueError(f"landmarks is one of {list(LANDMARKS)}, not {landmarks!r}.")
     if root.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise ValueError(f"{folder} lies in the corpus' own folder {root}; prepare into another one.")
-    file_system(folder)
+    file_system(folder)  # raises if the result could not be opened
 
 
 def _as_faces(rows: Any, manifest: dict[str, Any]) -> AlignedFaces:

@@ -112,7 +112,8 @@ def file_system(place: str | Path) -> tuple[Any, str]:
     """
     if "://" not in str(place) and "::" in str(Path(place).absolute()):
         raise ValueError(
-            f"{place} is in a folder with '::' in its name, as a chain of URLs; rename the folder."
+            f"{place} is in a folder with '::' in its name, which would be read as a chain of URLs; "
+            "rename the folder."
         )
     return url_to_fs(str(place))
 

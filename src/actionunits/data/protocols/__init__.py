@@ -160,7 +160,11 @@ def get_protocol(corpus: str, folds_file: str | Path | None = None) -> Protocol:
 
 
 def read_folds(corpus: str, path: Path) -> Protocol:
-    """Folds from a CSV (subject, fold) or YAML ({fold: [subjects]}) file."""
+    """Folds from a CSV (subject, fold) or YAML ({fold: [subjects]}) file.
+
+    Raises:
+        ValueError: The file has another form or fewer than two folds, or a subject is in two folds.
+    """
     groups: dict[str, list[str]] = {}
     if path.suffix.lower() in (".yaml", ".yml"):
         # Texts only: as numbers, people such as 001 would become 1.
