@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather, send_to_device, set_seed
+from accelerate.utils import DistributedType, gather, send_to_device, set_seed
 from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import update_bn
@@ -103,7 +103,8 @@ class NetworkTraining:
             is_folder = "/" in network.backbone_from
             inner = self.folder.parent / network.backbone_from / "model"
             start_from(model, Path(network.backbone_from) if is_folder else inner)
-        model = model.to(memory_format=torch.channels_last)
+        if self.accelerator.distributed_type is not DistributedType.FSDP:  # which refuses this order
+            model = model.to(memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(
             parameter_groups(model, self.recipe.weight_decay), lr=self.recipe.learning_rate
         )

@@ -24,6 +24,10 @@ class CheckpointedPreTrainedModel(PreTrainedModel):
 
     supports_gradient_checkpointing = True
 
+    def get_input_embeddings(self) -> None:  # type: ignore[override]
+        """None: no model embeds tokens. Accelerate asks when it shards a model."""
+        return None
+
     def _set_gradient_checkpointing(
         self,
         enable: bool = True,

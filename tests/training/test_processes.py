@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.slow
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 CONFIGS = ROOT / "training" / "accelerate"
+LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
 # Nothing in it depends on who computes it: no batch normalisation, no dropout, no augmentation.
 AUFORMER = {
     "backbone_config": {
@@ -77,42 +79,69 @@ def figures(report: dict) -> dict[str, float]:
     return {name: value for name, value in report["at_half"]["mean"].items() if name != "f1_interval"}
 
 
-def test_two_machines_train_as_one_process_does(train, odd_corpus, tmp_path):
-    """The recipe for two nodes, as its file says: two commands, which meet at an address."""
-    recipe = write_recipe(tmp_path / "recipe.yaml", SAME_FOR_ALL)
-    one, two = tmp_path / "one", tmp_path / "two"
-    arguments = ["training/train.py", "--recipe", recipe, "--data", odd_corpus, "--output"]
-    meeting = ["--main_process_ip", "127.0.0.1", "--main_process_port", free_port()]
-    launcher = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        CONFIGS / "two_nodes.yaml",
-    ]
-    machines = []
-    for rank in range(2):
-        command = [*launcher, *meeting, "--machine_rank", rank, *arguments, two]
-        machines.append(subprocess.Popen([*map(str, command)], cwd=ROOT, env=ENVIRONMENT))
-    try:
-        train.main([*map(str, arguments[1:]), str(one)])
-        assert [machine.wait(timeout=600) for machine in machines] == [0, 0]
-    finally:
-        for machine in machines:
-            machine.kill()
-
+def assert_trained_alike(one: Path, two: Path) -> None:
+    """One process and two have the same losses and weights."""
     assert json.loads((two / "model" / "run.json").read_text())["processes"] == 2
     weights = [AutoModel.from_pretrained(run / "model").state_dict() for run in (one, two)]
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-5)
     losses = [[e["loss"] for e in events(run, "step")] for run in (one, two)]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def arguments(odd_corpus, tmp_path_factory):
+    recipe = write_recipe(tmp_path_factory.mktemp("recipe") / "recipe.yaml", SAME_FOR_ALL)
+    return ["--recipe", recipe, "--data", odd_corpus, "--output"]
+
+
+@pytest.fixture(scope="module")
+def one(train, arguments, tmp_path_factory):
+    """A run of one process."""
+    output = tmp_path_factory.mktemp("one") / "run"
+    train.main([*map(str, arguments), str(output)])
+    return output
+
+
+def test_two_machines_train_as_one_process_does(one, arguments, tmp_path):
+    """The recipe for two nodes, as its file says: two commands, which meet at an address."""
+    two = tmp_path / "two"
+    meeting = ["--main_process_ip", "127.0.0.1", "--main_process_port", free_port()]
+    machines = []
+    for rank in range(2):
+        command = [*LAUNCHER, CONFIGS / "two_nodes.yaml", *meeting, "--machine_rank", rank]
+        command += ["training/train.py", *arguments, two]
+        machines.append(subprocess.Popen([*map(str, command)], cwd=ROOT, env=ENVIRONMENT))
+    try:
+        assert [machine.wait(timeout=600) for machine in machines] == [0, 0]
+    finally:
+        for machine in machines:
+            machine.kill()
+
+    assert_trained_alike(one, two)
     for split, pictures in (("validation", 7), ("test", 5)):
         reports = [json.loads((run / f"metrics-{split}.json").read_text()) for run in (one, two)]
         assert [report["pictures"] for report in reports] == [pictures] * 2
         assert figures(reports[1]) == pytest.approx(figures(reports[0]), abs=1e-4)
     validated = [events(run, "epoch")[-1]["validation"]["mean"] for run in (one, two)]
     assert validated[1] == pytest.approx(validated[0], abs=1e-4)
+
+
+def test_sharded_networks_train_as_whole_ones_do_and_resume(one, arguments, tmp_path):
+    two = tmp_path / "two"
+    command = [*LAUNCHER, CONFIGS / "fsdp.yaml", "--main_process_port", free_port()]
+    command = [*map(str, command), "tests/training/sharded_run.py", *map(str, arguments), str(two)]
+    subprocess.run(command, check=True, cwd=ROOT, env=ENVIRONMENT)
+    checkpoints = sorted((two / "auformer" / "checkpoints").iterdir())
+    assert all((folder / "pytorch_model_fsdp.bin").is_file() for folder in checkpoints)
+    assert_trained_alike(one, two)
+
+    for folder in (two / "model", two / "auformer" / "model", checkpoints[-1]):
+        shutil.rmtree(folder)
+    subprocess.run(command, check=True, cwd=ROOT, env=ENVIRONMENT)
+    assert events(two, "resumed")[0]["step"] == 4
+    losses = [[event["loss"] for event in events(run, "step")] for run in (one, two)]
+    assert losses[1][6:] == pytest.approx(losses[0][4:])
 
 
 def test_state_by_the_epoch_is_that_of_all_processes(train, odd_corpus, tmp_path):
