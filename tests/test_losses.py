@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from actionunits.action_units import UNKNOWN
-from actionunits.losses import occurrence_weights, weighted_au_loss
+from actionunits.losses import attention_kl_loss, occurrence_weights, weighted_au_loss
 
 
 def naive_loss(logits, labels, w, v):
@@ -166,3 +166,39 @@ def test_weights_of_bp4d():
 def test_rates_that_give_no_weight_are_refused(rate):
     with pytest.raises(ValueError, match="between 0 and 1, exclusively"):
         occurrence_weights([0.5, rate])
+
+
+# The attention loss of AC2D.
+
+
+@pytest.mark.parametrize(
+    "labels", [[[1, 0], [0, 1]], [[1, UNKNOWN], [0, 1]], [[UNKNOWN, UNKNOWN], [UNKNOWN, 0]]], ids=str
+)
+def test_attention_loss_is_eq_7_over_known_labels(labels):
+    generator = torch.Generator().manual_seed(0)
+    predicted, target = torch.rand(2, 2, 2, 5, generator=generator, dtype=torch.double)
+    predicted, target = (x / x.sum(-1, keepdim=True) for x in (predicted, target))
+    target[..., 0, :] = torch.tensor([0.0, 0.5, 0.5, 0.0, 0.0])  # 0 log 0 is 0
+    terms = [
+        sum(
+            t * math.log(t / a)
+            for t, a in zip(target[i, j].tolist(), predicted[i, j].tolist(), strict=True)
+            if t
+        )
+        for i in range(2)
+        for j in range(2)
+        if labels[i][j] != UNKNOWN
+    ]
+    loss = attention_kl_loss(predicted.log(), target, torch.tensor(labels))
+    assert loss.item() == pytest.approx(sum(terms) / len(terms) / 5)
+
+
+def test_attention_loss_is_least_where_the_attention_is_the_predefined_one():
+    target = torch.tensor([0.1, 0.2, 0.7], dtype=torch.double).expand(2, 1, 3)
+    scores = target.log().clone().requires_grad_()
+    loss = attention_kl_loss(scores.log_softmax(-1), target, torch.ones(2, 1))
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-12)
+    torch.testing.assert_close(scores.grad, torch.zeros_like(scores))
+    assert attention_kl_loss(target.flip(-1).log(), target, torch.ones(2, 1)) > 0.1
+    assert attention_kl_loss(target.flip(-1).log(), target, torch.full((2, 1), UNKNOWN)) == 0

@@ -22,6 +22,7 @@ LOSSES = [
     weighted_asymmetric_loss,
     weighted_dice_loss,
     lambda *a, **k: mdwa_loss(*a, margin=0.1, **k),
+    lambda *a, **k: mdwa_loss(*a, gamma=0.5, **k),
 ]
 
 
@@ -107,6 +108,10 @@ def test_dice_is_equation_8(batch):
     p, y = torch.sigmoid(logits), labels
     expected = (1 - (2 * y * p + 1) / (y**2 + p**2 + 1)).mean()
     torch.testing.assert_close(weighted_dice_loss(logits, labels), expected)
+    soft = 1 - (2 * 0.3 * p + 0.5) / (0.3**2 + p**2 + 0.5)
+    omega = torch.tensor([2.0, 1.0, 1.0, 0.5, 0.5], dtype=torch.float64)
+    actual = weighted_dice_loss(logits, torch.full((6, 5), 0.3), omega, smoothing=0.5)
+    torch.testing.assert_close(actual, (omega / 5 * soft).sum(1).mean(), rtol=1e-6, atol=0)
     perfect = torch.where(labels == 1, 50.0, -50.0)
     assert weighted_dice_loss(perfect, labels) < 1e-6
     assert weighted_dice_loss(-perfect, labels) == pytest.approx(0.5)  # 1 - 1 / 2
