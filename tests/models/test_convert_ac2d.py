@@ -120,6 +120,14 @@ def test_another_number_of_action_units_is_refused(small):
         convert(make_snapshot(reference), config)
 
 
+@pytest.mark.parametrize("rows", [7, 12])
+def test_another_number_of_prototypes_is_refused(small, rows):
+    reference, config = small
+    keys = torch.randn(rows, 8)
+    with pytest.raises(ValueError, match=f"K_data of the snapshot has {rows} rows for 8 action units"):
+        convert(make_snapshot(reference) | {"K_data": keys, "V_data": keys}, config)
+
+
 def test_another_shape_is_refused(small):
     reference, config = small
     snapshot = make_snapshot(reference)

@@ -93,7 +93,7 @@ def convert(snapshot: Mapping[str, Any], config: Ac2dConfig) -> Ac2dForAUDetecti
     Raises:
         ValueError: Keys are missing or unexpected, or shapes differ from the configuration's.
     """
-    state = snapshot.get("model", snapshot)
+    state, labels = snapshot.get("model", snapshot), module_names(config)
     settings: dict[str, Any] = {"deconfounding": "dynamic"}
     tensors: dict[str, Tensor] = {}
     if state is snapshot:
@@ -101,13 +101,15 @@ def convert(snapshot: Mapping[str, Any], config: Ac2dConfig) -> Ac2dForAUDetecti
     else:
         _check_same("entries", expected={"model", "K_data", "V_data", "P_data"}, found=set(snapshot))
         settings["prototype_value"], values, count = _prototype(snapshot)
-        for label, value in zip(module_names(config), values, strict=False):
+        for label, value in zip(labels, values, strict=False):
             prefix = f"branches.{label}.intervention"
             tensors |= {f"{prefix}.prototype": value[None], f"{prefix}.prototype_count": count}
     model = Ac2dForAUDetection(Ac2dConfig(**{**config.to_diff_dict(), **settings}))
     ours = model.state_dict()
     names = {name: authors_name(name, config) for name in ours if not name.endswith(PROTOTYPES)}
     _check_same("keys", expected=set(names.values()), found=set(state))
+    if state is not snapshot and len(values) != len(labels):
+        raise ValueError(f"K_data of the snapshot has {len(values)} rows for {len(labels)} action units.")
     tensors |= {name: torch.as_tensor(state[theirs]) for name, theirs in names.items()}
     for name, tensor in tensors.items():
         if tensor.shape != ours[name].shape:
