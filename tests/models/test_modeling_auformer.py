@@ -13,7 +13,7 @@ from actionunits.models.auformer import AUFormerConfig, AUFormerForAUDetection, 
 from actionunits.models.auformer import modeling_auformer as auformer
 from actionunits.models.auformer.configuration_auformer import ABLATIONS, CHOICES
 from actionunits.models.auformer.modeling_auformer import resize_positions, sine_cosine_positions
-from references.auformer import ExpertsAlone, FastContextExpert, PlainAUFormer, PlainExpert
+from references.auformer import ExpertsAlone, FastContextExpert, PlainAUFormer, PlainExpert, expert_pairs
 
 from .test_modeling_common import AUS, AUModelTester
 
@@ -305,6 +305,83 @@ def test_adapter_modules_by_their_papers():
     prompted.set_attn_implementation("eager")
     attentions = prompted(inputs, output_attentions=True).attentions
     assert [matrix.shape[-1] for matrix in attentions] == [1 + 3 + 16] * 2
+
+
+def with_hooks(model):
+    """The vision transformer of a model, plain, with its adapters as hooks around the layers."""
+    vit, config = copy.deepcopy(model.vit), model.config
+    for i, layer in enumerate(vit.layers):
+        if model.prompts is not None and i < len(model.prompts.tokens):
+            layer.register_forward_pre_hook(prompting(model.prompts.tokens[i], is_first=i == 0))
+        for half, part in enumerate((layer.attention, layer.mlp)):
+            if config.adaptation == "adapter":
+                part.register_forward_hook(
+                    adding(lambda x, y, a=model.blocks[i].adapters[half]: a.up(F.gelu(a.down(y))))
+                )
+            elif model.experts is not None:  # of one line, which hands nothing on
+                is_moke = config.adaptation == "moke"
+                expert = PlainExpert(16, *((4, [1, 3, 5], 3) if is_moke else (8, [], 0))).to(model.dtype)
+                places = {name: p[2 * i + half] for name, p in model.experts["all"].named_parameters()}
+                for target, source in expert_pairs(expert, places):
+                    target.data.copy_(source.view_as(target))
+                part.register_forward_hook(adding(lambda x, y, e=expert: e(x)))
+    return vit
+
+
+def prompting(prompts, is_first):
+    def hook(layer, args):
+        cls, patches = args[0][:, :1], args[0][:, 1 if is_first else 1 + len(prompts) :]
+        return (torch.cat([cls, prompts.expand(len(cls), -1, -1), patches], dim=1), *args[1:])
+
+    return hook
+
+
+def adding(term):
+    """A hook that adds a function of input and output to the output; the attention returns a tuple."""
+
+    def hook(layer, args, output):
+        if isinstance(output, tuple):
+            return (output[0] + term(args[0], output[0]), *output[1:])
+        return output + term(args[0], output)
+
+    return hook
+
+
+@pytest.mark.parametrize("adaptation", ["convpass", "adapter", "vpt", "vpt-shallow", "heads", "alone"])
+def test_adaptations_equal_a_vision_transformer_with_hooks(adaptation):
+    """Logits, the head's answers at the patches, and the maps before the first and after each block."""
+    model = make_model(**ADAPTATIONS[adaptation]).double()
+    inputs, _ = make_inputs(model, torch.float64)
+    output = model(inputs, output_au_attentions=True, output_hidden_states=True)
+    vit = with_hooks(model)(inputs, output_hidden_states=True)
+    close = {"rtol": 1e-9, "atol": 1e-9}
+    torch.testing.assert_close(output.logits, model.classifier(vit.last_hidden_state[:, 0]), **close)
+    answers = torch.sigmoid(model.classifier(vit.last_hidden_state[:, -16:])).mT
+    torch.testing.assert_close(output.au_attentions.flatten(2), answers, **close)
+    maps = [state[:, -16:].mT.unflatten(-1, (4, 4)) for state in vit.hidden_states]
+    torch.testing.assert_close(list(output.hidden_states), maps, **close)
+
+
+def test_initial_weights_are_xaviers():
+    """As drawn for the layers of naive experts; prompts as for a linear layer on patches, VPT's choice."""
+    torch.manual_seed(0)
+    values = {"aus": AUS, "backbone_config": BACKBONE | {"num_hidden_layers": 12}}
+    line = AUFormerForAUDetection(AUFormerConfig(**values)).experts["AU1"]
+    expert = PlainExpert(16, 4, [1, 3, 5], 3)
+    generations = [
+        expert_pairs(expert, {name: p[g] for name, p in line.named_parameters()}) for g in range(24)
+    ]
+    for pairs in zip(*generations, strict=True):
+        layer, drawn = pairs[0][0], torch.stack([place for _, place in pairs])
+        if layer.ndim == 1 or layer is expert.up.weight:
+            assert not drawn.any()
+            continue
+        expected = torch.stack([torch.nn.init.xavier_uniform_(layer.detach().clone()) for _ in pairs])
+        assert drawn.abs().max().item() == pytest.approx(expected.abs().max().item(), rel=0.02)
+    prompts = AUFormerForAUDetection(AUFormerConfig(adaptation="vpt", **values)).prompts.tokens
+    expected = torch.nn.init.xavier_uniform_(torch.empty(16, 3 * 8 * 8))
+    assert prompts.abs().max().item() == pytest.approx(expected.abs().max().item(), rel=0.02)
+    assert abs(prompts.mean()) < 0.1 * prompts.abs().max()
 
 
 # The paper's sizes.
