@@ -122,6 +122,11 @@ def test_no_config_makes_another_trunk():
     assert config.map_sizes == [88, 44, 22]
     flat = [rate for stage in config.drop_path_rates for rate in stage]
     assert flat == pytest.approx(torch.linspace(0, 0.1, 10).tolist())
+    with torch.device("meta"):
+        model = Ac2dForAUDetection(config)
+    for branch in model.branches.values():
+        blocks = [*model.trunk.stage1, *model.trunk.stage2, *branch.blocks]
+        assert [block.drop_path.rate for block in blocks] == flat
 
 
 # The plain implementation with the same weights.
@@ -229,6 +234,22 @@ def test_evidence_sums_to_the_logit_up_to_a_constant():
         constant = output.logits - output.au_evidence.sum((2, 3))
         torch.testing.assert_close(constant, constant[:1].expand(3, -1), rtol=1e-4, atol=1e-5)
         assert output.logits.std(0).min() > 1e-4
+
+
+def test_evidence_is_what_a_place_adds_to_the_logit():
+    """By its derivative with respect to a factor of each token after the last normalisation."""
+    model, inputs, _ = make()
+    factors = {}
+
+    def weigh(norm, args, tokens):
+        factors[norm] = torch.ones(tokens.shape[:2], requires_grad=True)
+        return tokens * factors[norm][..., None]
+
+    for branch in model.branches.values():
+        branch.norm.register_forward_hook(weigh)
+    output = model(**inputs, output_au_attentions=True)
+    shares = torch.autograd.grad(output.logits.sum(), list(factors.values()))
+    torch.testing.assert_close(output.au_evidence, torch.stack(shares, 1).view(3, 4, 4, 4))
 
 
 # Attention that is summed up and never whole.
@@ -426,6 +447,9 @@ def test_unknown_labels_leave_the_centres_to_the_loss_of_the_trunk():
         ({"image_size": 180}, "multiple of 8"),
         ({"depths": [1, 6, 1]}, "needs two blocks"),
         ({"attention_sigma": 0.0}, "attention_sigma=0.0 must be above 0"),
+        ({"constraint_weight": -1.0}, "constraint_weight=-1.0 not below 0"),
+        ({"drop_path_rate": 1.0}, r"drop_path_rate=1.0 in \[0, 1\)"),
+        ({"key_reductions": [4, 2, 3]}, r"key_reductions=\[4, 2, 3\] do not divide"),
         ({"trunk_loss_weight": -1.0}, "trunk_loss_weight=-1.0 must not be negative"),
         ({"intervention_ratio": 8, "deconfounding_start": "second_epoch"}, "intervention_ratio=8"),
         ({"constraint": "all"}, "constraint"),
@@ -784,6 +808,9 @@ def test_drop_path_keeps_the_mean_and_drops_whole_samples():
     assert (dropped.flatten(1).std(1) == 0).all()
     assert dropped.mean() == pytest.approx(1, abs=0.05)
     torch.testing.assert_close(drop.eval()(dropped), dropped)
+    block = ac2d.Ac2dBlock(Ac2dConfig(**TINY), 2, drop_path_rate=1 - 1e-9).train()
+    tokens = torch.randn(2, 16, 8)
+    torch.testing.assert_close(block(tokens, (4, 4))[0], tokens, rtol=0, atol=0)  # both residuals are dropped
 
 
 def test_learns_where_to_look():
