@@ -663,6 +663,13 @@ def test_configurations_that_make_no_sense(fields, message):
         AUFormerConfig(**fields)
 
 
+def test_a_backbone_config_serves_pictures_of_several_sizes():
+    vit = ViTConfig(**BACKBONE)
+    configs = [AUFormerConfig(backbone_config=vit, image_size=size) for size in (48, 64)]
+    assert [config.image_size for config in configs] == [48, 64]
+    assert vit.image_size == 32
+
+
 def test_losses_of_the_ablations():
     model = make_model(margin=0.0, gamma_bounds=[1, 1], dice_loss_weight=0.0, expert_loss_weight=0.0)
     inputs, labels = make_inputs(model)

@@ -4,6 +4,7 @@ Yuan, Yu, Liu, Xie, Yue, Yang: AUFormer: Vision transformers are parameter-effic
 detectors. ECCV 2024. The defaults are the paper's for BP4D; `compact()` gives a small one for CPUs.
 """
 
+import copy
 from typing import Any, Literal, cast
 
 from huggingface_hub.dataclasses import strict
@@ -127,6 +128,7 @@ class AUFormerConfig(AUConfig):
         given = self.backbone_config or {}
         backbone = given if isinstance(given, ViTConfig) else ViTConfig(**given)
         if (image_size := kwargs.pop("image_size", None)) is not None:
+            backbone = copy.deepcopy(backbone)  # the caller's may serve other models
             backbone.image_size = image_size
         self.backbone_config = backbone
         self.mrf_dilations = list(self.mrf_dilations)
