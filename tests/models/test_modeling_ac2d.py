@@ -580,6 +580,12 @@ def test_prototype_is_the_mean_of_the_epochs_features_and_serves_the_next_epoch(
     intervention = model.branches["AU4"].intervention
     assert intervention.prototype_count == 7
     assert intervention.feature_count == 0
+    model.train()
+    expected = features_of(copy.deepcopy(model), batches[0]).mean(0)  # of the second epoch alone
+    model(**batches[0])
+    model.end_of_epoch()
+    torch.testing.assert_close(model.prototypes, expected)
+    assert intervention.prototype_count == 2
 
 
 def test_static_prototypes_are_of_the_weights_at_the_epochs_end():
