@@ -236,10 +236,13 @@ def test_evidence_sums_to_the_logit_up_to_a_constant():
         assert output.logits.std(0).min() > 1e-4
 
 
-def test_evidence_is_what_a_place_adds_to_the_logit():
+@pytest.mark.parametrize("values", [{}, {"key_reductions": [4, 2, 2]}, {"deconfounding": "shared"}], ids=str)
+@pytest.mark.parametrize("start", ["immediately", "second_epoch"])
+def test_evidence_is_what_a_place_adds_to_the_logit(values, start):
     """By its derivative with respect to a factor of each token after the last normalisation."""
-    model, inputs, _ = make()
-    factors = {}
+    # in its first epoch, with weights that count
+    model = make_fresh(deconfounding_start=start, initializer_range=0.5, **values).eval()
+    inputs, factors = TestAc2d().make_inputs(model.config), {}
 
     def weigh(norm, args, tokens):
         factors[norm] = torch.ones(tokens.shape[:2], requires_grad=True)
