@@ -143,6 +143,10 @@ def test_extract_writes_the_listed_faces_of_ms_celeb(tmp_path, capsys):
     assert "corpus extract ms_celeb" in capsys.readouterr().out
     assert main(["corpus", "extract", "ms_celeb", str(tmp_path)]) == 0
     assert {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.jpg")} == files
+    for end in ("m.09\t1\n", lines[0][:-3] + "\n"):  # as an interrupted copy ends
+        (tmp_path / "FaceImageCroppedWithAlignment.tsv").write_text(f"{lines[1]}\n{end}")
+        assert main(["corpus", "extract", "ms_celeb", str(tmp_path)]) == 1
+        assert "Alignment.tsv, line 2, is incomplete" in capsys.readouterr().err
 
 
 def test_extract_leaves_out_broken_videos_and_names_them(tmp_path, capsys):

@@ -217,6 +217,8 @@ def test_casme2_samples_are_apex_frames(load):
         ("12A+ AU1", [1, 0, 0, 0, 1, 0]),
         ("4?", [0, 0, UNKNOWN, 0, 0, 0]),
         ("4 or 7+2", [0, 1, UNKNOWN, UNKNOWN, 0, 0]),
+        ("L12?+R12", [0, 0, 0, 0, 1, 0]),
+        ("L12+R12?", [0, 0, 0, 0, 1, 0]),  # one side is certain
         ("25", [0, 0, 0, 0, 0, 0]),
         ("?", [UNKNOWN] * 6),
         ("  ", [UNKNOWN] * 6),
@@ -247,6 +249,10 @@ def test_au_columns_are_known_by_many_names(tmp_path):
     assert frames.tolist() == [7] and codes.tolist() == [[9, 1, 0]]
     with pytest.raises(ValueError, match=r"no column of the action units \[4\]"):
         read_au_table(tmp_path / "a.csv", [4])
+    (tmp_path / "a.csv").write_text("frame,AU12_c,AU12_r,AU1\n7,1,3,0\n")  # occurrence and intensity
+    assert read_au_table(tmp_path / "a.csv", [1])[1].tolist() == [[0]]
+    with pytest.raises(ValueError, match=r"several columns of the action units \[12\]"):
+        read_au_table(tmp_path / "a.csv", [1, 12])
 
 
 @pytest.mark.parametrize(
@@ -403,6 +409,17 @@ def test_pictures_that_come_later_are_seen(load, own):
     assert len(load("disfa", root=root)) == 40
     (root / "SN001-later").rename(root / "Frames" / "SN001")
     assert len(load("disfa", root=root)) == 48
+    root = own("fec")
+    (root / "images" / "train0_1_b.jpg").rename(root / "later.jpg")
+    assert len(load("fec", root=root, split="train")) == 5
+    (root / "later.jpg").rename(root / "images" / "train0_1_b.jpg")
+    assert len(load("fec", root=root, split="train")) == 6
+    root = own("ms_celeb")
+    faces = root / "FaceImageCroppedWithAlignment"
+    faces.rename(root / "not-yet")
+    assert len(load("ms_celeb", root=root)) == 24
+    (root / "not-yet").rename(faces)
+    assert load("ms_celeb", root=root)[0]["image"].size == (112, 112)
 
 
 def test_pictures_behind_links_lists_and_corrected_points_are_seen(load, own, tmp_path):
@@ -439,10 +456,18 @@ def test_a_disc_without_its_pictures_says_so(load, own):
         load("disfa", root=root)
 
 
-def test_pictures_of_other_systems_are_no_pictures(tmp_path):
+def test_pictures_and_points_of_other_systems_are_none(own, tmp_path):
     for name in ("1.jpg", "._1.jpg"):
         (tmp_path / name).touch()
     assert index_pictures(tmp_path) == {1: tmp_path / "1.jpg"}
+    for name, file in (
+        ("disfa", "Landmark_Points/SN001/tmp_frame_lm/._SN001_0003_lm.mat"),
+        ("fec", "images/._train0_0_b.jpg"),
+    ):
+        root = own(name)
+        before = CORPORA[name].check(root)
+        (root / file).write_bytes(b"\x00\x05\x16\x07Mac OS X")
+        assert CORPORA[name].check(root) == before
 
 
 def test_fec_rows_are_triplets(load):
@@ -462,6 +487,15 @@ def test_ms_celeb_rows_are_those_of_the_list(load):
     rows = load("ms_celeb")
     assert len(rows) == 24 and sorted(set(rows["label"][:])) == [0, 1, 2, 3]
     assert (rows[7]["subject"], rows[7]["label"]) == ("m.011abc", 1)
+
+
+@pytest.mark.parametrize("line", ["m.010abc/1-FaceId-0.jpg", "m.010abc/1-FaceId-0.jpg one", "7"])
+def test_lines_without_person_or_picture_are_refused(own, line):
+    root = own("ms_celeb")
+    table = root / "MS-Celeb-1M_clean_list.txt"
+    table.write_text(f"m.010abc/0-FaceId-0.jpg 0\n\n{line}\n")
+    with pytest.raises(ValueError, match=rf"clean_list\.txt, line 3: '{line}' is no 'PATH NUMBER'"):
+        CORPORA["ms_celeb"].check(root)
 
 
 def test_folds_validation_people_and_samples(load):
@@ -593,11 +627,14 @@ def test_unknown_names_are_answered_with_the_known_ones():
 def test_a_broken_file_of_points_costs_its_points_alone(name, file, lost, own, load, caplog):
     root = own(name)
     whole = root / file
+    content = whole.read_bytes()
     whole.write_bytes(b"half a file" * 9)
     rows = load(name, root=root, split="full")
     assert sum(not row["landmarks"] for row in rows) == lost and file.split("/")[-1] in caplog.text
     report = CORPORA[name].check(root)
     assert any(file in problem for problem in report.problems) and report.usable
+    whole.write_bytes(content)  # copied again
+    assert all(load(name, root=root, split="full")["landmarks"][:])
     whole.unlink()
     without = load(name, root=root, split="full")
     assert rows["frame"][:] == without["frame"][:] and rows["occurrence"][:] == without["occurrence"][:]
@@ -714,6 +751,23 @@ def test_points_of_another_shape_are_left_out_and_named(points, own, load, caplo
     rows = load("disfa", root=root, split="full")
     assert sum(not row["landmarks"] for row in rows) == 1 and "SN001_0000_lm.mat" in caplog.text
     assert any(file in problem for problem in CORPORA["disfa"].check(root).problems)
+
+
+def test_frames_that_the_tracker_lost_have_no_points(own, load):
+    root = own("gft")
+    table = root / "landmarks" / "001A.csv"
+    header, *lines = table.read_text().splitlines()
+    lines[2] = "3" + "," * lines[2].count(",")  # as pandas writes NaN
+    lines[4] = lines[4].rsplit(",", 1)[0] + ",nan"
+    table.write_text("\n".join([header, *lines]))
+    rows = load("gft", root=root, split="train").filter(lambda row: row["subject"] == "001A")
+    assert {row["frame"]: len(row["landmarks"]) for row in rows} == {2: 49, 3: 0, 4: 49, 5: 0, 6: 49}
+    assert CORPORA["gft"].check(root).problems == ["2 of 25 frames with a picture have no landmarks"]
+    root = own("disfa")
+    points = root / "Landmark_Points" / "SN001" / "tmp_frame_lm" / "SN001_0002_lm.mat"
+    savemat(str(points), {"pts": np.full((66, 2), np.nan)})
+    lost = load("disfa", root=root).filter(lambda row: not row["landmarks"])
+    assert [(row["subject"], row["frame"]) for row in lost] == [("SN001", 3)]
 
 
 @pytest.mark.parametrize("frame", [np.nan, np.inf, np.zeros(0)])

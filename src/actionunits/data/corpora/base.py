@@ -128,15 +128,25 @@ class CheckReport:
         return asdict(self)
 
 
-def _folders(root: Path) -> Iterator[str]:
-    """A folder and all folders below it, following links, each once."""
+def _folders_and_points(root: Path) -> Iterator[str]:
+    """A folder, all folders below it, following links, each once, and the MATLAB files in them."""
     seen: set[str] = set()
-    for folder, inner, _ in os.walk(root, followlinks=True):
+    for folder, inner, files in os.walk(root, followlinks=True):
         if (real := os.path.realpath(folder)) in seen:
             inner.clear()
             continue
         seen.add(real)
         yield folder
+        yield from (os.path.join(folder, name) for name in files if name.endswith(".mat"))
+
+
+def _version(path: str) -> tuple[str, int, int]:
+    """Name, size and time of a file or folder; zeros if it is a link to nothing."""
+    try:
+        stat = os.stat(path)
+    except FileNotFoundError:
+        return path, 0, 0
+    return path, stat.st_size, stat.st_mtime_ns
 
 
 def _meets(counts: dict[str, Any]) -> bool:
@@ -191,14 +201,18 @@ class Corpus(ABC):
     def label_files(self, root: Path) -> list[Path]:
         """Label files; if one changes, the cached rows are out of date."""
 
+    def picture_folders(self, root: Path) -> list[Path]:
+        """Folders of pictures; if one changes, the cached rows are out of date."""
+        return []
+
     def select(self, root: Path, aus: Sequence[int] | None = None, **options: Any) -> Selection:
         """A selection; by default without action units."""
         return Selection(tuple(check_aus(aus)) if aus is not None else (), **options)
 
     def fingerprint(self, root: Path, frames: str = "all") -> str:
-        """Hash of the names, sizes and times of the label files and of a frame list's file."""
+        """Hash of the names, sizes and times of label files, folders of pictures and a frame list's file."""
         own_list = [Path(frames)] if frames != "all" and Path(frames).is_file() else []
-        files = [*self.label_files(root), *own_list]
+        files = [*self.label_files(root), *self.picture_folders(root), *own_list]
         stats = [(os.path.relpath(p, root), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
         return hashlib.sha256(json.dumps(sorted(stats)).encode()).hexdigest()[:16]
 
@@ -258,12 +272,11 @@ class AUCorpus(Corpus):
         return Features(features | {name: Value("string") for name in self.group_of("F001")})
 
     def fingerprint(self, root: Path, frames: str = "all") -> str:
-        """Hash of labels, frame lists, `landmarks/*.csv`, and folders, which change with their pictures."""
-        lists = find_files(root / "landmarks", "*.csv")
-        lists += [file for glob in self.frame_lists.values() for file in root.glob(glob)]
-        stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in lists]
-        stats += [(folder, 0, Path(folder).stat().st_mtime_ns) for folder in _folders(root)]
-        seen = super().fingerprint(root, frames) + repr(sorted(stats))
+        """Hash of labels, frame lists, landmarks, and folders, which change with their pictures."""
+        files = find_files(root / "landmarks", "*.csv")
+        files += [file for glob in self.frame_lists.values() for file in root.glob(glob)]
+        stats = sorted(map(_version, [*map(str, files), *_folders_and_points(root)]))
+        seen = super().fingerprint(root, frames) + repr(stats)
         return hashlib.sha256(seen.encode()).hexdigest()[:16]
 
     def rows(self, root: Path, selection: Selection) -> Iterator[dict[str, Any]]:

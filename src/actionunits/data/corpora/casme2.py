@@ -138,6 +138,6 @@ def read_units(text: str, aus: Sequence[int]) -> np.ndarray:
                 continue
             if not (unit := _UNIT.fullmatch(name.strip())):
                 raise ValueError(f"{part.strip()!r} is not an action unit")
-            if int(unit[1]) in codes:
-                codes[int(unit[1])] = UNKNOWN if doubtful else 1
+            if (au := int(unit[1])) in codes and codes[au] != 1:  # L12+R12? is certain of one side
+                codes[au] = UNKNOWN if doubtful else 1
     return np.array([codes[au] for au in aus])

@@ -26,7 +26,7 @@ PICTURES = ("Frames", "frames", "Images", "images", "aligned_images", ".")
 MISSING_POINTS = {("SN031", 3631): 3630}
 """(subject, frame) without a landmark file in any copy, and the frame that OpenFace's code takes instead."""
 
-_POINT_FILE = re.compile(r"(?:.*_|l)([0-9]+)_lm\.mat")
+_POINT_FILE = re.compile(r"(?:[^.].*_|l)([0-9]+)_lm\.mat")  # not "._SN001_0000_lm.mat", which macOS adds
 
 
 class Disfa(AUCorpus):
@@ -150,7 +150,7 @@ def _intensities(folder: Path, aus: Sequence[int]) -> tuple[np.ndarray, np.ndarr
 
 
 def _points(root: Path, subject: str, problems: list[str]) -> dict[int, np.ndarray]:
-    """The 66 landmarks by frame; numbers that begin at 0 are shifted by one."""
+    """The 66 landmarks by frame, where they are finite; numbers that begin at 0 are shifted by one."""
     files = {
         int(match[1]): path
         for path in root.glob(f"Landmark_Points/{subject}/*/*_lm.mat")
@@ -166,7 +166,8 @@ def _points(root: Path, subject: str, problems: list[str]) -> dict[int, np.ndarr
         if np.shape(pts) != (66, 2) or np.asarray(pts).dtype.kind not in "fiu":
             problems.append(f"{path} holds `pts` of shape {np.shape(pts)}; 66 points x, y are expected")
             continue
-        points[frame + shift] = np.asarray(pts, np.float64) - 1
+        if np.isfinite(pts).all():
+            points[frame + shift] = np.asarray(pts, np.float64) - 1
     for (person, frame), substitute in MISSING_POINTS.items():
         if person == subject and frame not in points and substitute in points:
             points[frame] = points[substitute]

@@ -71,6 +71,10 @@ FEC/
             if (root / folder / name).is_file()
         ]
 
+    def picture_folders(self, root: Path) -> list[Path]:
+        """The folder of the pictures, if it exists."""
+        return [root / PICTURES] if (root / PICTURES).is_dir() else []
+
     def features(self, selection: Selection) -> Any:
         """Three pictures with a box each, and the raters' choice."""
         from datasets import Features, Image, List, Value
@@ -98,7 +102,12 @@ FEC/
         root = Path(root)
         self.recognize(root)
         report, found = CheckReport(self.name, str(root)), Counter[str]()
-        present = {p.name for p in (root / PICTURES).iterdir()} if (root / PICTURES).is_dir() else set()
+        present = {
+            path.name
+            for folder in self.picture_folders(root)
+            for path in folder.iterdir()
+            if not path.name.startswith(".")  # macOS adds "._a_b.jpg" to "a_b.jpg" on other file systems
+        }
         for path in self.label_files(root):
             for triplet in read_triplets(path, root / PICTURES):
                 complete = all(Path(image).name in present for image in triplet["images"])

@@ -11,7 +11,7 @@ from typing import Any
 from actionunits.data.corpora import tiny
 from actionunits.data.corpora.base import CheckReport, Corpus, Published, Selection
 from actionunits.data.corpora.checking import compare, first_of, judge_rows, try_picture
-from actionunits.data.corpora.reading import first_folder, naming
+from actionunits.data.corpora.reading import naming
 
 LIST = "MS-Celeb-1M_clean_list.txt"
 TABLE = "FaceImageCroppedWithAlignment.tsv"
@@ -54,6 +54,10 @@ MS-Celeb-1M/
         """The cleaned list."""
         return [root / LIST] if (root / LIST).is_file() else []
 
+    def picture_folders(self, root: Path) -> list[Path]:
+        """The folder of the pictures; the corpus' own folder if there is no other."""
+        return [root / name for name in PICTURES if (root / name).is_dir()][:1]
+
     def features(self, selection: Selection) -> Any:
         """Picture, and name and number of the person."""
         from datasets import Features, Image, Value
@@ -64,10 +68,10 @@ MS-Celeb-1M/
 
     def rows(self, root: Path, selection: Selection) -> Iterator[dict[str, Any]]:
         """Pictures of the list as dictionaries; their files need not exist."""
-        folder = first_folder(root, PICTURES)
+        folder = self.picture_folders(root)[0]
         for name, label in read_list(root / LIST):
             yield {
-                "image": str(folder / name),  # type: ignore[operator]
+                "image": str(folder / name),
                 "subject": name.partition("/")[0],
                 "label": label,
                 "split": "",
@@ -82,8 +86,8 @@ MS-Celeb-1M/
             people.add(label)
             pictures += 1
         step = max(1, pictures // LOOKED_FOR)
-        folder = first_folder(root, PICTURES)
-        sample = [folder / name for name, _ in islice(read_list(root / LIST), 0, None, step)]  # type: ignore[operator]
+        folder = self.picture_folders(root)[0]
+        sample = [folder / name for name, _ in islice(read_list(root / LIST), 0, None, step)]
         missing = [f"{path} is missing" for path in sample if not path.is_file()]
         report = CheckReport(self.name, str(root))
         report.found = {
@@ -119,18 +123,24 @@ def read_list(path: Path) -> Iterator[tuple[str, int]]:
     """Path of the picture and number of the person in each line."""
     with naming(path), path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
-            name, _, label = line.strip().rpartition(" ")
-            if not name:
+            if not line.strip():
                 continue
-            try:
-                yield name, int(label)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {line.strip()!r} is no 'PATH NUMBER'.") from error
+            name, _, label = line.strip().rpartition(" ")
+            if not name or not label.isdecimal():
+                raise ValueError(f"{path}, line {number}: {line.strip()!r} is no 'PATH NUMBER'.")
+            yield name, int(label)
 
 
 def read_table(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Path of the picture as in the list, and its encoded bytes, in each line of the distributed table."""
+    """Path of the picture as in the list, and its encoded bytes, in each line of the distributed table.
+
+    Raises:
+        ValueError: A line is incomplete.
+    """
     with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            cells = line.rstrip("\n").split("\t")  # name, rank, address, page, face, rectangle, picture
-            yield f"{cells[0]}/{cells[1]}-{cells[4]}.jpg", base64.b64decode(cells[-1])
+        for number, line in enumerate(file, start=1):
+            try:
+                person, rank, _, _, face, _, *_, picture = line.rstrip("\n").split("\t")
+                yield f"{person}/{rank}-{face}.jpg", base64.b64decode(picture)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}, is incomplete: {error}; copy it again.") from error

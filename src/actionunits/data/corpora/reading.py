@@ -34,7 +34,8 @@ def read_au_table(path: Path, aus: Sequence[int], frame_column: bool = True) -> 
         Frame numbers (n,) and label codes (n, m), int64.
 
     Raises:
-        ValueError: A column is missing or a cell is not a whole number; the message names the file.
+        ValueError: A column is missing or not the only one of its action unit, or a cell is not a whole
+            number; the message names the file.
     """
     with naming(path), path.open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.reader(file))
@@ -45,11 +46,14 @@ def read_au_table(path: Path, aus: Sequence[int], frame_column: bool = True) -> 
     if not rows:
         return np.empty(0, np.int64), np.empty((0, len(aus)), np.int64)
     first = 1 if frame_column else 0
-    columns = {
-        int(match[1]): i
+    named = [
+        (int(match[1]), i)
         for i, name in enumerate(rows[0])
         if i >= first and (match := _AU_COLUMN.fullmatch(name))
-    }
+    ]
+    columns = dict(named)
+    if twice := [au for au, count in Counter(au for au, _ in named).items() if count > 1 and au in aus]:
+        raise ValueError(f"{path} has several columns of the action units {twice}; keep the occurrence's.")
     if missing := [au for au in aus if au not in columns]:
         raise ValueError(f"{path} has no column of the action units {missing}; it has {sorted(columns)}.")
     try:
@@ -135,8 +139,9 @@ def read_landmarks(root: Path, sequence: str, problems: list[str]) -> dict[int, 
     """Landmarks from `landmarks/SEQUENCE.csv`: a header, then frame, x0, y0, x1, y1, ... of every frame.
 
     This is the package's format for corpora without landmarks: pixels of the picture, from the centre of the
-    upper left pixel, in a scheme of `actionunits.landmarks.SCHEMES`. Of an invalid file there are no
-    landmarks; the reason is appended to `problems`.
+    upper left pixel, in a scheme of `actionunits.landmarks.SCHEMES`. A frame with an empty or NaN cell, as
+    trackers write where they find no face, has no landmarks. Of an invalid file there are no landmarks at
+    all; the reason is appended to `problems`.
     """
     name = f"{glob.escape(sequence)}.csv"
     if not (files := find_files(root / "landmarks", name)):
@@ -145,7 +150,7 @@ def read_landmarks(root: Path, sequence: str, problems: list[str]) -> dict[int, 
     try:
         with path.open(encoding="utf-8-sig") as file:
             rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
-        table = np.array([[float(cell) for cell in row] for row in rows[1:]], ndmin=2)
+        table = np.array([[float(cell.strip() or "nan") for cell in row] for row in rows[1:]], ndmin=2)
         frames = [whole(row[0]) for row in rows[1:]]
     except (ValueError, OverflowError, csv.Error) as error:
         problems.append(f"{path} is not a table of points: {error}")
@@ -155,7 +160,11 @@ def read_landmarks(root: Path, sequence: str, problems: list[str]) -> dict[int, 
             f"{path} has {table.shape[1]} columns; frame and x, y of {sorted(_SIZES)} points are known"
         )
         return {}
-    return {frame: row[1:].reshape(-1, 2) for frame, row in zip(frames, table, strict=True)}
+    return {
+        frame: row[1:].reshape(-1, 2)
+        for frame, row in zip(frames, table, strict=True)
+        if np.isfinite(row).all()
+    }
 
 
 def load_mat(path: Path, variable: str, problems: list[str]) -> Any:
