@@ -12,7 +12,7 @@ from toy_corpus import huge_header
 from actionunits.action_units import UNKNOWN
 from actionunits.data.corpora import CORPORA, WrongCorpusError, get_corpus, load_corpus, load_crossing
 from actionunits.data.corpora.casme2 import read_units
-from actionunits.data.corpora.reading import index_pictures, read_au_table, read_frame_list
+from actionunits.data.corpora.reading import index_pictures, read_au_table, read_frame_list, read_landmarks
 from actionunits.data.corpora.xlsx import read_sheet, write_sheet
 
 ON_DISCS = ("bp4d", "bp4d_plus", "disfa", "gft", "aff_wild2", "casme2", "fec", "ms_celeb", "folder")
@@ -192,6 +192,9 @@ def test_official_partitions_are_read_from_the_disc(load, own, caplog):
     assert "does not list ['002C', '003A', '004B']" in caplog.text
     (root / "split.csv").write_text("Subject, Split\n001A , Train\n001B,test\n")
     assert set(load("gft", root=root)["train"]["subject"]) == {"001A"}
+    (root / "split.csv").write_text("subject,split\n001A,train\n001B,test\n001A,test\n")
+    with pytest.raises(ValueError, match="'001A' both in train and in test"):
+        load("gft", root=root)
     (root / "split.csv").write_text("person,split\n001A,train\n")
     with pytest.raises(ValueError, match="subject and split are needed"):
         load("gft", root=root)
@@ -753,6 +756,35 @@ def test_points_of_another_shape_are_left_out_and_named(points, own, load, caplo
     assert any(file in problem for problem in CORPORA["disfa"].check(root).problems)
 
 
+@pytest.mark.parametrize("size", [5, 49, 66, 68, 98, 478])
+def test_points_of_every_scheme_are_read_pair_by_pair(tmp_path, size):
+    (tmp_path / "landmarks").mkdir()
+    numbers = ",".join(str(i) for i in range(2 * size))
+    (tmp_path / "landmarks" / "a[1].csv").write_text(f"\ufeffframe,x0,...\n\n7.0,{numbers}\n", "utf-8")
+    problems = []
+    points = read_landmarks(tmp_path, "a[1]", problems)
+    assert list(points) == [7] and not problems
+    assert points[7].tolist() == [[2 * i, 2 * i + 1] for i in range(size)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        ("1,2,3,4,5,6,7,8,9,10,one", "is not a table of points: could not convert"),
+        ("1,2,3,4,5,6,7,8,9,10,11\n2,3", "is not a table of points"),
+        ("0.5,2,3,4,5,6,7,8,9,10,11", "'0.5' is not a whole number"),
+        ("1,2,3,4,5,6,7,8,9", "has 9 columns; frame and x, y of [5, 49, "),
+        ("1,2,3,4,5,6,7,8,9,10,11,12", "has 12 columns"),
+    ],
+)
+def test_what_is_no_table_of_points_is_named(tmp_path, rows, problem):
+    (tmp_path / "landmarks").mkdir()
+    (tmp_path / "landmarks" / "a.csv").write_text(f"frame,x0,y0\n{rows}\n")
+    problems = []
+    assert read_landmarks(tmp_path, "a", problems) == {}
+    assert len(problems) == 1 and "a.csv" in problems[0] and problem in problems[0]
+
+
 def test_frames_that_the_tracker_lost_have_no_points(own, load):
     root = own("gft")
     table = root / "landmarks" / "001A.csv"
@@ -779,6 +811,23 @@ def test_points_of_no_frame_are_left_out_and_named(frame, own, load, caplog):
     rows = load("bp4d", root=root, split="full").select(range(4))  # of F001, T1
     assert [row["landmarks"] for row in rows] == [[], [[7.0, 7.0]] * 49, [], []]
     assert "F001_T1.mat: entry 1 of `fit` is unreadable" in caplog.text
+
+
+def test_points_of_bp4d_belong_to_the_frame_that_is_named_or_counted(own):
+    root, points, lost = own("bp4d"), np.arange(98.0).reshape(49, 2), np.full((49, 2), np.nan)
+
+    def read(columns, *fits):
+        fit = np.zeros((1, len(fits)), dtype=[(column, object) for column in columns])
+        for i, values in enumerate(fits):
+            fit[0, i] = values
+        savemat(str(root / "2DFeatures" / "F001_T1.mat"), {"fit": fit})
+        return next(CORPORA["bp4d"].recordings(root, [1])).landmarks([])
+
+    named = read(["frame", "pred"], (2441, points), (2442, lost), (2443, np.zeros((0, 2))))
+    assert list(named) == [2441]
+    np.testing.assert_array_equal(named[2441], points - 1)
+    assert list(read(["pred"], (points,), (lost,), (points,))) == [1, 3]
+    assert list(read(["frame", "pred"], (2440, points))) == [2440]  # one frame has no axis of frames
 
 
 def test_a_picture_whose_header_lies_about_its_size_is_a_problem(own):

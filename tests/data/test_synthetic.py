@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pickle
+import shutil
 from io import BytesIO
 from pathlib import Path
 
@@ -129,6 +130,10 @@ def test_what_is_missing_is_named(corpus, tmp_path):
     partial = write_corpus(tmp_path / "partial", (6, 2, 2), shards=2)
     (partial / "train-00000-of-00002.parquet").unlink()
     with pytest.raises(FileNotFoundError, match="has 1 of 2 files of the split 'train'"):
+        load_synthetic(partial, "train")
+    shutil.copy(corpus / "train-00000-of-00002.parquet", partial)
+    shutil.copy(corpus / "train-00000-of-00002.parquet", partial / "train-00000-of-00001.parquet")
+    with pytest.raises(FileNotFoundError, match="two renderings of the split 'train', .*of-00001.*of-00002"):
         load_synthetic(partial, "train")
     bare = tmp_path / "bare"
     bare.mkdir()

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -326,6 +327,8 @@ def test_faces_of_fec_are_cut_out_and_aligned(fec, detector, landmarks, photo, t
     box = (*corner, *(corner + side))
     direct = photo.transform((256, 256), Image.Transform.EXTENT, box, Image.Resampling.BILINEAR)
     assert np.abs(cut - np.asarray(direct.resize((32, 32), Image.Resampling.BOX), float)).mean() < 3
+    shutil.copy(fec[1] / "a_o.jpg", fec[1] / "broken_o.jpg")  # downloaded again
+    assert len(prepare_fec(read_fec(*fec), tmp_path / "prepared", detector)) == 3
 
 
 def test_faces_on_which_no_landmarks_lie_are_left_out(fec, detector, monkeypatch, tmp_path):

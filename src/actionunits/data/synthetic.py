@@ -98,9 +98,18 @@ def split_files(corpus: str | Path, split: str) -> list[Any]:
         raise FileNotFoundError(
             f"{corpus} has no {split}-*-of-*.parquet of the split {split!r}; it holds {found}."
         )
-    expected = int(files[-1].removesuffix(".parquet").rpartition("-")[2])
-    if len(files) != expected:
-        raise FileNotFoundError(f"{corpus} has {len(files)} of {expected} files of the split {split!r}.")
+    names = [path.rpartition("/")[2] for path in files]
+    expected = int(names[-1].removesuffix(".parquet").rpartition("-")[2])
+    of_this_number = [name for name in names if name.endswith(f"-of-{expected:05d}.parquet")]
+    if len(of_this_number) != expected:
+        raise FileNotFoundError(
+            f"{corpus} has {len(of_this_number)} of {expected} files of the split {split!r}."
+        )
+    if len(names) != expected:
+        raise FileNotFoundError(
+            f"{corpus} has files of two renderings of the split {split!r}, {names[0]} and {names[-1]}; "
+            "remove the older ones."
+        )
     return [Path(file) if _is_local(system) else system.unstrip_protocol(file) for file in files]
 
 

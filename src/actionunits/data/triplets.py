@@ -203,7 +203,7 @@ def prepare_fec(
         count=len(table.files),
         aus=(),
         scheme="ibug68",
-        key={"files": list(map(str, table.files)), "boxes": table.boxes.tolist()},
+        key={"files": list(map(_version, table.files)), "boxes": table.boxes.tolist()},
         aligned_size=aligned_size,
     )
     place = np.full(len(table.files), -1)
@@ -271,6 +271,11 @@ def _margin(kind: str, table: str | Path) -> float:
     if kind not in FEC_MARGINS:
         raise ValueError(f"{table}: a triplet of type {kind!r}; known are {', '.join(FEC_MARGINS)}.")
     return FEC_MARGINS[kind]
+
+
+def _version(file: Path) -> list[Any]:
+    """Path, size and time of a photograph, which change when it is downloaded again."""
+    return [str(file), (stat := file.stat()).st_size, stat.st_mtime_ns]
 
 
 def _fec_records(table: FecTable, detector: Any) -> Iterator[dict[str, Any]]:

@@ -139,7 +139,7 @@ def read_split(path: Path) -> dict[str, str]:
     """Splits in lower case by subject, from a table with the columns subject and split.
 
     Raises:
-        ValueError: A column is missing.
+        ValueError: A column is missing, or a subject is in two splits.
     """
     with naming(path), path.open(newline="", encoding="utf-8-sig") as file:
         rows = [[cell.strip() for cell in row] for row in csv.reader(file)]
@@ -147,4 +147,10 @@ def read_split(path: Path) -> dict[str, str]:
     if not {"subject", "split"} <= set(header):
         raise ValueError(f"{path} has the columns {header}; subject and split are needed.")
     subject, split = header.index("subject"), header.index("split")
-    return {row[subject]: row[split].lower() for row in rows[1:] if len(row) > max(subject, split)}
+    splits: dict[str, str] = {}
+    for row in rows[1:]:
+        if len(row) > max(subject, split):
+            name, part = row[subject], row[split].lower()
+            if splits.setdefault(name, part) != part:
+                raise ValueError(f"{path} lists {name!r} both in {splits[name]} and in {part}; keep one.")
+    return splits

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from actionunits.landmarks import SCHEMES
+
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp")
 
 _AU_COLUMN = re.compile(r"\s*(?:AU)?_?0*([0-9]+)(?:_[a-z]+)?\s*", re.IGNORECASE)  # "12", "AU12", "AU02_c"
 _LAST_NUMBER = re.compile(r"([0-9]+)(?=\D*$)")
-_SIZES = {5, 49, 66, 68, 98, 478}
 
 
 def read_au_table(path: Path, aus: Sequence[int], frame_column: bool = True) -> tuple[np.ndarray, np.ndarray]:
@@ -155,10 +156,9 @@ def read_landmarks(root: Path, sequence: str, problems: list[str]) -> dict[int, 
     except (ValueError, OverflowError, csv.Error) as error:
         problems.append(f"{path} is not a table of points: {error}")
         return {}
-    if table.shape[1] // 2 not in _SIZES or table.shape[1] % 2 == 0:
-        problems.append(
-            f"{path} has {table.shape[1]} columns; frame and x, y of {sorted(_SIZES)} points are known"
-        )
+    sizes = sorted({scheme.size for scheme in SCHEMES.values()})
+    if table.shape[1] not in [1 + 2 * size for size in sizes]:
+        problems.append(f"{path} has {table.shape[1]} columns; frame and x, y of {sizes} points are known")
         return {}
     return {
         frame: row[1:].reshape(-1, 2)
