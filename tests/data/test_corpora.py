@@ -1,5 +1,7 @@
 """Corpora are read from tiny discs of their real layout; what is expected is written here a second time."""
 
+import csv
+import re
 import shutil
 import zipfile
 
@@ -11,7 +13,10 @@ from toy_corpus import huge_header
 
 from actionunits.action_units import UNKNOWN
 from actionunits.data.corpora import CORPORA, WrongCorpusError, get_corpus, load_corpus, load_crossing
+from actionunits.data.corpora.base import CheckReport, Published
 from actionunits.data.corpora.casme2 import read_units
+from actionunits.data.corpora.checking import compare
+from actionunits.data.corpora.fec import read_triplets
 from actionunits.data.corpora.reading import index_pictures, read_au_table, read_frame_list, read_landmarks
 from actionunits.data.corpora.xlsx import read_sheet, write_sheet
 
@@ -85,7 +90,7 @@ def test_bp4d_labels_are_those_of_the_csv_columns_by_name(load, discs):
         row["frame"]: row["occurrence"] for row in rows if (row["subject"], row["sequence"]) == ("M001", "T2")
     }
     assert found == expected and len(found) == 4
-    assert {row["sex"] for row in rows if row["subject"][0] == "M"} == {"male"}
+    assert {(row["subject"][0], row["sex"]) for row in rows} == {("F", "female"), ("M", "male")}
 
 
 def test_codes_of_unknown_become_unknown_and_others_are_refused(load, own):
@@ -96,10 +101,24 @@ def test_codes_of_unknown_become_unknown_and_others_are_refused(load, own):
     cells[1], cells[2], cells[4] = "9", "999", "-1"
     table.write_text("\n".join([lines[0], ",".join(cells), *lines[2:]]))
     assert load("bp4d", root=root, aus=[1, 2, 4, 6])[0]["occurrence"][:3] == [UNKNOWN] * 3
-    cells[1] = "7"
+    cells[1] = "2"
     table.write_text("\n".join([lines[0], ",".join(cells), *lines[2:]]))
-    with pytest.raises(ValueError, match="F001_T1.csv holds the label 7"):
+    with pytest.raises(ValueError, match="F001_T1.csv holds the label 2; BP4D has 0 to 1"):
         load("bp4d", root=root)
+
+
+def test_intensities_are_from_0_to_5(load, own):
+    root = own("disfa")
+    table = root / "ActionUnit_Labels" / "SN001" / "SN001_au1.txt"
+    table.write_text("".join(f"{frame},{code}\n" for frame, code in enumerate([5, 0, 9, 1, 2, 3, 4, 5], 1)))
+    rows = load("disfa", root=root, aus=[1]).filter(lambda row: row["subject"] == "SN001")
+    assert sum(rows["occurrence"][:], []) == [1, 0, 0, 1, 1, 1, 1]  # frame 3 is not coded
+    assert sum(rows["intensities"][:], []) == pytest.approx([1, 0, 0.2, 0.4, 0.6, 0.8, 1])
+    rows = load("disfa", root=root, aus=[1, 12]).filter(lambda row: row["subject"] == "SN001")
+    assert [rows[2][column][0] for column in ("occurrence", "intensities")] == [UNKNOWN, UNKNOWN]
+    table.write_text(table.read_text().replace("5,2", "5,6"))
+    with pytest.raises(ValueError, match="SN001 holds the label 6; DISFA has 0 to 5"):
+        load("disfa", root=root)
 
 
 def test_frames_that_nobody_coded_are_left_out(load, own):
@@ -168,10 +187,25 @@ def test_disfa_frame_without_points_takes_its_known_substitute(own, monkeypatch)
 
     root = own("disfa")
     (root / "Landmark_Points" / "SN003" / "tmp_frame_lm" / "SN003_0004_lm.mat").unlink()
-    monkeypatch.setattr(disfa, "MISSING_POINTS", {("SN003", 5): 4})
+    monkeypatch.setattr(disfa, "MISSING_POINTS", {("SN003", 5): 4, ("SN003", 7): 6, ("SN004", 2): 3})
     points = {r.subject: r.landmarks([]) for r in CORPORA["disfa"].recordings(root, [1])}["SN003"]
     np.testing.assert_array_equal(points[5], points[4])
+    assert (points[7] != points[6]).any(), "a copy with these points keeps them"
     assert disfa.MISSING_POINTS != {}
+
+
+def test_disfa_files_of_a_subject_label_the_same_frames(own, load):
+    root = own("disfa")
+    last = root / "ActionUnit_Labels" / "SN001" / "SN001_au26.txt"
+    lines = last.read_text().splitlines()
+    last.write_text("\n".join([*lines[:-1], f"9{lines[-1][1:]}"]))
+    with pytest.raises(ValueError, match=r"SN001_au26\.txt labels other frames than the files before it"):
+        load("disfa", root=root)
+    last.unlink()
+    with pytest.raises(
+        ValueError, match=r"SN001_au26\.txt is missing; DISFA codes the action units \[1, 2, 4"
+    ):
+        load("disfa", root=root)
 
 
 def test_official_partitions_are_read_from_the_disc(load, own, caplog):
@@ -244,6 +278,29 @@ def test_sheets_round_trip(tmp_path):
         archive.writestr("xl/worksheets/sheet1.xml", sheet)
     with pytest.raises(ValueError, match=r"c\.xlsx is no .xlsx file"):
         list(read_sheet(tmp_path / "c.xlsx"))
+
+
+def test_a_sheet_as_excel_writes_it(tmp_path):
+    """Texts are shared and may change their font midway; empty cells and rows are not written."""
+    main = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
+    texts = ["<t>Subject</t>", "<r><t>Action </t></r><r><t>Units</t></r>", "<t>4+L10</t>"]
+    cells = [
+        '<c r="A1" t="s"><v>0</v></c><c r="AB1" t="s"><v>1</v></c>',
+        '<c r="A2"><v>7</v></c><c r="B2"/><c r="AB2" t="s"><v>2</v></c>',
+        '<c r="A4" t="str"><f>A2+1</f><v>8</v></c>',
+    ]
+    rows = "".join(f"<row>{row}</row>" for row in cells)
+    with zipfile.ZipFile(tmp_path / "a.xlsx", "w") as archive:
+        shared = "".join(f"<si>{text}</si>" for text in texts)
+        archive.writestr("xl/sharedStrings.xml", f"<sst {main}>{shared}</sst>")
+        archive.writestr("xl/worksheets/sheet2.xml", f"<worksheet {main}/>")
+        archive.writestr(
+            "xl/worksheets/sheet1.xml", f"<worksheet {main}><sheetData>{rows}</sheetData></worksheet>"
+        )
+    assert list(read_sheet(tmp_path / "a.xlsx")) == [
+        {"Subject": "7", "Action Units": "4+L10"},
+        {"Subject": "8", "Action Units": ""},
+    ]
 
 
 def test_au_columns_are_known_by_many_names(tmp_path):
@@ -350,6 +407,21 @@ def test_what_cannot_be_read_of_an_own_table_is_named(load, own, old, new, messa
         load("folder", root=root)
     with pytest.raises(ValueError, match=message):
         CORPORA["folder"].check(root)
+
+
+def test_an_own_table_may_name_points_and_sequences_in_any_order(load, own):
+    root = own("folder")
+    rows = [dict(row) for row in csv.DictReader((root / "labels.csv").open())]
+    for number, row in enumerate(rows):
+        row["sequence"] = f"clip {number // 2}"
+    names = sorted(rows[0], reverse=True)  # y9, y8, ..., x9, ..., subject, ...
+    with (root / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([names, *([row[name] for name in names] for row in rows)])
+    found = load("folder", root=root, split="full")
+    assert found["sequence"][:] == [row["sequence"] for row in rows]
+    expected = [[[float(row[f"{axis}{i}"]) for axis in "xy"] for i in range(68)] for row in rows]
+    np.testing.assert_allclose(found["landmarks"][:], expected, rtol=1e-6)
+    assert [label for label, _ in found["occurrence"][:]] == [int(row["AU12"] or UNKNOWN) for row in rows]
 
 
 def test_frames_of_an_own_table_are_whole_numbers(load, own):
@@ -492,6 +564,44 @@ def test_ms_celeb_rows_are_those_of_the_list(load):
     assert (rows[7]["subject"], rows[7]["label"]) == ("m.011abc", 1)
 
 
+@pytest.mark.parametrize(
+    ("votes", "choice"),
+    [([3, 3, 3], 3), ([2, 1, 2, 2, 2, 3], 2), ([1, 1, 1, 2, 2, 3], 0), ([1, 2, 3], 0), ([2], 2)],
+)
+def test_fec_needs_two_thirds_of_the_raters(tmp_path, votes, choice):
+    faces = [f"http://farm5.staticflickr.com/4117/{n}_o.jpg?size=big,0.3,0.7,0.1,0.6" for n in "abc"]
+    raters = ",".join(f"rater{i},{vote}" for i, vote in enumerate(votes))
+    table = tmp_path / "faceexp-comparison-data-test-public.csv"
+    table.write_text(f"{','.join(faces)},ONE_CLASS_TRIPLET,{raters}\n")
+    (row,) = read_triplets(table, tmp_path)
+    assert (row["choice"], row["votes"], row["split"]) == (choice, votes, "test")
+    assert row["images"] == [str(tmp_path / f"{n}_o.jpg") for n in "abc"]
+    assert row["boxes"] == [[0.3, 0.1, 0.7, 0.6]] * 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(",C,1", ",C,4"), ("0.05,0.95,ONE", "0.05,low,ONE"), (",A,1,B,1,C,1", "")]
+)
+def test_rows_that_are_no_triplets_are_named(own, old, new):
+    root = own("fec")
+    spoil(root / "faceexp-comparison-data-train-public.csv", old, new, 1)
+    with pytest.raises(ValueError, match=r"train-public\.csv, row 1, is not a triplet"):
+        CORPORA["fec"].check(root)
+
+
+def test_the_check_counts_triplets_that_lack_a_picture(own):
+    root = own("fec")
+    (root / "images" / "test1_2_b.jpg").unlink()
+    report = CORPORA["fec"].check(root)
+    assert {name: report.found[name] for name in ("triplets, train", "triplets, test", "pictures")} == {
+        "triplets, train": 6,
+        "triplets, test": 2,
+        "pictures": 23,
+    }
+    assert report.found["triplets with three pictures"] == report.found["usable"] == 7
+    assert len(report.problems) == 1 and "1 of 8 triplets lack a picture" in report.problems[0]
+
+
 @pytest.mark.parametrize("line", ["m.010abc/1-FaceId-0.jpg", "m.010abc/1-FaceId-0.jpg one", "7"])
 def test_lines_without_person_or_picture_are_refused(own, line):
     root = own("ms_celeb")
@@ -597,13 +707,58 @@ def test_the_check_counts_what_is_missing_and_broken(own):
     assert runnable["AUFormer", "AUFormer"] and not runnable["ESCDA", "LSC"]
 
 
-def test_the_check_knows_a_complete_disc(own, monkeypatch):
-    from actionunits.data.corpora.base import Published
+def test_the_check_names_points_of_other_pictures(own):
+    root = own("gft")
+    table = root / "landmarks" / "002C.csv"
+    header, *lines = table.read_text().splitlines()
+    moved = [",".join([cells[0], *(f"{float(x) + 500}" for x in cells[1:])]) for cells in csv.reader(lines)]
+    table.write_text("\n".join([header, *moved]))
+    problems = CORPORA["gft"].check(root).problems
+    assert "002C/00002.jpg: 49 of 49 landmarks lie outside the 120 x 96 picture" in problems[0]
 
+
+def test_partitions_and_folds_need_people_in_every_part(own):
+    root = own("gft")
+    assert "split" in CORPORA["gft"].check(root).has
+    for subject in ("003A", "004B"):  # all test people
+        shutil.rmtree(root / "Frames" / subject)
+    assert "split" not in CORPORA["gft"].check(root).has
+    root = own("bp4d")
+    shutil.rmtree(root / "2D+3D" / "F004")
+    assert "folds" in CORPORA["bp4d"].check(root).has
+    shutil.rmtree(root / "2D+3D" / "M003")  # the other one of the third part
+    report = CORPORA["bp4d"].check(root)
+    assert "folds" not in report.has and report.usable and report.found["subjects"] == 6
+    rows = [row for row in report.rows if "folds" in row["needs"]]
+    assert rows and all("subjects in every fold" in row["lacks"] and not row["runnable"] for row in rows)
+
+
+def test_the_check_knows_a_complete_disc(own, monkeypatch):
     corpus, root = CORPORA["disfa"], own("disfa")
     assert not corpus.check(root).complete
     monkeypatch.setattr(type(corpus), "published", {"all": Published(6, 48, "this test")})
     assert corpus.check(root).complete
+
+
+@pytest.mark.parametrize(
+    ("people", "frames", "about", "complete"),
+    [
+        (5, 1000, False, True),
+        (5, 999, False, False),
+        (5, 1001, False, False),
+        (4, 1000, False, False),
+        (5, 980, True, True),
+        (5, 979, True, False),
+        (5, None, True, False),
+    ],
+)
+def test_complete_is_what_was_published(people, frames, about, complete):
+    counts = {"all": compare(Published(5, 1000, "a paper", about), people, frames)}
+    assert CheckReport("x", ".", {"usable": 1}, counts).complete is complete
+    lists = counts | {"list": compare(Published(5, 900, "another"), 5, 900)}
+    assert CheckReport("x", ".", {"usable": 1}, lists).complete, "one of the lists suffices"
+    assert not CheckReport("x", ".", {"usable": 1}, lists, ["a broken picture"]).complete
+    assert not CheckReport("x", ".", {"usable": 0}, lists).complete
 
 
 def test_every_corpus_says_what_it_is():
@@ -695,6 +850,26 @@ def test_label_files_from_other_systems_give_the_same_rows(name, own, load):
     file.write_bytes(lines)
     with pytest.raises(ValueError, match="are the same file; remove one of them"):
         CORPORA[name].label_files(root)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "other"),
+    [
+        ("bp4d_plus", r"2D\+3D/(\w+)/(\w+)/(\d+)", r"frames/\1_\2/frame_\3"),
+        ("disfa", r"tmp_frame_lm/SN\d+_(\d+)_lm", lambda m: f"frame_lm/l{int(m[1]) + 1:05d}_lm"),
+        ("aff_wild2", "AU_Set", "AU_Detection_Challenge"),
+        ("casme2", "CASME2_RAW_selected/(.*)/img", r"Cropped/\1/reg_img"),
+    ],
+)
+def test_other_copies_that_the_layout_names_give_the_same_rows(name, path, other, discs, load, tmp_path):
+    for file in (file for file in (discs / name).rglob("*") if file.is_file()):
+        there = tmp_path / "other" / re.sub(path, other, str(file.relative_to(discs / name)))
+        there.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, there)
+    rows, others = load(name, split="full"), load(name, root=tmp_path / "other", split="full")
+    for column in ("subject", "sequence", "frame", "occurrence", "landmarks"):
+        assert others[column][:] == rows[column][:]
+    assert all(rows["landmarks"][:])
 
 
 def test_points_with_an_upper_case_suffix_are_found(own, load):
@@ -794,7 +969,11 @@ def test_frames_that_the_tracker_lost_have_no_points(own, load):
     table.write_text("\n".join([header, *lines]))
     rows = load("gft", root=root, split="train").filter(lambda row: row["subject"] == "001A")
     assert {row["frame"]: len(row["landmarks"]) for row in rows} == {2: 49, 3: 0, 4: 49, 5: 0, 6: 49}
-    assert CORPORA["gft"].check(root).problems == ["2 of 25 frames with a picture have no landmarks"]
+    report = CORPORA["gft"].check(root)
+    assert report.problems == ["2 of 25 frames with a picture have no landmarks"]
+    assert "landmarks" in report.has, "trackers lose a few frames"
+    table.write_text("\n".join([header, *lines[:1], *lines[-1:]]))
+    assert "landmarks" not in CORPORA["gft"].check(root).has  # 21 of 25
     root = own("disfa")
     points = root / "Landmark_Points" / "SN001" / "tmp_frame_lm" / "SN001_0002_lm.mat"
     savemat(str(points), {"pts": np.full((66, 2), np.nan)})

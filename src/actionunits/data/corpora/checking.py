@@ -30,7 +30,7 @@ def check_frames(corpus: AUCorpus, root: Path, folds_file: str | Path | None = N
     listed: dict[str, Counter[str]] = {name: Counter() for name in lists}
     found: Counter[str] = Counter()
     broken: list[str] = []
-    splits = set()
+    people, splits = set[str](), set[str]()  # with pictures
     bar = tqdm(
         corpus.recordings(root, corpus.evaluated_aus(root)),
         desc=f"checking {corpus.name}",
@@ -42,11 +42,13 @@ def check_frames(corpus: AUCorpus, root: Path, folds_file: str | Path | None = N
         for name, counter in listed.items():
             counter[recording.subject] += len(corpus.chosen(recording, occurrence, lists[name]))
         frames = recording.frames[corpus.chosen(recording, occurrence, None)].tolist()
-        found.update(_count(recording, frames, broken))
-        splits.add(recording.split)
-    subjects = sorted(subject for subject, count in listed["all"].items() if count)
+        counts = _count(recording, frames, broken)
+        found.update(counts)
+        if counts["frames with a picture"]:
+            people.add(recording.subject)
+            splits.add(recording.split)
     report = CheckReport(corpus.name, str(root))
-    report.found = {"subjects": len(subjects), **found, "usable": found["frames with a picture"]}
+    report.found = {"subjects": len(+listed["all"]), **found, "usable": found["frames with a picture"]}
     report.published = {
         name: compare(published, len(+listed[name]), listed[name].total())
         if name in listed
@@ -54,7 +56,7 @@ def check_frames(corpus: AUCorpus, root: Path, folds_file: str | Path | None = N
         for name, published in corpus.published.items()
     }
     report.problems = shortfalls(report.found) + first_of(broken)
-    report.has = _abilities(corpus, report, splits, listed, subjects, folds_file)
+    report.has = _abilities(corpus, report, splits, listed, people, folds_file)
     report.rows = judge_rows(corpus, report)
     return report
 
@@ -150,7 +152,7 @@ def _abilities(
     report: CheckReport,
     splits: set[str],
     listed: Iterable[str],
-    subjects: list[str],
+    people: set[str],
     folds_file: str | Path | None,
 ) -> list[str]:
     """The `NEEDS` that the folder fulfils."""
@@ -167,6 +169,6 @@ def _abilities(
         "folds-file": folds_file and get_protocol(corpus.name, folds_file),
     }
     for ability, protocol in protocols.items():
-        if protocol and all(set(group) & set(subjects) for group in protocol.groups.values()):
+        if protocol and all(people.intersection(group) for group in protocol.groups.values()):
             has.append(ability)
     return has
