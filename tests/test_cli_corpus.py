@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -48,6 +49,13 @@ def test_the_report_as_json(tmp_path, capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["found"]["subjects"] == 6 and report["published"]["all"]["frames"] == 130814
     assert any(row["runnable"] for row in report["rows"])
+    CORPORA["casme2"].write_tiny(tmp_path / "casme2")
+    folds = tmp_path / "folds.csv"
+    folds.write_text("subject,fold\nsub01,1\nsub02,1\nsub03,2\nsub04,2\n")
+    arguments = ["corpus", "check", "casme2", str(tmp_path / "casme2"), "--json", "--folds", str(folds)]
+    assert main(arguments) == 0 and main(arguments[:-2]) == 0
+    told = capsys.readouterr().out.split("\n}\n")[:2]
+    assert ["folds-file" in json.loads(f"{report}}}")["has"] for report in told] == [True, False]
 
 
 def test_a_disc_without_pictures_is_of_no_use(tmp_path, capsys):
@@ -90,6 +98,21 @@ def test_prepare(tmp_path, capsys):
     assert "25 faces of 5 people, 0 left out" in capsys.readouterr().out
     assert main([*arguments, "--size", "200"]) == 1
     assert "aligned_size" in capsys.readouterr().err
+
+
+def test_prepare_reads_the_frames_and_intensities_that_were_asked_for(tmp_path, capsys):
+    CORPORA["disfa"].write_tiny(tmp_path / "disfa")
+    frames = tmp_path / "frames.txt"
+    frames.write_text("SN001/0.png\nSN001/1.png\nSN002/7.png\n")
+    arguments = ["corpus", "prepare", "disfa", str(tmp_path / "disfa"), "--output", str(tmp_path / "out")]
+    arguments += ["--workers", "1", "--alignment", "none", "--margin", "5", "--frames", str(frames)]
+    assert main([*arguments, "--min-intensity", "4"]) == 0
+    assert "3 faces of 2 people, 0 left out" in capsys.readouterr().out
+    faces = [row for file in (tmp_path / "out").glob("*.parquet") for row in pq.read_table(file).to_pylist()]
+    assert [(face["subject"], face["frame"]) for face in faces] == [("SN001", 1), ("SN001", 2), ("SN002", 8)]
+    for face in faces:
+        assert face["occurrence"] == [int(round(5 * x) >= 4) for x in face["intensities"]]
+    assert any(4 > round(5 * x) >= 2 for face in faces for x in face["intensities"])
 
 
 def test_extract_makes_frames_that_the_reader_finds(tmp_path, capsys):
@@ -143,6 +166,9 @@ def test_extract_writes_the_listed_faces_of_ms_celeb(tmp_path, capsys):
     assert "corpus extract ms_celeb" in capsys.readouterr().out
     assert main(["corpus", "extract", "ms_celeb", str(tmp_path)]) == 0
     assert {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.jpg")} == files
+    elsewhere = ["--output", str(tmp_path / "elsewhere")]
+    assert main(["corpus", "extract", "ms_celeb", str(tmp_path), *elsewhere]) == 0
+    assert len(list((tmp_path / "elsewhere").rglob("*.jpg"))) == len(files)
     for end in ("m.09\t1\n", lines[0][:-3] + "\n"):  # as an interrupted copy ends
         (tmp_path / "FaceImageCroppedWithAlignment.tsv").write_text(f"{lines[1]}\n{end}")
         assert main(["corpus", "extract", "ms_celeb", str(tmp_path)]) == 1

@@ -9,6 +9,7 @@ import torch
 from actionunits import AUImageProcessor
 from actionunits.action_units import UNKNOWN
 from actionunits.data import AUCollator, Augmentation, InputGeometry
+from actionunits.landmarks import reduce_landmarks
 
 GEOMETRY = InputGeometry(200, 176, 48)
 
@@ -17,15 +18,21 @@ def collate(faces, **options) -> AUCollator:
     return AUCollator(aus=faces.aus, geometry=GEOMETRY, **options)
 
 
-def test_it_agrees_with_the_image_processor(faces):
-    processor = AUImageProcessor(size={"height": 48, "width": 48}, aus=list(faces.aus))
+@pytest.mark.parametrize(
+    ("mean", "std"), [([0.5] * 3, [0.5] * 3), ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
+)
+def test_it_agrees_with_the_image_processor(faces, mean, std):
+    processor = AUImageProcessor(
+        size={"height": 48, "width": 48}, aus=list(faces.aus), image_mean=mean, image_std=std
+    )
     rows = range(6)
     expected = processor(
         [faces.picture(i) for i in rows], landmarks=[faces.landmarks[i] for i in rows], return_tensors="pt"
     )
-    batch = collate(faces)([faces[i] for i in rows])
+    batch = collate(faces, mean=mean, std=std)([faces[i] for i in rows])
     torch.testing.assert_close(batch["au_centers"], expected["au_centers"], rtol=0, atol=1e-3)
-    drawn, reference = (values["pixel_values"] * 127.5 + 127.5 for values in (batch, expected))  # grey levels
+    scale, shift = (255 * torch.tensor(values).view(3, 1, 1) for values in (std, mean))
+    drawn, reference = (values["pixel_values"] * scale + shift for values in (batch, expected))  # grey levels
     difference = (torch.floor(drawn + 1e-3) - reference).abs()  # Pillow drops the fraction
     assert difference.mean() < 0.2 and difference.quantile(0.99) < 2
     assert batch["pixel_values"].is_contiguous(memory_format=torch.channels_last)
@@ -38,6 +45,17 @@ def test_centres_of_other_places_than_the_labels(faces):
     assert others["au_centers"].shape == (3, 3, 2, 2) and torch.equal(others["labels"], plain["labels"])
 
 
+def test_centres_of_the_definition_that_is_asked_for(faces):
+    points = np.random.default_rng(0).uniform(20, 180, (3, 98, 2)).astype(np.float32)
+    batch = faces.__getitems__(range(3)) | {"landmarks": torch.from_numpy(points)}
+    batch["alignments"] = torch.eye(2, 3).expand(3, 2, 3)
+    found = collate(faces.with_aus([4]), scheme="wflw98", au_centers="lac").inputs(batch)["au_centers"]
+    x, y = points.transpose(2, 1, 0)
+    expected = [[(x[37] + x[51]) / 2, y[37]], [(x[42] + x[51]) / 2, y[42]]]  # LAC, Table I
+    expected = (np.transpose(expected, (2, 0, 1)) - 12 + 0.5) * 48 / 176 - 0.5  # cropped and shrunk
+    np.testing.assert_allclose(found[:, 0], expected, atol=1e-3)
+
+
 def test_a_stacked_batch_equals_stacked_samples(faces):
     one_by_one, at_once = (
         collate(faces)([faces[i] for i in (4, 1, 7)]),
@@ -47,10 +65,15 @@ def test_a_stacked_batch_equals_stacked_samples(faces):
     assert all(torch.equal(one_by_one[name], at_once[name]) for name in at_once)
 
 
-def test_mirrored_faces_keep_left_centres_left(faces):
+@pytest.mark.parametrize("scheme", ["ibug68", "ibug49"])
+def test_mirrored_faces_keep_left_centres_left(faces, scheme):
+    points = np.stack([reduce_landmarks(face, "ibug68", scheme) for face in faces.landmarks])
+    faces = dataclasses.replace(faces, landmarks=points.astype(np.float32), scheme=scheme)
     batch = faces.__getitems__(range(4))
     mirror = Augmentation(random_crop=False, mirror=1, brightness=0, contrast=0)
-    plain, mirrored = (collate(faces, **o).inputs(batch) for o in ({}, {"augmentation": mirror}))
+    plain, mirrored = (
+        collate(faces, scheme=scheme, **o).inputs(batch) for o in ({}, {"augmentation": mirror})
+    )
     torch.testing.assert_close(mirrored["pixel_values"], plain["pixel_values"].flip(-1), rtol=0, atol=1e-3)
     expected = plain["au_centers"].flip(2)  # the other side's centre
     expected = torch.stack([47 - expected[..., 0], expected[..., 1]], -1)

@@ -234,10 +234,11 @@ def test_official_partitions_are_read_from_the_disc(load, own, caplog):
         load("gft", root=root)
 
 
-def test_aff_wild2_counts_lines_and_leaves_out_faces_that_were_not_found(load):
+def test_aff_wild2_counts_lines_and_leaves_out_faces_that_were_not_found(load, caplog):
     rows = load("aff_wild2", split="train")
     frames = sorted(row["frame"] for row in rows if row["subject"] == "video2")
     assert frames == [1, 2, 3, 4, 6, 7]  # line 5 is all -1, frame 8 has no picture
+    assert "aff_wild2: left out 3 labelled frames without a picture" in caplog.text  # one a video
 
 
 def test_casme2_samples_are_apex_frames(load):

@@ -67,6 +67,11 @@ def test_short_sequences_borrow_and_repeat():
     assert clips.tolist() == [[0, 1, 2, 2, 2]] * 2
 
 
+def test_a_clip_may_be_one_frame_of_the_whole_sequence():
+    starts = {int(sample_clips(names(a=5), None, 1, 1, (0, epoch))[0, 0]) for epoch in range(200)}
+    assert starts == set(range(5))
+
+
 def test_seed_and_epoch_decide():
     sequences = names(a=400, b=400)
     draw = [sample_clips(sequences, seed=s) for s in ((0, 0), (0, 0), (0, 1), (1, 0))]
@@ -82,6 +87,7 @@ def test_seed_and_epoch_decide():
         ((["a", "b"], ["x"]), "2 names of sequences and 1 of subjects"),
         ((["a", "a"], ["x", "y"]), "sequence 'a' has 2 subjects"),
         ((["a"], None, 0), "clip_length=0"),
+        ((["a"], None, 1, 0), "num_subsequences=0"),
     ],
 )
 def test_nonsense_is_refused(arguments, message):

@@ -19,7 +19,7 @@ from actionunits.action_units import CORPUS_AUS
 from actionunits.alignment import level_eyes
 from actionunits.data import aligned_faces, check_people_apart, load_synthetic, prepare_synthetic
 from actionunits.data.collator import stack_samples
-from actionunits.data.corpora import load_corpus
+from actionunits.data.corpora import CORPORA, load_corpus
 from actionunits.data.synthetic import available_splits, read_manifest
 
 
@@ -214,6 +214,49 @@ def test_a_person_in_two_splits_is_refused(faces):
             validation=faces.select(faces.people == "train-1"),
             test=faces.select(faces.people != "train-0"),
         )
+
+
+def test_more_pictures_than_are_decoded_at_once_keep_their_labels(tmp_path):
+    def record(i):
+        picture = BytesIO()
+        Image.new("RGB", (4, 4), (i, 0, 0)).save(picture, "PNG")
+        face = {"image": picture.getvalue(), "landmarks": toy_row("train", 0, 16, 0, 1)["landmarks"]}
+        return {
+            **face,
+            "occurrence": [i % 2],
+            "intensities": None,
+            "person": str(i),
+            "groups": {"tens": i // 10},
+        }
+
+    records = [{"unreadable": "lost", "person": "70"} if i == 70 else record(i) for i in range(150)]
+    faces = aligned_faces.prepare_faces(tmp_path / "p", records, 150, [12], "ibug68", {})
+    kept = [i for i in range(150) if i != 70]
+    assert faces.people.tolist() == [str(i) for i in kept] and faces.skipped == ("picture 70 (70): lost",)
+    assert faces.pictures[faces.rows][:, 3, 3, 0].tolist() == kept
+    assert faces.occurrence[:, 0].tolist() == [i % 2 for i in kept]
+    assert faces.groups["tens"].tolist() == [str(i // 10) for i in kept]
+
+
+def test_the_check_counts_pictures_and_people_of_each_split(corpus, tmp_path):
+    report = CORPORA["synthetic"].check(corpus)
+    people = {"train": 3, "validation": 3, "test": 3}
+    pictures = {"train": 24, "validation": 8, "test": 8}
+    expected = {f"pictures, {split}": count for split, count in pictures.items()}
+    expected |= {f"people, {split}": count for split, count in people.items()}
+    assert report.found == {**expected, "usable": 40} and report.complete
+    part = shutil.copytree(corpus, tmp_path / "part")
+    (part / "manifest.json").unlink()
+    for file in part.glob("test-*"):
+        file.unlink()
+    report = CORPORA["synthetic"].check(part)
+    assert report.problems == ["no split test", "no manifest.json, so its origin is unknown"]
+    assert report.usable and not report.complete
+    with pytest.raises(ValueError, match=r"no split 'test'; it has \['train', 'validation'\]"):
+        load_corpus("synthetic", part, split="test", cache_dir=tmp_path / "cache")
+    for options in ({"aus": [12]}, {"frames": "jaanet"}, {"sample": 0.5}, {"validation": 0.1}, {"fold": 1}):
+        with pytest.raises(ValueError, match="out"):
+            load_corpus("synthetic", part, **options)
 
 
 def test_a_picture_whose_header_lies_about_its_size_is_skipped(tmp_path):

@@ -5,6 +5,7 @@ import itertools
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from actionunits import GlobalExpressionEncoderConfig, GtleNetForAUDetection
 from actionunits.data import prepare_synthetic
 from actionunits.data.triplets import (
     ComparableFaces,
+    FecTable,
     expression_vectors,
     prepare_fec,
     read_fec,
@@ -329,6 +331,22 @@ def test_faces_of_fec_are_cut_out_and_aligned(fec, detector, landmarks, photo, t
     assert np.abs(cut - np.asarray(direct.resize((32, 32), Image.Resampling.BOX), float)).mean() < 3
     shutil.copy(fec[1] / "a_o.jpg", fec[1] / "broken_o.jpg")  # downloaded again
     assert len(prepare_fec(read_fec(*fec), tmp_path / "prepared", detector)) == 3
+
+
+def test_boxes_beyond_the_border_end_there(fec, landmarks, tmp_path):
+    """Of a photograph of 200 x 200; pixels are counted from the centre of the first."""
+
+    class Detector:
+        def locate(self, photograph, boxes):
+            self.boxes = boxes
+            return [SimpleNamespace(confidence=1.0, landmarks=landmarks)]
+
+    detector, box = Detector(), np.array([[-0.1, 0.2, 0.6, 1.3]])
+    table = FecTable((fec[1] / "a_o.jpg",), box, np.zeros((0, 3), int), np.zeros(0), {})
+    (face,) = prepare_fec(table, tmp_path / "prepared", detector).faces.landmarks
+    np.testing.assert_allclose(detector.boxes, [[-0.5, 39.5, 119.5, 199.5]])
+    side, centre = 2 * 160, np.array([60, 120])  # the box is 120 x 160
+    np.testing.assert_allclose((face + 0.5) / 256 * side + centre - 160, landmarks + 0.5, atol=1e-3)
 
 
 def test_faces_on_which_no_landmarks_lie_are_left_out(fec, detector, monkeypatch, tmp_path):
