@@ -342,6 +342,12 @@ def test_an_empty_line_moves_no_label_to_another_frame(tmp_path):
 def test_frame_lists_are_read_with_their_line_ends(tmp_path):
     (tmp_path / "list.txt").write_bytes(b"F007/T1/0643.jpg\r\nSN001/0.png\r\n")
     assert list(read_frame_list(tmp_path / "list.txt")) == [("F007", "T1", 643), ("SN001", "", 0)]
+    (tmp_path / "list.txt").write_text("\ufeffBP4D/F007/T2/643.jpg 1 0 1\n\nM001\\T8\\img_7.png\n", "utf-8")
+    assert list(read_frame_list(tmp_path / "list.txt")) == [("F007", "T2", 643), ("M001", "T8", 7)]
+    for line in ("0643.jpg", "F007/T1/frame.jpg"):
+        (tmp_path / "list.txt").write_text(f"F007/T1/0643.jpg\n{line}\n")
+        with pytest.raises(ValueError, match=rf"list\.txt: '{line}' is no SUBJECT"):
+            list(read_frame_list(tmp_path / "list.txt"))
 
 
 def test_a_frame_list_chooses_the_frames(load, own):

@@ -194,12 +194,16 @@ def test_choosing_action_units_and_faces(faces):
     assert 0 < len(some) < len(faces) and set(some.groups["sex"]) == {"male"}
     np.testing.assert_array_equal(some[0]["pictures"], faces.pictures[1])
     assert some.select([1, 0]).people.tolist() == some.people[[1, 0]].tolist()
+    named = dataclasses.replace(faces, sequences=np.arange(100, 124)).select([-1, 5])
+    assert named.sequences.tolist() == [123, 105] and faces.select([5]).sequences is None
+    for i, row in enumerate((23, 5)):
+        assert all(torch.equal(value, faces[row][name]) for name, value in named[i].items())
+    assert named[0].keys() == faces[0].keys()
+    assert named.groups["age"].tolist() == faces.groups["age"][[23, 5]].tolist()
 
 
 def test_occurrence_rates_leave_unknown_labels_out(faces):
     labels = np.array([[1, 0, -1], [1, -1, -1], [0, 0, -1], [0, 1, -1]], np.int8)
-    import dataclasses
-
     rated = dataclasses.replace(faces, occurrence=labels)
     np.testing.assert_allclose(rated.occurrence_rates(), [0.5, 1 / 3, 0])
 
