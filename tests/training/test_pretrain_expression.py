@@ -5,6 +5,7 @@ import itertools
 import json
 import shutil
 from dataclasses import replace
+from io import BytesIO
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +21,7 @@ from actionunits.data import prepare_synthetic
 from actionunits.data.triplets import (
     ComparableFaces,
     FecTable,
+    _cut_out,
     expression_vectors,
     prepare_fec,
     read_fec,
@@ -347,6 +349,19 @@ def test_boxes_beyond_the_border_end_there(fec, landmarks, tmp_path):
     np.testing.assert_allclose(detector.boxes, [[-0.5, 39.5, 119.5, 199.5]])
     side, centre = 2 * 160, np.array([60, 120])  # the box is 120 x 160
     np.testing.assert_allclose((face + 0.5) / 256 * side + centre - 160, landmarks + 0.5, atol=1e-3)
+
+
+def test_large_photographs_are_cut_out_alike_and_without_aliases(photo, landmarks):
+    box, sides = np.array([49.5, 39.5, 149.5, 159.5]), (200, 1000)
+    stripes = Image.fromarray(np.tile(np.uint8([0, 255]), (1000, 500))).convert("RGB")
+    cuts = [
+        _cut_out(photo.resize((side, side)), *((side / 200) * (x + 0.5) - 0.5 for x in (box, landmarks)))
+        for side in sides
+    ] + [_cut_out(stripes, 5 * (box + 0.5) - 0.5, landmarks)]
+    np.testing.assert_allclose(cuts[0][1], cuts[1][1])
+    small, large, fine = (np.asarray(Image.open(BytesIO(cut)), float)[40:-40, 40:-40] for cut, _ in cuts)
+    assert np.abs(small - large).mean() < 3
+    assert fine.std() < 40, "stripes of a pixel blur; sampled, they would have a deviation of 127"
 
 
 def test_faces_on_which_no_landmarks_lie_are_left_out(fec, detector, monkeypatch, tmp_path):
