@@ -68,9 +68,18 @@ def test_a_changed_corpus_or_size_is_prepared_anew(tmp_path):
     write_corpus(corpus, (10, 4, 4), seed=1)
     after = prepare_synthetic(corpus, "train", tmp_path / "prepared")
     assert (len(before), len(after)) == (8, 10)
+    file, key = next(corpus.glob("train-*")), tmp_path / "prepared" / "train" / "key.json"
+    written = file.stat().st_mtime_ns
+    write_corpus(corpus, (12, 4, 4), seed=1)
+    os.utime(file, ns=(written, written))  # as a copy that keeps the times
+    assert len(prepare_synthetic(corpus, "train", tmp_path / "prepared")) == 12
+    before = key.stat().st_mtime_ns
+    os.utime(file)  # as other pictures of the same size
+    prepare_synthetic(corpus, "train", tmp_path / "prepared")
+    assert key.stat().st_mtime_ns > before
     larger = prepare_synthetic(corpus, "train", tmp_path / "prepared", aligned_size=256)
     assert larger.aligned_size == 256
-    assert not np.allclose(larger.alignments, after.alignments)
+    assert not np.allclose(larger.alignments[:10], after.alignments)
 
 
 def test_an_interrupted_preparation_leaves_nothing_to_mistake(corpus, tmp_path, monkeypatch):
