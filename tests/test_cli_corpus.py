@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import sys
+from fractions import Fraction
 
 import pyarrow.parquet as pq
 import pytest
@@ -113,6 +114,10 @@ def test_prepare_reads_the_frames_and_intensities_that_were_asked_for(tmp_path, 
     for face in faces:
         assert face["occurrence"] == [int(round(5 * x) >= 4) for x in face["intensities"]]
     assert any(4 > round(5 * x) >= 2 for face in faces for x in face["intensities"])
+    arguments[arguments.index(str(tmp_path / "out"))] = str(tmp_path / "detected")
+    assert main([*arguments, "--landmarks", "detect"]) == 0
+    manifests = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("out", "detected")]
+    assert [manifest["scheme"] for manifest in manifests] == ["ibug66", "ibug68"]
 
 
 def test_extract_makes_frames_that_the_reader_finds(tmp_path, capsys):
@@ -196,6 +201,21 @@ def test_extract_leaves_out_broken_videos_and_names_them(tmp_path, capsys):
         (tmp_path / "Videos" / name).write_bytes(whole)
     assert main(["corpus", "extract", "gft", str(tmp_path)]) == 0
     assert len(list((tmp_path / "Frames/001B").iterdir())) == 3
+
+
+def test_extract_writes_frames_as_they_are_stored_to_which_points_belong(tmp_path, capsys):
+    toy_videos = pytest.importorskip("toy_videos", reason="PyAV is not installed")
+    CORPORA["gft"].write_tiny(tmp_path)
+    (tmp_path / "Videos").mkdir()
+    pictures = toy_videos.moving(Image.effect_noise((60, 60), 90).convert("RGB"), 2, size=(96, 80))
+    for name in ("new.mp4", "lost.mp4"):
+        toy_videos.write(tmp_path / "Videos" / name, pictures, aspect=Fraction(2, 1), options={"g": "1"})
+    for frame in (0, 1):
+        toy_videos.damage(tmp_path / "Videos/lost.mp4", frame)
+    assert main(["corpus", "extract", "gft", str(tmp_path)]) == 1
+    assert "lost.mp4 has only damaged frames" in capsys.readouterr().err
+    assert [Image.open(path).size for path in (tmp_path / "Frames/new").iterdir()] == [(96, 80)] * 2
+    assert not list((tmp_path / "Frames").glob("*lost*"))
 
 
 @pytest.mark.parametrize("keep", [8, 400])

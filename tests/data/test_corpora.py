@@ -247,6 +247,15 @@ def test_casme2_samples_are_apex_frames(load):
     assert rows["EP07_04"]["frame"] == 61  # "/": halfway between onset 60 and offset 62
 
 
+def test_casme2_reads_the_newest_sheet_and_no_empty_rows(own, load):
+    root = own("casme2")
+    (root / "CASME2-coding-20130101.csv").write_text("no sheet")
+    header = "Subject,Filename,OnsetFrame,ApexFrame,OffsetFrame,Action Units"
+    (root / "CASME2-coding-20200101.csv").write_text(f"{header}\n1,EP02_01f,45,,47,4+R12\n,,,,,\n1,,,,,\n")
+    rows = load("casme2", root=root, aus=[4, 7, 12])
+    assert (rows["frame"][:], rows["occurrence"][:]) == ([46], [[1, 0, 1]])
+
+
 @pytest.mark.parametrize(
     ("cell", "codes"),
     [
@@ -827,9 +836,10 @@ def test_bytes_that_are_no_text_name_their_file(own):
 @pytest.mark.parametrize("name", ["bp4d", "fec", "ms_celeb"])
 def test_the_check_opens_pictures(name, own):
     root = own(name)
-    first = min(root.rglob("*.jpg"))
-    first.write_bytes(first.read_bytes()[:200])
-    assert any(str(first) in problem for problem in CORPORA[name].check(root).problems)
+    for place in (min, max):
+        broken = place(root.rglob("*.jpg"))
+        broken.write_bytes(broken.read_bytes()[:200])
+        assert any(str(broken) in problem for problem in CORPORA[name].check(root).problems)
 
 
 LABELS = {
