@@ -175,9 +175,9 @@ def test_extract_writes_the_listed_faces_of_ms_celeb(tmp_path, capsys):
     assert main(["corpus", "extract", "ms_celeb", str(tmp_path), *elsewhere]) == 0
     assert len(list((tmp_path / "elsewhere").rglob("*.jpg"))) == len(files)
     for end in ("m.09\t1\n", lines[0][:-3] + "\n"):  # as an interrupted copy ends
-        (tmp_path / "FaceImageCroppedWithAlignment.tsv").write_text(f"{lines[1]}\n{end}")
+        (tmp_path / "FaceImageCroppedWithAlignment.tsv").write_text(f"{lines[1]}\n\n{end}")
         assert main(["corpus", "extract", "ms_celeb", str(tmp_path)]) == 1
-        assert "Alignment.tsv, line 2, is incomplete" in capsys.readouterr().err
+        assert "Alignment.tsv, line 3, is incomplete" in capsys.readouterr().err
 
 
 def test_extract_leaves_out_broken_videos_and_names_them(tmp_path, capsys):

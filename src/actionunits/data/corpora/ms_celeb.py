@@ -139,6 +139,8 @@ def read_table(path: Path) -> Iterator[tuple[str, bytes]]:
     """
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
             try:
                 person, rank, _, _, face, _, *_, picture = line.rstrip("\n").split("\t")
                 yield f"{person}/{rank}-{face}.jpg", base64.b64decode(picture)
