@@ -32,7 +32,7 @@ from actionunits.files import whole_file
 from actionunits.model_card import weights_hashes
 from actionunits.synthesis.person import read_people, read_template
 from landmark_batches import MIRROR, LandmarkBatches, Pictures
-from network_training import read_state
+from network_training import read_state, seeded_generator
 from number_options import from_one, from_zero, not_negative, positive
 
 PICTURE_SIZE = 160
@@ -82,6 +82,7 @@ def main() -> None:
             for name, faces in tests.items():
                 figures |= compare_looks(model, name, faces, limit) if faces else {}
             save(model, figures, args.output)
+        training.save_if_due()  # last, as resuming goes on behind what precedes it
         print(json.dumps(figures), flush=True)
 
 
@@ -144,14 +145,15 @@ class Training:
             self.optimizer, args.lr, total_steps=steps * args.epochs, pct_start=0.15
         )
         self.args, self.steps, self.device = args, steps, device
-        self.epoch, self.seconds = 0, 0.0
+        self.epoch, self.seconds, self.saved = 0, 0.0, 0.0  # saved: the time of the last state
         self.file = args.output / "state.pt"
         args.output.mkdir(parents=True, exist_ok=True)
         if self.file.is_file():
             self._resume()
 
     def run_epoch(self, batches: LandmarkBatches) -> dict:
-        """Train an epoch, save the state if due, and return figures for the log."""
+        """Train an epoch, whose random numbers depend on seed and epoch only; return figures for the log."""
+        torch.manual_seed(seeded_generator(self.args.seed, self.epoch).initial_seed())
         self.model.train()
         start, total = time.time(), torch.zeros((), device=self.device)
         for chosen in tqdm(batches.order(self.args.batch), f"epoch {self.epoch}", unit="batch"):
@@ -169,9 +171,17 @@ class Training:
         figures = {"epoch": self.epoch, "loss": round(float(total) / self.steps, 5)}
         self.epoch += 1
         self.seconds += time.time() - start
-        if self.epoch == self.args.epochs or time.time() - self.saved > self.args.save_every:
-            self._save()
         return figures | {"seconds": round(self.seconds, 1), "pictures": len(batches)}
+
+    def save_if_due(self) -> None:
+        """Save the state after the last epoch, and where `--save-every` has passed since the last one."""
+        if self.epoch < self.args.epochs and time.time() - self.saved <= self.args.save_every:
+            return
+        state = {name: part.state_dict() for name, part in self._parts().items()}
+        state |= {"epoch": self.epoch, "seconds": self.seconds, "plan": self._plan()}
+        with whole_file(self.file) as part:
+            torch.save(state, part)
+        self.saved = time.time()
 
     def result(self) -> FaceLandmarker:
         """The whole network with the averaged weights of the trained part."""
@@ -179,17 +189,8 @@ class Training:
         trained_part(whole, self.args.fine).load_state_dict(self.averaged.module.state_dict())
         return whole
 
-    saved = 0.0  # time
-
     def _parts(self) -> dict:
         return {k: getattr(self, k) for k in ("model", "averaged", "optimizer", "schedule")}
-
-    def _save(self) -> None:
-        state = {name: part.state_dict() for name, part in self._parts().items()}
-        state |= {"epoch": self.epoch, "seconds": self.seconds, "plan": self._plan()}
-        with whole_file(self.file) as part:
-            torch.save(state, part)
-        self.saved = time.time()
 
     def _resume(self) -> None:
         state = read_state(self.file, self.device)
@@ -202,7 +203,6 @@ class Training:
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.epoch, self.seconds = state["epoch"], state["seconds"]
-        torch.manual_seed(self.args.seed + self.epoch)  # else crops of the first epoch are repeated
         print(f"resuming after epoch {self.epoch - 1}", flush=True)
 
     def _plan(self) -> dict:
