@@ -176,9 +176,8 @@ def lowest_thresholds(scores: np.ndarray, max_false_alarms: float) -> np.ndarray
     allowed = int(max_false_alarms * len(scores))
     if allowed >= len(scores):
         return np.zeros(scores.shape[1])
-    ordered = np.sort(scores, axis=0)[::-1]  # highest first
-    firing = ordered[allowed - 1] if allowed else np.ones(scores.shape[1])
-    return (ordered[allowed] + firing) / 2
+    highest = np.sort(scores, axis=0)[-1 - allowed]  # of those that must not fire
+    return (highest + np.where(scores > highest, scores, 1).min(axis=0)) / 2
 
 
 def logit(scores: np.ndarray) -> np.ndarray:
