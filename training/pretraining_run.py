@@ -88,6 +88,7 @@ class PretrainingRun(ABC):
         self.parts, self.parameters = parts, list(parameters)
         self.factor = WarmupCosine(min(warmup_steps, args.steps / 10), args.steps)
         self.step, self.metrics = 0, dict[str, Any]()
+        self.norm = torch.zeros(())  # of the last gradient
 
     @abstractmethod
     def _batches(self) -> Iterable[dict[str, Tensor]]:
@@ -130,15 +131,18 @@ class PretrainingRun(ABC):
             group["lr"] = self.args.lr * self.factor(self.step)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, 5.0)
+        self.norm = torch.nn.utils.clip_grad_norm_(self.parameters, 5.0)
         optimizer.step()
         self.step += 1
         return loss.detach()
 
     def _log_metrics(self, loss: float, bar: tqdm) -> None:
+        for name, value in {"loss": loss, "gradient's norm": float(self.norm)}.items():
+            if not math.isfinite(value):  # weights are broken before the loss shows it
+                raise FloatingPointError(
+                    f"the {name} is {value} at step {self.step}; lower --lr={self.args.lr}."
+                )
         self.metrics = {"steps": self.step, "training_loss": loss, **self._validate()}
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} at step {self.step}; lower --lr={self.args.lr}.")
         bar.set_postfix({k: f"{v:.3f}" for k, v in self.metrics.items() if isinstance(v, float)})
         self.log.write("validation", **self.metrics)
 

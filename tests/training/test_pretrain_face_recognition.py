@@ -98,6 +98,21 @@ def test_an_interrupted_run_ends_with_the_same_weights(pretrain, run, monkeypatc
     assert whole.keys() == stopped.keys() and all(torch.equal(whole[name], stopped[name]) for name in whole)
 
 
+def test_weights_that_are_no_numbers_are_kept_by_no_checkpoint(run, tmp_path, monkeypatch):
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 2; lower --lr=1e\+30"):
+        run("fast", lr=1e30)
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def spoil(parameters, norm):
+        parameters[0].grad.fill_(torch.nan)
+        return clip(parameters, norm)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spoil)
+    with pytest.raises(FloatingPointError, match="the gradient's norm is nan at step 1"):
+        run("spoilt", **{"validate-every": 1})
+    assert not list(tmp_path.rglob("checkpoint.pt"))
+
+
 def test_the_networks_of_escda_start_from_it(pretrain, run, tmp_path):
     from network_training import start_from
 
