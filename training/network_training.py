@@ -188,9 +188,9 @@ class NetworkTraining:
         """Average the trained weights with the pretrained ones, and estimate the batch statistics again."""
         network = self.recipe.networks[self.name]
         model = self.accelerator.unwrap_model(self.model)
-        before = build_network(network, self.recipe, self.train_faces).state_dict()
+        before = pretrained_weights(network, self.recipe, self.train_faces)
         for name, value in model.state_dict().items():
-            if value.is_floating_point():
+            if value.is_floating_point() and name in before:  # not those of new action units
                 value.lerp_(before[name].to(value.device), network.keep_pretrained)
         batches = itertools.islice(self._batches(self.epochs, 0), STATISTICS_BATCHES)
         pictures = ({name: batch[name] for name in batch if name != "labels"} for batch in batches)
@@ -490,13 +490,30 @@ def steps_per_epoch(count: int, recipe: Recipe, processes: int) -> int:
 
 def build_network(network: NetworkRecipe, recipe: Recipe, faces: AlignedFaces) -> nn.Module:
     """A new or pretrained network for the recipe's action units, with the corpus' occurrence rates."""
+    settings = network_settings(network, recipe, faces)
+    if network.pretrained:
+        return AutoModel.from_pretrained(network.pretrained, **settings, dtype=torch.float32)
+    return AutoModel.from_config(network_config(network, image_size=recipe.geometry.input_size, **settings))
+
+
+def pretrained_weights(
+    network: NetworkRecipe, recipe: Recipe, faces: AlignedFaces
+) -> dict[str, torch.Tensor]:
+    """The weights that a pretrained network does not initialise at random, such as those of a new head."""
+    settings = network_settings(network, recipe, faces)
+    model, found = AutoModel.from_pretrained(
+        network.pretrained, **settings, dtype=torch.float32, output_loading_info=True
+    )
+    return {name: value for name, value in model.state_dict().items() if name not in found["missing_keys"]}
+
+
+def network_settings(network: NetworkRecipe, recipe: Recipe, faces: AlignedFaces) -> dict[str, Any]:
+    """Configuration of a network by the recipe and the corpus."""
     settings: dict[str, Any] = {"aus": list(recipe.aus), **clip_settings(network, recipe), **network.config}
     if recipe.balance_aus:
         margin = 1 / (len(faces) + 1)  # weights of Eq. 8 are undefined at rates of 0 and 1
         settings["au_occurrence_rates"] = np.clip(faces.occurrence_rates(), margin, 1 - margin).tolist()
-    if network.pretrained:
-        return AutoModel.from_pretrained(network.pretrained, **settings, dtype=torch.float32)
-    return AutoModel.from_config(network_config(network, image_size=recipe.geometry.input_size, **settings))
+    return settings
 
 
 def clip_settings(network: NetworkRecipe, recipe: Recipe) -> dict[str, int]:

@@ -336,7 +336,7 @@ def test_pictures_in_the_memory_of_the_device_train_the_same_weights(run, monkey
 
 
 def test_a_share_of_the_pretrained_weights_is_kept_and_batch_statistics_are_those_of_the_average(run):
-    before = run("before", networks=GDA, epochs=1, seed=1) / "gda" / "model"
+    before = run("before", networks=GDA, aus=[1, 12], epochs=1, seed=1) / "gda" / "model"
     network = {"model_type": "au-gda", "pretrained": str(before)}
     results = {
         share: AutoModel.from_pretrained(
@@ -346,10 +346,11 @@ def test_a_share_of_the_pretrained_weights_is_kept_and_batch_statistics_are_thos
         )
         for share in (0.0, 0.25)
     }
-    old, new = AutoModel.from_pretrained(before), results[0.0]
-    for (name, kept), first, last in zip(
-        results[0.25].named_parameters(), old.parameters(), new.parameters(), strict=True
-    ):
+    old, new = dict(AutoModel.from_pretrained(before).named_parameters()), results[0.0]
+    added = {name for name, _ in new.named_parameters()} - old.keys()
+    assert added == {"classifier.AU26.weight", "classifier.AU26.bias"}
+    for (name, kept), last in zip(results[0.25].named_parameters(), new.parameters(), strict=True):
+        first = old.get(name, last)  # what is new has no pretrained weights
         torch.testing.assert_close(kept, 0.25 * first + 0.75 * last, msg=name)
 
     model = results[0.25]
