@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tiny_run import RECIPE, ROOT, TINY_AC2D
+from tiny_run import RECIPE, ROOT, SAME_FOR_ALL, TINY_AC2D
 from transformers import AutoModel
 
 import network_training
@@ -24,25 +24,6 @@ pytestmark = pytest.mark.slow
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 CONFIGS = ROOT / "training" / "accelerate"
 LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-# Nothing in it depends on who computes it: no batch normalisation, no dropout, no augmentation.
-AUFORMER = {
-    "backbone_config": {
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "image_size": 48,
-        "patch_size": 16,
-    },
-    "freeze_backbone": False,
-}
-SAME_FOR_ALL = {
-    **RECIPE,
-    "networks": {"auformer": {"model_type": "au-auformer", "config": AUFORMER}},
-    "target": "occurrence",
-    "base_learning_rate": 1e-2,
-    "augmentation": {"random_crop": False, "mirror": 0.0, "brightness": 0.0, "contrast": 0.0},
-}
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +72,7 @@ def assert_trained_alike(one: Path, two: Path) -> None:
 
 @pytest.fixture(scope="module")
 def arguments(odd_corpus, tmp_path_factory):
-    recipe = write_recipe(tmp_path_factory.mktemp("recipe") / "recipe.yaml", SAME_FOR_ALL)
+    recipe = write_recipe(tmp_path_factory.mktemp("recipe") / "recipe.yaml", {**RECIPE, **SAME_FOR_ALL})
     return ["--recipe", recipe, "--data", odd_corpus, "--output"]
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny_run import RECIPE, ROOT, TINY, TINY_AC2D
+from tiny_run import RECIPE, ROOT, SAME_FOR_ALL, TINY, TINY_AC2D
 from transformers import AutoModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
@@ -144,8 +144,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(run, train, monkeypatch):
         assert losses[0] == losses[1]
 
 
-def stopped_run(run, train, monkeypatch, name="stopped"):
-    """A run that ended at step 5; its checkpoints are of steps 3 and 4."""
+def stopped_run(run, train, monkeypatch, **values):
+    """A run "stopped" that ended at step 5; its checkpoints are of steps 3 and 4."""
     log_step = train.NetworkTraining._log_step
 
     def log_and_stop(self, *args):
@@ -155,7 +155,7 @@ def stopped_run(run, train, monkeypatch, name="stopped"):
 
     with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
         patch.setattr(train.NetworkTraining, "_log_step", log_and_stop)
-        run(name, networks=GDA)
+        run("stopped", **{"networks": GDA, **values})
 
 
 def empty(folder):
@@ -541,6 +541,18 @@ def test_a_model_with_state_by_the_epoch_renews_it(run):
     prototypes = AutoModel.from_pretrained(output / "model").prototypes
     assert prototypes.shape == (3, 8)
     assert prototypes.abs().amin(1).gt(0).all()
+
+
+def test_batches_in_parts_train_as_whole_ones_do_and_resume_exactly(run, train, monkeypatch):
+    whole, parts = (run(f"{n}", **SAME_FOR_ALL, gradient_accumulation=n) for n in (1, 4))
+    found, expected = (AutoModel.from_pretrained(each / "model").state_dict() for each in (parts, whole))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5)
+    for kind in ("loss", "gradient_norm", "learning_rate"):
+        figures = [{e["step"]: e[kind] for e in events(each, "step")} for each in (parts, whole)]
+        assert figures[0] == pytest.approx(figures[1], rel=1e-4)
+    stopped_run(run, train, monkeypatch, **SAME_FOR_ALL, gradient_accumulation=4)
+    assert weights(run("stopped", **SAME_FOR_ALL, gradient_accumulation=4)) == weights(parts)
 
 
 def test_bf16_and_accumulation_run(run):

@@ -41,6 +41,24 @@ RECIPE = {
     "checkpoint_every": 2,
     "log_every": 1,
 }
+AUFORMER = {
+    "backbone_config": {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "image_size": 48,
+        "patch_size": 16,
+    },
+    "freeze_backbone": False,
+}
+# Nothing depends on who computes it, or in how many parts: no batch normalisation, dropout or augmentation.
+SAME_FOR_ALL = {
+    "networks": {"auformer": {"model_type": "au-auformer", "config": AUFORMER}},
+    "target": "occurrence",
+    "base_learning_rate": 1e-2,
+    "augmentation": {"random_crop": False, "mirror": 0.0, "brightness": 0.0, "contrast": 0.0},
+}
 
 
 def load_script(name: str):
