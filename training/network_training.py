@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather, send_to_device, set_seed
+from accelerate.utils import DistributedType, gather, load, send_to_device, set_seed
 from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import update_bn
@@ -295,8 +295,8 @@ class NetworkTraining:
         problem = None
         found = sorted(file.name for file in checkpoint.iterdir())
         try:
-            if empty := [name for name in found if not (checkpoint / name).stat().st_size]:
-                raise ValueError(f"nothing is in {empty}")  # Accelerate ignores missing random states
+            if (file := f"random_states_{self.accelerator.process_index}.pkl") in found:
+                load(str(checkpoint / file))  # as Accelerate ignores random states that it cannot read
             self.accelerator.load_state(str(checkpoint))
         except Exception as error:  # of missing, truncated or mismatched files
             reason = f"{type(error).__name__}: {error}".split("\n")[0]

@@ -177,7 +177,9 @@ def cut_off(name):
         empty,
         cut_off("model.safetensors"),
         cut_off("optimizer.bin"),
+        cut_off("random_states_0.pkl"),
         lambda folder: (folder / "random_states_0.pkl").write_bytes(b""),
+        lambda folder: (folder / "custom_checkpoint_0.pkl").write_bytes(b""),
         lambda folder: (folder / "custom_checkpoint_1.pkl").unlink(),
     ],
 )
