@@ -85,7 +85,7 @@ def calibrate(folder: Path, faces: dict[str, AlignedFaces], photographs: list[Pa
         split: evaluation_report(scores[split], rows, thresholds, split, about)
         for split, rows in faces.items()
     }
-    for name, content in (("config", config), ("run", run), ("metrics", reports)):
+    for name, content in (("config", config), ("metrics", reports), ("run", run)):  # which tells the end
         with whole_file(folder / f"{name}.json") as part:
             text = json.dumps(content, indent=2 if name == "config" else 1)
             part.write_text(text + "\n", encoding="utf-8")

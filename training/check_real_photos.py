@@ -34,6 +34,7 @@ from transformers import pipeline
 
 import actionunits  # noqa: F401  (registers the pipeline)
 from actionunits.action_units import au_label
+from actionunits.files import whole_file
 from actionunits.synthesis.corpus import people_by_split
 from actionunits.synthesis.person import read_people
 
@@ -56,7 +57,8 @@ def main() -> None:
         report["neutral portraits"] = check_neutral_portraits(detect, args.photos)
         print(json.dumps(report["neutral portraits"], indent=1))
     if args.output:
-        args.output.write_text(json.dumps(report, indent=1) + "\n")
+        with whole_file(args.output) as part:
+            part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def parse_arguments() -> argparse.Namespace:

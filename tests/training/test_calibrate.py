@@ -10,6 +10,7 @@ from scipy.special import expit, logit
 from tiny_run import RECIPE, load_script
 
 from actionunits.data import prepare_synthetic
+from actionunits.files import whole_file
 from actionunits.synthesis.corpus import split_people
 
 
@@ -43,6 +44,17 @@ def test_thresholds_are_raised_and_the_weights_stay(calibrate, run, corpus, monk
     neutral[:, 1] = 0.999  # the second action unit fires on every neutral photograph
     monkeypatch.setattr(calibrate, "photograph_scores", lambda *_: neutral)
     faces = {s: prepare_synthetic(corpus, s, folder.parent / "prepared") for s in ("validation", "test")}
+
+    def stop_at_metrics(path):
+        if path.name == "metrics.json":
+            raise KeyboardInterrupt
+        return whole_file(path)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(calibrate, "whole_file", stop_at_metrics)
+        calibrate.calibrate(folder, faces, photographs=[None] * 31)
+    # remake_checkpoints.py does it again without this entry
+    assert "neutral_photographs" not in json.loads((folder / "run.json").read_text())
     calibrate.calibrate(folder, faces, photographs=[None] * 31)
 
     config, metrics, described = (
