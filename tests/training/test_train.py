@@ -323,6 +323,18 @@ def test_versions_of_what_is_not_installed_are_left_out(train, monkeypatch):
     assert versions["actionunits"] == train.actionunits.__version__
 
 
+def test_the_log_has_means_of_the_steps_since_its_line_before(run):
+    """A line after every second step, and after the third, at the end of the first epoch."""
+    every, second = (run(f"by-{n}", networks=GDA, log_every=n, checkpoint_every=500) for n in (1, 2))
+    losses = [event["loss"] for event in events(every, "step")]
+    found = {event["step"]: event["loss"] for event in events(second, "step")}
+    expected = {2: np.mean(losses[:2]), 3: losses[2], 4: losses[3], 6: np.mean(losses[4:])}
+    assert found == pytest.approx(expected)
+    # The rate of the next step, which rises over 1.5 steps to 3.2e-2 * 8 / 256 and falls over 4.5.
+    rates = [0.8, *(0.5 + 0.5 * np.cos(np.pi * (k - 1.5) / 4.5) for k in range(2, 7))]
+    assert [1e3 * event["learning_rate"] for event in events(every, "step")] == pytest.approx(rates)
+
+
 def test_seed_decides_the_weights(run):
     first, same, other = (
         run(name, networks=GDA, epochs=1, seed=s) for name, s in (("a", 0), ("b", 0), ("c", 1))
