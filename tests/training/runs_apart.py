@@ -1,4 +1,7 @@
-"""Runs of training/train.py in processes of their own, which tests may kill: imported by a fork server."""
+"""Runs of training/train.py in processes of their own, which tests may kill.
+
+It is imported by a fork server, or is the script that torchrun starts, with the arguments of `run`.
+"""
 
 import os
 import signal
@@ -49,3 +52,7 @@ def die_in(name: str, number: int, after: bool) -> None:
     for owner in OWNERS:
         if getattr(owner, name, None) is original:
             setattr(owner, name, deadly)
+
+
+if __name__ == "__main__":
+    run(sys.argv[2:], kill=sys.argv[1])

@@ -40,10 +40,10 @@ def free_port() -> str:
         return str(listener.getsockname()[1])
 
 
-def torchrun(*arguments) -> None:
+def torchrun(*arguments, check: bool = True) -> int:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     command = [*launcher, "--master_port", free_port(), *map(str, arguments)]
-    subprocess.run(command, check=True, cwd=ROOT, env=ENVIRONMENT)
+    return subprocess.run(command, check=check, cwd=ROOT, env=ENVIRONMENT).returncode
 
 
 def write_recipe(path: Path, values: dict) -> Path:
@@ -143,6 +143,24 @@ def test_state_by_the_epoch_is_that_of_all_processes(train, odd_corpus, tmp_path
     report = events(output, "epoch")[-1]["validation"]
     assert report["pictures"] == len(faces) == 7
     assert report["mean"] == pytest.approx(expected["mean"], abs=1e-5)
+
+
+def test_a_killed_run_of_two_processes_ends_in_the_same_bits(odd_corpus, tmp_path):
+    """Amid the second epoch, with what differs between processes: dropped paths and batch statistics."""
+    config = {**TINY_AC2D, "drop_path_rate": 0.5}
+    values = {**RECIPE, "networks": {"ac2d": {"model_type": "au-ac2d", "config": config}}}
+    recipe = write_recipe(tmp_path / "recipe.yaml", {**values, "gradient_accumulation": 2})
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    script, places = Path(__file__).with_name("runs_apart.py"), ["--recipe", recipe, "--data", odd_corpus]
+    torchrun(script, "", *places, "--output", whole)
+    assert torchrun(script, "_log_step+ 5", *places, "--output", killed, check=False) != 0
+    assert not (killed / "model").exists()
+    torchrun(script, "", *places, "--output", killed)
+    assert [event["step"] for event in events(killed, "resumed")] == [4]
+    files = [run / "model" / "model.safetensors" for run in (whole, killed)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    losses = [{e["step"]: e["loss"] for e in events(run, "step")} for run in (whole, killed)]
+    assert losses[0] == losses[1]
 
 
 def test_two_processes_measure_what_one_measures(evaluate, odd_corpus, escda_folder, tmp_path):
