@@ -224,6 +224,10 @@ class Recipe:
                 )
             if network.epochs < 0:
                 raise ValueError(f"{name}: epochs={network.epochs} must not be negative; 0 is the recipe's.")
+            if 0 < network.epochs <= self.warmup_epochs:
+                raise ValueError(
+                    f"{name}: epochs={network.epochs} must be above warmup_epochs={self.warmup_epochs}."
+                )
             if not 0 <= network.keep_pretrained < 1:
                 raise ValueError(f"{name}: keep_pretrained={network.keep_pretrained} must lie in [0, 1).")
             if network.keep_pretrained and (not network.pretrained or self.epoch_selection != "last"):

@@ -818,6 +818,8 @@ def test_recipe_settings_and_their_errors(tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             load_recipe(path, [setting])
+    with pytest.raises(ValueError, match=r"gda: epochs=1 must be above warmup_epochs=1\.5"):
+        load_recipe(path, ["warmup_epochs=1.5", "networks.gda.epochs=1"])
 
 
 def test_the_readme_fine_tunes(corpus, tmp_path, monkeypatch, capsys):
