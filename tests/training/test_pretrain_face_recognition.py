@@ -4,8 +4,10 @@ import json
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from tiny_run import TINY
 
@@ -96,6 +98,30 @@ def test_an_interrupted_run_ends_with_the_same_weights(pretrain, run, monkeypatc
     monkeypatch.setattr(pretrain.Training, "_train_step", train_step)
     stopped = load_file(run("stopped") / "model" / "model.safetensors")
     assert whole.keys() == stopped.keys() and all(torch.equal(whole[name], stopped[name]) for name in whole)
+
+
+def test_faces_are_seen_in_the_range_of_recipes_and_half_of_them_mirrored(
+    pretrain, run, tmp_path, monkeypatch
+):
+    seen, forward = [], pretrain.FaceRecognizer.forward
+
+    def watched(self, pixels):
+        if self.training:
+            seen.append(pixels)
+        return forward(self, pixels)
+
+    monkeypatch.setattr(pretrain.FaceRecognizer, "forward", watched)
+    run("run", steps=4)
+    files = [Image.open(file).convert("RGB") for file in (tmp_path / "disc").rglob("*.jpg")]
+    faces = np.stack([file.resize((48, 48), Image.Resampling.BILINEAR) for file in files]).transpose(
+        0, 3, 1, 2
+    )
+    faces = torch.from_numpy((faces / 255 - 0.5) / 0.5).float()  # `image_mean` and `image_std`
+    plain, mirrored = (
+        (torch.cat(seen)[:, None] - each).abs().amax((2, 3, 4)).amin(1) < 1e-5
+        for each in (faces, faces.flip(-1))
+    )
+    assert len(plain) == 24 and (plain ^ mirrored).all() and 4 < mirrored.sum() < 20
 
 
 def test_weights_that_are_no_numbers_are_kept_by_no_checkpoint(run, tmp_path, monkeypatch):
