@@ -300,6 +300,24 @@ def test_photographs_of_people_whom_the_corpus_does_not_name_are_told(script, co
         script.read_photos(tmp_path, ["nobody"])
 
 
+def test_points_of_photographs_move_with_their_square_crops(script, tmp_path, monkeypatch):
+    """A white disc around the nose tip has its middle at the point; the face takes 1 / 1.8 of the crop."""
+    marks = np.random.default_rng(0).uniform([210, 120], [520, 400], (68, 2))
+    y, x = np.mgrid[:600, :800]
+    disc = np.hypot(x - marks[30, 0], y - marks[30, 1]) < 15
+    for name in ("seen", "other"):
+        Image.fromarray(disc).convert("RGB").save(tmp_path / f"{name}.png")
+    people = [{"name": name, "picture": tmp_path / f"{name}.png"} for name in ("other", "seen")]
+    monkeypatch.setattr(script, "read_people", lambda folder: people)
+    monkeypatch.setattr(script, "read_template", {tmp_path / "seen.tem": marks}.get)
+    pictures, points = script.read_photos(tmp_path, ["seen"])
+    assert pictures.shape == (1, 160, 160, 3)
+    light = pictures[0].float().mean(-1)
+    found = torch.stack([light.sum(axis) @ torch.arange(160.0) for axis in (0, 1)]) / light.sum()
+    torch.testing.assert_close(found, points[0, 30], atol=0.05, rtol=0)
+    assert float((points[0].amax(0) - points[0].amin(0)).max()) == pytest.approx(160 / 1.8)
+
+
 def test_fine_looks_are_trained_beside_a_network_that_stays(script, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "read_clutter", lambda: torch.full((2, 64, 64, 3), 90, dtype=torch.uint8))
     torch.manual_seed(0)
