@@ -82,22 +82,26 @@ def test_the_loss_rises_with_the_angle_all_the_way_and_stays_finite(pretrain):
     assert float(pretrain.margin_softmax_loss(torch.ones(1, 2), torch.eye(2), unread)) == 0
 
 
-def test_an_interrupted_run_ends_with_the_same_weights(pretrain, run, monkeypatch):
-    whole = load_file(run("whole") / "model" / "model.safetensors")
+def test_an_interrupted_run_ends_with_the_same_weights_and_figures(pretrain, run, monkeypatch):
+    """It dies before its fourth step, and when all are done, before the model is written."""
+    whole = run("whole") / "model"
     train_step, calls = pretrain.Training._train_step, []
 
-    def dies(self, batch):
+    def dies(self, batch=None):
         calls.append(1)
-        if len(calls) == 4:
+        if batch is None or len(calls) == 4:
             raise KeyboardInterrupt
         return train_step(self, batch)
 
-    monkeypatch.setattr(pretrain.Training, "_train_step", dies)
-    with pytest.raises(KeyboardInterrupt):
-        run("stopped")
-    monkeypatch.setattr(pretrain.Training, "_train_step", train_step)
-    stopped = load_file(run("stopped") / "model" / "model.safetensors")
-    assert whole.keys() == stopped.keys() and all(torch.equal(whole[name], stopped[name]) for name in whole)
+    for method in ("_train_step", "_save_model"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(pretrain.Training, method, dies)
+            run("stopped")
+    stopped = run("stopped") / "model"
+    weights = [load_file(folder / "model.safetensors") for folder in (whole, stopped)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert (stopped / "metrics.json").read_bytes() == (whole / "metrics.json").read_bytes()
 
 
 def test_faces_are_seen_in_the_range_of_recipes_and_half_of_them_mirrored(
