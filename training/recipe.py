@@ -25,7 +25,7 @@ class NetworkRecipe:
         pretrained: Folder or Hub name of weights to start from; `preset` must then be empty.
         keep_pretrained: Share of the pretrained weights in their average with the trained ones, which reduces
             forgetting (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022). Statistics of
-            batch normalisation are estimated again.
+            batch normalisation are estimated again; heads of new action units are as trained.
         backbone_from: An earlier network of the recipe, or a model folder (with a slash in its name), whose
             weights of the same names and shapes, those of the backbone, are the initial ones.
         epochs: Passes over the training split; 0 for the recipe's number.
