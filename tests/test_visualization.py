@@ -4,7 +4,7 @@ from PIL import Image
 
 from actionunits.action_units import ACTION_UNITS, CORPUS_AUS, au_label
 from actionunits.alignment import level_eyes
-from actionunits.visualization import ACTIVE, FACE_COLORS, INACTIVE, draw_faces, draw_maps
+from actionunits.visualization import ACTIVE, FACE_COLORS, INACTIVE, draw_faces, draw_frame, draw_maps
 
 
 def answer(landmarks, aus=CORPUS_AUS["bp4d"], scores=None, **more):
@@ -81,6 +81,12 @@ def test_any_size_is_readable(photo, landmarks, size):
     assert count(panel(drawn, drawn.width - 420), ACTIVE) > 1000
 
 
+@pytest.mark.parametrize("size", [(24, 100_000), (100_000, 24)])
+def test_a_strip_of_a_picture_is_drawn_as_a_line(size):
+    drawn = draw_faces(Image.new("L", size), [])
+    assert max(drawn.size) >= 1600 and min(drawn.size) >= 60  # with "No face found" beside it
+
+
 def test_a_box_far_beyond_the_picture_costs_nothing(photo, landmarks):
     wide = answer(landmarks)
     wide["box"] = {"xmin": -9000.0, "ymin": -9000.0, "xmax": 30000.0, "ymax": 30000.0}
@@ -101,6 +107,22 @@ def test_the_photo_given_is_left_alone(photo, landmarks):
     before = photo.copy()
     draw_faces(photo, [answer(landmarks)])
     assert photo.tobytes() == before.tobytes()
+
+
+def test_a_frame_has_its_numbered_faces_and_the_bars_of_the_lowest_number(photo, landmarks):
+    """Drawn 480 pixels high, whoever is in it; a face keeps its colour while others come and go."""
+    first, second = (answer(landmarks, [12], [score], face_id=i) for i, score in enumerate((0.9, 0.1)))
+    second["box"] = {"xmin": 19.5, "ymin": 9.5, "xmax": 119.5, "ymax": 99.5}
+    both, one, nobody = (draw_frame(photo, faces, {"AU12": 0.5}) for faces in ([second, first], [first], []))
+    assert both.size == one.size == nobody.size and both.height == 480
+    assert panel(both, 480).tobytes() == panel(one, 480).tobytes() != panel(nobody, 480).tobytes()
+    both, one, nobody = (drawn.crop((0, 0, 480, 480)) for drawn in (both, one, nobody))
+    np.testing.assert_array_equal(nobody, photo.resize((960, 960), Image.Resampling.BICUBIC).reduce(2))
+    assert count(one, FACE_COLORS[-1]) > 500 and count(one, FACE_COLORS[0]) == 0
+    lines = (
+        np.abs(np.asarray(both, dtype=int)[160] - FACE_COLORS[0]).max(-1) < 12
+    )  # left and right of the box
+    assert np.flatnonzero(lines)[[0, -1]] + [0, 1] == pytest.approx([20 * 2.4, 120 * 2.4], abs=1)
 
 
 def test_maps_are_hot_where_the_attention_is(photo, landmarks):

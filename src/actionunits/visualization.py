@@ -39,7 +39,7 @@ def draw_faces(
     photo = load_picture(image)
     longest = max(photo.size)
     scale = min(max(longest, _PHOTO_SIDE[0]), _PHOTO_SIDE[1]) / longest * _SHARPNESS
-    photo = photo.resize((round(photo.width * scale), round(photo.height * scale)), Image.Resampling.LANCZOS)
+    photo = _resized(photo, scale, Image.Resampling.LANCZOS)
     unit = int(min(max(photo.height / 42, 15 * _SHARPNESS), 26 * _SHARPNESS))
     panels = [_panel(photo, face, i, scale, thresholds, unit) for i, face in enumerate(faces)]
     panels = panels or [_empty_panel(unit)]
@@ -63,12 +63,12 @@ def draw_frame(
     """
     frame = load_picture(image)
     scale = min(max(frame.height, _FRAME_HEIGHT[0]), _FRAME_HEIGHT[1]) / frame.height * _SHARPNESS
-    frame = frame.resize((round(frame.width * scale), round(frame.height * scale)), Image.Resampling.BICUBIC)
+    frame = _resized(frame, scale, Image.Resampling.BICUBIC)
     unit = int(frame.height / (12 + 1.55 * len(thresholds)))  # the panel of `_panel` is so many units high
-    panel = _empty_panel(unit)
-    for face in sorted(faces, key=lambda face: -face["face_id"]):
-        place = face["face_id"] - 1  # the marks count from 1, the faces of a video from 0
-        panel = _panel(frame, face, place, scale, thresholds, unit)
+    faces = sorted(faces, key=lambda face: -face["face_id"])
+    places = [face["face_id"] - 1 for face in faces]  # the marks count from 1, the faces of a video from 0
+    panel = _panel(frame, faces[-1], places[-1], scale, thresholds, unit) if faces else _empty_panel(unit)
+    for place, face in zip(places, faces, strict=True):
         _draw_face(frame, face, place, scale, max(unit, 12 * _SHARPNESS))
     return _beside(frame, [panel]).reduce(_SHARPNESS)
 
@@ -101,6 +101,11 @@ def draw_maps(image: Any, face: Mapping[str, Any], columns: int | None = None) -
         canvas.paste(_heat_over(aligned, face["maps"][au["label"]]), (left, top))
         _caption(ImageDraw.Draw(canvas), au, left, top + side + unit // 3, side, unit)
     return canvas.reduce(_SHARPNESS)
+
+
+def _resized(photo: Image.Image, scale: float, how: Image.Resampling) -> Image.Image:
+    width, height = (max(round(side * scale), 1) for side in photo.size)  # a strip may be a hair's breadth
+    return photo.resize((width, height), how)
 
 
 def _draw_face(photo: Image.Image, face: Mapping[str, Any], i: int, scale: float, unit: int) -> None:
