@@ -132,7 +132,8 @@ def _analyse(
     records: list[dict[str, Any]],
 ) -> None:
     """Fill the records photo by photo; one that fails does not affect the others."""
-    progress = tqdm(photos.items(), unit="photo", disable=len(photos) == 1)
+    hidden = True if len(photos) == 1 else None  # None hides the bar where there is no terminal
+    progress = tqdm(photos.items(), unit="photo", disable=hidden)
     for (name, source), stem in zip(progress, stems(photos), strict=True):
         record: dict[str, Any] = {"photo": name, "faces": []}
         try:

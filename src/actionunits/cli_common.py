@@ -39,7 +39,7 @@ def load_pipeline(args: argparse.Namespace) -> Any:
     logging.disable_progress_bar()
     try:
         check_device(args.device)
-        model = find_model(args.model) if args.model else str(checkpoints.path("default"))
+        model = str(checkpoints.path("default")) if args.model is None else find_model(args.model)
         model = with_backend(model, args.backend)
         detect = pipeline("au-detection", model=model, device=args.device)  # type: ignore[call-overload]
         if args.output is not None:
@@ -88,7 +88,7 @@ def check_device(device: str | None) -> None:
         ValueError: It is not; the message lists the available ones.
     """
     try:
-        torch.empty(0, device=device or "cpu")
+        torch.empty(0, device=device or "cpu").cpu()  # "meta" holds no data
     except (
         RuntimeError,
         AssertionError,
