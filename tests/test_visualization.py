@@ -122,6 +122,7 @@ def test_a_frame_has_its_numbered_faces_and_the_bars_of_the_lowest_number(photo,
     lines = (
         np.abs(np.asarray(both, dtype=int)[160] - FACE_COLORS[0]).max(-1) < 12
     )  # left and right of the box
+    assert count(both.crop((48, 0, 104, 22)), FACE_COLORS[0]) > 500  # the number above the box
     assert np.flatnonzero(lines)[[0, -1]] + [0, 1] == pytest.approx([20 * 2.4, 120 * 2.4], abs=1)
 
 

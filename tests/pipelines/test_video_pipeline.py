@@ -10,7 +10,7 @@ from transformers import pipeline
 
 from actionunits import AUDetectionPipeline, AUImageProcessor, FaceDetector, LacConfig, LacForAUDetection
 from actionunits.image_processing_au import decision_thresholds
-from actionunits.timeline import BINS, MAX_FACES, Timeline
+from actionunits.timeline import BINS, MAX_FACES, Timeline, _clock, _note
 from actionunits.tracking import FaceTracker
 from actionunits.video import Frame, VideoError, VideoReader
 from actionunits.video_tables import openface_rows, tidy_rows, write_csv, write_parquet
@@ -302,6 +302,20 @@ def test_openface_rows(answers):
     assert all(rows[0][f"AU{n:02d}_c"] == (rows[0][f"AU{n:02d}_p"] >= 0.5) for n in (1, 2, 12, 24))
 
 
+@pytest.mark.parametrize("rows_of", [openface_rows, tidy_rows])
+def test_rows_come_by_the_number_of_the_face_not_by_its_size(rows_of):
+    box = dict.fromkeys(("xmin", "ymin", "xmax", "ymax"), 1.0)
+    answer = fake(0, 0.0, f2=0.9, f0=0.1, f1=0.5)  # largest first
+    answer["faces"] = [{**face, "confidence": 1.0, "box": box} for face in answer["faces"]]
+    rows = list(rows_of(answer, {"AU1": 0.5}))
+    score, active = ("AU01_p", "AU01_c") if rows_of is openface_rows else ("score", "active")
+    assert [(row["face_id"], row[score], row[active]) for row in rows] == [
+        (0, 0.1, 0),
+        (1, 0.5, 1),
+        (2, 0.9, 1),
+    ]
+
+
 def test_tidy_rows(still, answers):
     thresholds = decision_thresholds(still.model.config, 0.5)
     rows = [row for answer in answers for row in tidy_rows(answer, thresholds)]
@@ -381,7 +395,38 @@ def test_timeline_shows_gaps_activity_and_the_longest_faces():
     for i in range(80):
         crowd.add(fake(i, i / 25, **{f"f{number}": 0.2 for number in range(i, 80)}))
     assert len(crowd.faces) <= 64 and len(crowd.longest()) == MAX_FACES
-    assert crowd.draw().height > one
+    drawn = crowd.draw()
+    assert drawn.height > one
+    note = _note("and at least 58 more, seen for a shorter time")  # of 64
+    np.testing.assert_array_equal(drawn.crop((0, drawn.height - note.height, *drawn.size)), note)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.1, 0.5, 0.85, 1.0])
+def test_timeline_marks_the_threshold_and_colours_what_reaches_it(threshold):
+    timeline = Timeline({"AU1": threshold})
+    for second, score in enumerate((threshold, threshold - 0.02)):
+        timeline.add(fake(second, float(second), f0=score))
+    timeline.add(fake(2, 2.0))
+    strip = np.asarray(timeline.draw(), dtype=int)[44:70, 250:1250]
+    (mark,) = np.unique(np.argwhere((strip[:, ::4] == (33, 37, 43)).all(-1))[:, 0])
+    assert 1 - (mark + 0.5) / 26 == pytest.approx(threshold, abs=1 / 26)  # rows of the strip, top down
+    orange = (strip == (213, 94, 0)).all(-1)
+    assert orange[:, :495].mean() == pytest.approx(threshold, abs=0.07) and not orange[:, 505:].any()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "step", "text"),
+    [
+        (0.3, 0.1, "0.3 s"),
+        (1, 0.5, "1.0 s"),
+        (59, 1, "59 s"),
+        (60, 5, "1:00"),
+        (65, 5, "1:05"),
+        (7380, 600, "2:03:00"),
+    ],
+)
+def test_times_below_a_timeline(seconds, step, text):
+    assert _clock(seconds, step) == text
 
 
 def test_tracker_is_new_for_each_video(still, photo):
