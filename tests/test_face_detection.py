@@ -190,15 +190,27 @@ def test_locate_keeps_the_boxes_and_their_order(photo, landmarks, detector):
     [
         ([[1, 2, 3]], r"shape \(F, 4\)"),
         ([[10, 10, 5, 20]], "is empty"),
+        ([[10, 20, 20, 10]], "is empty"),
+        ([[10, 10, 10, 20]], "is empty"),
+        ([[10, 10, 20, 10]], "is empty"),
         ([[10, 10, np.nan, 20]], "is empty"),
         ([[600, 10, 700, 20]], "outside the picture of 512x400"),
         ([[-60, 10, -1, 20]], "outside"),
+        ([[10, -60, 20, -1]], "outside"),
+        ([[10, 400, 20, 450]], "outside"),
+        ([[10, 10, 20, 20], [512, 10, 600, 20]], r"Box \[512.0, .* outside"),
         ("face", "array of numbers .*'face'"),
     ],
 )
 def test_wrong_boxes(boxes, message):
     with pytest.raises(ValueError, match=message):
         check_boxes(boxes, (512, 400))
+
+
+def test_boxes_may_reach_beyond_the_picture():
+    boxes = [[-60, -60, 2, 2], [509, 397, 600, 500], [-9, -9, 999, 999]]
+    np.testing.assert_array_equal(check_boxes(boxes, (512, 400)), boxes)
+    np.testing.assert_array_equal(check_boxes(boxes[0], (512, 400)), boxes[:1])
 
 
 def test_box_around_spans_the_face_and_is_cut_at_the_picture(landmarks):
