@@ -392,6 +392,7 @@ def test_ablations_are_those_of_table_6():
     ("fields", "message"),
     [
         ({"image_size": 100}, "image_size=100 must be a multiple of 16"),
+        ({"image_size": 16}, "image_size=16 must be at least 32"),
         ({"encoder_config": {"padding": "valid"}}, "padding='valid'"),
         ({"mask_channels": [8, 8]}, r"mask_channels=\[8, 8\] need as many stages"),
         ({"feature_channels": [8] * 5, "mask_channels": [8] * 5}, "one to four stages"),
@@ -407,6 +408,21 @@ def test_ablations_are_those_of_table_6():
 def test_configurations_that_make_no_sense(fields, message):
     with pytest.raises(Exception, match=message):
         GtleNetConfig(**fields)
+
+
+def test_the_image_size_is_the_encoders_however_it_is_given(tmp_path):
+    encoder = GlobalExpressionEncoderConfig(**ENCODER)
+    config = GtleNetConfig(**TINY | {"encoder_config": encoder}, image_size=64)
+    assert encoder.image_size == 32, "the caller's stays as it is"
+    GtleNetForAUDetection(config).save_pretrained(tmp_path)
+    for size, model in (
+        (64, AutoModel.from_pretrained(tmp_path)),
+        (96, AutoModel.from_pretrained(tmp_path, image_size=96)),
+    ):
+        assert model.config.image_size == model.config.encoder.image_size == size
+        assert model.eval()(torch.zeros(1, 3, size, size)).logits.shape == (1, 12)
+    with pytest.raises(Exception, match="image_size=100 must be a multiple of 16"):
+        GtleNetConfig.from_pretrained(tmp_path, image_size=100)
 
 
 def test_the_trainer_trains_it_and_goes_on_exactly(tmp_path):

@@ -5,6 +5,7 @@ detection. 2022. The paper does not give the widths of its two extractors: the d
 `paper()` has about its size.
 """
 
+import copy
 from typing import Any, Literal, cast
 
 from huggingface_hub.dataclasses import strict
@@ -143,10 +144,8 @@ class GtleNetConfig(AUConfig):
         """Convert the encoder's dictionary to a configuration, and tuples to lists, as JSON does."""
         given: Any = self.encoder_config or {}
         is_config = isinstance(given, PreTrainedConfig)
-        encoder: Any = given if is_config else GlobalExpressionEncoderConfig(**given)
-        if (image_size := kwargs.pop("image_size", None)) is not None:
-            encoder.image_size = image_size
-        self.encoder_config = encoder
+        # A copy, as `image_size` changes it.
+        self.encoder_config = copy.copy(given) if is_config else GlobalExpressionEncoderConfig(**given)
         for name in ("feature_channels", "mask_channels", "classifier_channels"):
             setattr(self, name, list(getattr(self, name)))
         super().__post_init__(**kwargs)
@@ -218,8 +217,12 @@ class GtleNetConfig(AUConfig):
 
     @property
     def image_size(self) -> int:
-        """Height and width of the input in pixels."""
+        """Height and width of the input in pixels: the encoder's."""
         return self.encoder.image_size
+
+    @image_size.setter
+    def image_size(self, value: int) -> None:
+        self.encoder.image_size = value
 
     @property
     def map_size(self) -> int:
@@ -228,6 +231,7 @@ class GtleNetConfig(AUConfig):
 
     def validate_architecture(self):
         """Check what no model can be built of."""
+        self.encoder.validate_architecture()
         if self.image_size % 16 or self.encoder.padding != "same":
             raise ValueError(
                 f"image_size={self.image_size} must be a multiple of 16, and the encoder's padding="
