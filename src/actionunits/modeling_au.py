@@ -28,6 +28,13 @@ class CheckpointedPreTrainedModel(PreTrainedModel):
         """None: no model embeds tokens. Accelerate asks when it shards a model."""
         return None
 
+    def in_own_type(self, pixel_values: Tensor) -> Tensor:
+        """Return pictures in the dtype of the weights, which half-precision evaluation changes.
+
+        Integers are not normalised pictures; they are left for the first layer to reject.
+        """
+        return pixel_values.to(self.dtype) if pixel_values.is_floating_point() else pixel_values
+
     def _set_gradient_checkpointing(
         self,
         enable: bool = True,
@@ -109,13 +116,6 @@ class AUPreTrainedModel(CheckpointedPreTrainedModel):
         model = make(config, dtype=self.dtype)
         model.load_state_dict(self.state_dict(), strict=False)
         return model.to(self.device).train(self.training)
-
-    def in_own_type(self, pixel_values: Tensor) -> Tensor:
-        """Return pictures in the dtype of the weights, which half-precision evaluation changes.
-
-        Integers are not normalised pictures; they are left for the first layer to reject.
-        """
-        return pixel_values.to(self.dtype) if pixel_values.is_floating_point() else pixel_values
 
     def asked_of_networks(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return keywords for the networks of a model, with the outputs requested by its configuration."""

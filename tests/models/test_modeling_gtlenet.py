@@ -284,6 +284,8 @@ def test_the_encoder_is_saved_and_loaded(encoder, encoder_folder):
     torch.testing.assert_close(embeddings, encoder(pictures).embeddings)
     torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(2))
     assert [len(state) for state in loaded(pictures, output_hidden_states=True).hidden_states] == [2] * 4
+    half = AutoModel.from_pretrained(encoder_folder, dtype=torch.bfloat16)(pictures).embeddings
+    torch.testing.assert_close(half.float(), embeddings, rtol=0, atol=0.1)
 
 
 def test_gradient_checkpointing_does_not_change_the_encoder(encoder):

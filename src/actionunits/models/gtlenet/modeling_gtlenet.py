@@ -290,7 +290,7 @@ class GlobalExpressionEncoder(CheckpointedPreTrainedModel):
             kwargs: Ignored, so that all that the image processor returns can be passed on.
         """
         want_states = or_default(output_hidden_states, self.config.output_hidden_states)
-        maps = self.trunk(pixel_values)
+        maps = self.trunk(self.in_own_type(pixel_values))
         last = self.stage3(self.reduction(maps[-1]))
         embeddings = self.norm(self.embedding(self.dropout(last.mean((2, 3)))))
         return ExpressionEncoderOutput(
