@@ -12,6 +12,7 @@ from actionunits.au_regions import (
     SHAO_EXTENSION,
     au_centers,
     gaussian_maps,
+    have_centers,
     roi_boxes,
 )
 from actionunits.landmarks import mirror_landmarks, reduce_landmarks
@@ -84,6 +85,7 @@ def test_tables_place_every_corpus_and_do_not_overlap():
     assert not set(SHAO) & set(SHAO_EXTENSION) and not set(LAC) & set(LAC_EXTENSION)
     assert set(SHAO) == set(LAC) and set(SHAO_EXTENSION) == set(LAC_EXTENSION)
     assert all(set(aus) <= set(ALL) for aus in CORPUS_AUS.values())
+    assert have_centers(ALL) and not have_centers([12, 38])
 
 
 def test_extension_of_lids_and_corners():
@@ -91,6 +93,16 @@ def test_extension_of_lids_and_corners():
     lids, corners = au_centers(points, 68, [5, 20])
     np.testing.assert_allclose(lids, [points[37:39].mean(0), points[43:45].mean(0)])
     np.testing.assert_allclose(corners, points[[48, 54]])
+
+
+def test_closing_eyes_are_in_the_middle_of_the_eyes():
+    points = face(98)
+    eyes = reduce_landmarks(points, 98, 5)[:2]
+    for au in (43, 45):
+        np.testing.assert_allclose(au_centers(points, 98, [au])[0], eyes)
+        np.testing.assert_allclose(
+            au_centers(points, 98, [au], "lac"), au_centers(points, 98, [7], "lac"), err_msg=f"AU{au}"
+        )
 
 
 @pytest.mark.parametrize("scheme", [66, 68, 98, 478])
@@ -180,6 +192,8 @@ def test_gaussian_peaks_where_the_centre_is():
     # The authors' rounding puts the same centre half a cell further.
     assert gaussian_maps(centers, 7, 112, 1.0, round_centers=True)[0, 0, 3, 3] == 1
     assert gaussian_maps(centers + 1, 7, 112, 1.0, round_centers=True)[0, 0, 4, 4] == 1
+    # By default a pixel is a sixteenth of a cell, in either direction.
+    assert gaussian_maps(centers + 1, 7, 112, 1.0)[0, 0, 3, 3] == pytest.approx(math.exp(-((1 / 16) ** 2)))
 
 
 def test_gaussian_type_follows_and_half_precision_is_safe():
