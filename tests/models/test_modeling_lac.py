@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModel, ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments
+from transformers import (
+    AutoModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ResNetModel,
+    Trainer,
+    TrainingArguments,
+)
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from actionunits import AUImageProcessor
 from actionunits.action_units import CORPUS_AUS, UNKNOWN
@@ -15,7 +23,8 @@ from actionunits.callbacks import EndOfEpochCallback
 from actionunits.data.sampling import fixed_stride_clips
 from actionunits.models.lac import LacConfig, LacForAUDetection
 from actionunits.models.lac.configuration_lac import ABLATIONS, NO_ROI_LOSS
-from references.lac import PlainLac, weighted_asymmetric
+from actionunits.models.lac.modeling_lac import neighbors
+from references.lac import PlainLac, naive_roi_align, weighted_asymmetric
 
 from .test_modeling_common import AUS, AUModelTester
 
@@ -224,6 +233,25 @@ def test_class_weights_and_maps_are_those_of_equations_1_to_3():
     assert similarity.min() < -0.01 < 0.01 < similarity.max()
 
 
+def test_regions_of_a_picture_that_is_wider_than_high():
+    model, _, _ = make()
+    pictures, centers = torch.randn(2, 3, 32, 48), torch.rand(2, 4, 2, 2) * torch.tensor([48.0, 32.0])
+    locked = model._lock(pictures)
+    assert locked.magnitude.shape == (2, 4, 6)
+    boxes = model._boxes(centers, (2,), (32, 48))
+    actual = torch.stack(locked.pool(boxes, model.config.roi_cells))
+    half = model.config.roi_ratio * 48 / 2
+    expected = torch.empty(2, 2, 4, 2)
+    for index in torch.cartesian_prod(*map(torch.arange, (2, 4, 2))).tolist():
+        s, i, _ = index
+        x, y = centers[tuple(index)].tolist()
+        box = [(edge + 0.5) / 8 - 0.5 for edge in (x - half, y - half, x + half, y + half)]  # in cells
+        maps = (locked.magnitude[s] / locked.magnitude[s].max(), locked.similarity[s, i])
+        for k, values in enumerate(maps):
+            expected[(k, *index)] = naive_roi_align(values, box, model.config.roi_cells).mean()
+    torch.testing.assert_close(actual, expected)
+
+
 def test_features_of_nothing_have_no_direction():
     model, inputs, labels = make()
     with torch.no_grad():
@@ -351,6 +379,13 @@ def test_action_units_listen_to_other_regions_only():
         assert vectors.grad[0].any(-1).tolist() == hears
 
 
+def test_action_units_of_the_eyelids_and_of_the_nose_share_a_region():
+    """Besides those of Table I: 5, 43, 45 and 46 move the lids as 7 does, 38 and 39 the nose as 9."""
+    regions = torch.block_diag(*(torch.ones(n, n) for n in (5, 3, 3))).bool()
+    aus = [7, 5, 43, 45, 46, 9, 38, 39, 12, 18, 28]
+    assert neighbors(LacConfig(aus=aus)) == (~regions | torch.eye(11).bool()).tolist()
+
+
 # Ablations and other config values.
 
 
@@ -451,7 +486,8 @@ def test_processor_options_are_imagenets_at_224():
     processor = AUImageProcessor(**LacConfig(aus=[1, 12]).processor_options)
     assert processor.crop_size["height"] == processor.size["height"] == 224
     assert (processor.aligned_size, processor.aus) == (256, [1, 12])
-    assert list(processor.image_mean) == [0.485, 0.456, 0.406]
+    assert list(processor.image_mean) == IMAGENET_DEFAULT_MEAN
+    assert list(processor.image_std) == IMAGENET_DEFAULT_STD
 
 
 # The backbone.
@@ -480,6 +516,26 @@ def test_any_resnet_folder_is_a_backbone(tmp_path):
     torch.testing.assert_close(loaded.resnet.state_dict(), model.resnet.state_dict(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"hidden_act": "gelu"},
+        {"downsample_in_first_stage": True},
+        {"layer_type": "bottleneck", "downsample_in_bottleneck": True},
+        {"num_channels": 1},
+    ],
+    ids=str,
+)
+def test_a_backbone_computes_what_its_folder_does(fields, tmp_path):
+    torch.manual_seed(1)
+    source = ResNetModel(ResNetConfig(**BACKBONE | fields)).eval()
+    source.save_pretrained(tmp_path)
+    model = LacForAUDetection.from_backbone(tmp_path, aus=AUS, hidden_size=8).eval()
+    pictures = torch.randn(2, source.config.num_channels, 32, 32)
+    features = model(pictures, output_hidden_states=True).hidden_states[-1]
+    torch.testing.assert_close(features, source(pictures).last_hidden_state)
+
+
 def test_backbone_starts_as_a_resnet_and_the_rest_as_pytorch_has_it():
     model = LacForAUDetection(LacConfig.compact(hidden_size=256))
     weight = model.resnet.encoder.stages[1].layers[1].layer[0].convolution.weight
@@ -503,12 +559,13 @@ def naive_weights(config, epochs):
         for i in range(4):
             column = [(y[i], x[i]) for labels, logits in batches for y, x in zip(labels, logits, strict=True)]
             known = [(y, x) for y, x in column if y != UNKNOWN]
-            found = [x > 0 for y, x in known if y == 1]
-            recalls.append(max(sum(found) / len(found), config.share_floor) if found else None)
-            shares.append(max(len(found) / len(known), config.share_floor) if known else None)
-        difficulty = [naive_update(difficulty, recalls, i, 0.9) for i in range(4)]
-        distribution = [naive_update(distribution, shares, i, 0.9) for i in range(4)]
-    return [0.5 * a + 0.5 * b for a, b in zip(difficulty, distribution, strict=True)]
+            occurring, found = sum(y for y, _ in known), sum(y for y, x in known if x > 0)
+            recalls.append(max(found / occurring, config.share_floor) if occurring else None)
+            shares.append(max(occurring / len(known), config.share_floor) if known else None)
+        difficulty = [naive_update(difficulty, recalls, i, config.difficulty_momentum) for i in range(4)]
+        distribution = [naive_update(distribution, shares, i, config.distribution_momentum) for i in range(4)]
+    delta = config.difficulty_share
+    return [delta * a + (1 - delta) * b for a, b in zip(difficulty, distribution, strict=True)]
 
 
 def naive_update(old, shares, i, beta):
@@ -518,9 +575,14 @@ def naive_update(old, shares, i, beta):
     return beta * old[i] + (1 - beta) / shares[i] / (sum(inverse) / len(inverse))
 
 
-@pytest.mark.parametrize("rates", [None, RATES])
-def test_loss_weights_are_those_of_equations_13_to_15(rates):
-    model = make_fresh(au_occurrence_rates=rates).train()
+UNEQUAL = {"difficulty_momentum": 0.8, "distribution_momentum": 0.6, "difficulty_share": 0.3}
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"au_occurrence_rates": RATES}, UNEQUAL], ids=["plain", "rates", "unequal"]
+)
+def test_loss_weights_are_those_of_equations_13_to_15(values):
+    model = make_fresh(**values).train()
     epochs = []
     for epoch in range(3):
         torch.testing.assert_close(model.loss_weights.tolist(), naive_weights(model.config, epochs))
@@ -528,7 +590,7 @@ def test_loss_weights_are_those_of_equations_13_to_15(rates):
         for seed, size in ((0, 4), (1, 6)):
             torch.manual_seed(10 * epoch + seed)
             inputs = TestLac().make_inputs(model.config, size)
-            labels = torch.randint(-1, 2, (size, 4))
+            labels = torch.tensor([UNKNOWN, 0.0, 0.25, 1.0])[torch.randint(4, (size, 4))]
             labels[:, 3] = UNKNOWN if epoch == 1 else 0  # nothing known, or nothing occurs
             with torch.no_grad():
                 for head in model.classifier.values():
