@@ -549,14 +549,20 @@ def test_ensemble_of_trained_networks():
     lsc, inputs = make(TestLsc, au_occurrence_rates=[0.1, 0.2, 0.3, 0.4])
     gda, _ = make(TestGda, au_occurrence_rates=[0.1, 0.2, 0.3, 0.4])
     labels = TestLsc().make_labels(lsc.config)
-    model = EscdaForAUDetection.from_networks(lsc, gda, au_thresholds=[0.4, 0.5, 0.6, 0.7])
-    output, local, whole = (m(**inputs, labels=labels, output_au_attentions=True) for m in (model, lsc, gda))
+    lsc.config.name_or_path = gda.config.name_or_path = "runs"
+    model = EscdaForAUDetection.from_networks(lsc.train(), gda.train(), au_thresholds=[0.4, 0.5, 0.6, 0.7])
+    assert not model.training
+    assert model.config.lsc_config.name_or_path == model.config.gda_config.name_or_path == ""
+    asked = {"output_au_attentions": True, "output_hidden_states": True, "output_attentions": True}
+    output, local, whole = (m(**inputs, labels=labels, **asked) for m in (model, lsc.eval(), gda.eval()))
     torch.testing.assert_close(
         output.branch_logits, torch.stack([local.logits, whole.logits], 1), rtol=0, atol=0
     )
     torch.testing.assert_close(output.loss, local.loss + whole.loss)
     torch.testing.assert_close(output.au_attentions, local.au_attentions)
     torch.testing.assert_close(output.au_evidence, whole.au_evidence)
+    torch.testing.assert_close(output.hidden_states, local.hidden_states)
+    torch.testing.assert_close(output.attentions, local.attentions)
     assert model.config.au_thresholds == [0.4, 0.5, 0.6, 0.7]
     assert model.config.au_occurrence_rates == [0.1, 0.2, 0.3, 0.4]
     assert lsc.config.au_thresholds is None
