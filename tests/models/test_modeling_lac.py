@@ -459,6 +459,7 @@ def test_every_config_value_makes_another_model(values):
     ("values", "message"),
     [
         ({"clip_length": 0}, "clip_length=0 must be at least 1"),
+        ({"image_size": 0}, "image_size=0 must be at least 1"),
         ({"num_graph_layers": 0}, "num_graph_layers=0"),
         ({"roi_ratio": 0.0}, r"roi_ratio=0.0 must lie in \(0, 1\]"),
         ({"share_floor": 0.0}, "share_floor=0.0"),

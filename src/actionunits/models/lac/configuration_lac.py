@@ -182,7 +182,8 @@ class LacConfig(AUConfig):
 
     def validate_architecture(self):
         """Check the sizes."""
-        for name in ("hidden_size", "num_graph_layers", "clip_length", "num_subsequences", "roi_cells"):
+        sizes = ("image_size", "hidden_size", "roi_cells")
+        for name in (*sizes, "num_graph_layers", "clip_length", "num_subsequences"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         backbone: Any = self.backbone_config
