@@ -74,6 +74,21 @@ def test_silhouette_is_the_person(person):
 
 
 def test_landmarks_lie_on_the_drawn_face_where_the_frame_says(head, person):
+def test_the_table_of_people_may_come_from_a_spreadsheet_but_must_name_them(photo_folder, tmp_path):
+    (tmp_path / "london_neutral").symlink_to(photo_folder / "london_neutral")
+    table, header = tmp_path / "people.csv", "set,person,age,gender,ethnicity"
+    table.write_text(f"{header}\nlondon,003,41.5,male\nlondon,001,NA,female,white\n", encoding="utf-8-sig")
+    people = read_people(tmp_path, sets=("london_neutral",))
+    facts = [(row["sex"], row["age"], row["ethnicity"]) for row in people]
+    assert facts == [("female", 0.0, "white"), ("", 0.0, ""), ("male", 41.5, ""), ("", 0.0, "")]
+    table.write_text(f"{header}\n".replace(",", ";"))
+    with pytest.raises(ValueError, match=r"people.csv has no column person, set; .* but is 'set;person"):
+        read_people(tmp_path, sets=("london_neutral",))
+    table.write_bytes(b"set,person,ethnicity\nlondon,001,\xff\n")
+    with pytest.raises(ValueError, match="people.csv is not a text file"):
+        read_people(tmp_path, sets=("london_neutral",))
+
+
     drawn = draw(head, person)
     low, high = drawn.landmarks.min(0), drawn.landmarks.max(0)
     assert (high - low).max() == pytest.approx(0.62 * 96, abs=1.0)

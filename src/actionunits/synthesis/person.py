@@ -14,6 +14,8 @@ import numpy as np
 from PIL import Image
 from scipy.spatial import cKDTree
 
+from actionunits.data.corpora.reading import naming
+
 from .complexion import cheek_color
 from .fitting import Camera, fit_head
 from .head_model import LANDMARK_VERTICES, SKIN, HeadModel
@@ -109,6 +111,7 @@ def read_people(
 
     Raises:
         FileNotFoundError: if the table or a set is missing, or a set has no pictures with templates.
+        ValueError: if the table is no text or does not name the people.
     """
     folder = Path(folder)
     if not (folder / "people.csv").is_file():
@@ -118,8 +121,7 @@ def read_people(
             f"{found or 'nothing'}; name the folder with it and the folders of photographs, or write one: "
             "with the header alone, sex, age and ethnicity are unknown."
         )
-    with (folder / "people.csv").open(newline="") as file:
-        table = {(row["set"], row["person"]): row for row in csv.DictReader(file)}
+    table = _people_table(folder / "people.csv")
     people = []
     for name in sets:
         pictures = sorted(p for p in (folder / name).glob("*.jpg") if p.with_suffix(".tem").is_file())
@@ -139,6 +141,18 @@ def read_people(
                 }
             )
     return people
+
+
+def _people_table(path: Path) -> dict[tuple[str, str], dict[str, str]]:
+    """Rows of `people.csv` by set and person; missing cells are empty."""
+    with naming(path), path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, restval="")
+        if missing := {"set", "person"} - set(reader.fieldnames or ()):
+            raise ValueError(
+                f"{path} has no column {', '.join(sorted(missing))}; its header should be "
+                f"set,person,age,gender,ethnicity, but is {','.join(reader.fieldnames or ())!r}."
+            )
+        return {(row["set"], row["person"]): row for row in reader}
 
 
 def read_template(path: Path) -> np.ndarray:
