@@ -44,6 +44,7 @@ def test_shards_cover_every_picture_once():
 
 def test_the_corpus_is_what_the_manifest_says(corpus):
     manifest = json.loads((corpus / "manifest.json").read_text())
+    scenes = []
     for split, count in zip(SPLITS, PLAN.pictures, strict=True):
         data = rows(corpus, split)
         assert len(data) == count
@@ -55,6 +56,9 @@ def test_the_corpus_is_what_the_manifest_says(corpus):
         threshold = manifest["occurrence_from_intensity"]
         assert [int(v >= threshold) for v in row["au_intensities"]] == row["au_occurrence"]
         assert json.loads(row["parameters"])["other"] in manifest["people"][split]
+        assert (row["sex"], row["ethnicity"], row["age"]) == ("female", "white", 30)
+        scenes += [json.loads(parameters)["light"]["key"] for parameters in data["parameters"]]
+    assert len(np.unique(scenes, axis=0)) == sum(PLAN.pictures)  # no two pictures are lit alike
     assert (corpus / "contact_sheet.png").stat().st_size > 1000
     assert not list(corpus.glob("*.tmp")) and not list(corpus.glob(".*.part"))
 

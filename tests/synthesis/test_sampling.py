@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from actionunits.synthesis import sampling
+from actionunits.synthesis.fitting import Camera
 from actionunits.synthesis.head_model import AU_SHAPES
 from actionunits.synthesis.sampling import (
     BRINGS,
@@ -108,6 +109,26 @@ def test_poses_reach_profile_like_views_but_stay_mostly_frontal(head):
     rng = np.random.default_rng(2)
     yaw = np.abs([sample_scene(head, rng).yaw for _ in range(300)])
     assert 0.8 < yaw.max() <= 1.05 and np.median(yaw) < 0.3 and 0.03 < (yaw > 0.6).mean() < 0.2
+
+
+def test_half_of_the_people_look_into_the_camera_and_the_lids_follow_the_eyes(head, monkeypatch):
+    """The eyes undo the turn of the head, as far as eyes can turn; AU 5 keeps the lids open."""
+    monkeypatch.setattr(sampling, "RESTING_FACE", ())
+    rng = np.random.default_rng(3)
+    scenes = [sample_scene(head, rng) for _ in range(400)]
+    turned = Camera(np.eye(3), np.zeros(2), 1.0).turned
+    met = []
+    for s in scenes:
+        (yaw, pitch), gentle = s.gaze, abs(s.yaw) < 0.5 and abs(s.pitch) < 0.4
+        eye = np.array([np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)])
+        met += [np.allclose(turned(s.yaw, s.pitch).rotation @ eye, [0, 0, 1], atol=1e-6)] * gentle
+    assert np.mean(met) == pytest.approx(0.5, abs=0.1)
+    up, down, blink = (head.expression_index(f"eye{name}") for name in ("LookUp", "LookDown", "Blink"))
+    for s in scenes:
+        followed, resting = (up, down) if s.gaze[1] > 0 else (down, up)
+        np.testing.assert_allclose(s.expression[followed], abs(s.gaze[1]) / 0.5, rtol=1e-5)
+        assert not s.expression[resting].any()
+        assert not (5 in s.action_units and s.expression[blink].any())
 
 
 def test_faces_move_in_their_own_way_and_fold_at_rest(head):
