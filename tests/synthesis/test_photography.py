@@ -1,9 +1,11 @@
 """Paint, shadow and cutting: what they change, and what they leave."""
 
+import cv2
 import numpy as np
+import pytest
 
 from actionunits.synthesis.make_up import BEARD, LIPS, MOUSTACHE, PAINTS, make_up
-from actionunits.synthesis.photography import FILL, _fringe, cast_shadow, cut_tightly, occlude
+from actionunits.synthesis.photography import FILL, _cap, _fringe, _glasses, cast_shadow, cut_tightly, occlude
 
 from .conftest import mean_face
 
@@ -67,6 +69,27 @@ def test_what_hides_the_face_is_now_and_then_a_cap_above_the_brows_or_a_hand_bel
     nose, chin = np.round(POINTS[[30, 8]]).astype(int)
     only_cap = capped & ~changed[:, chin[1], chin[0]] & ~changed[:, nose[1], nose[0]]
     assert only_cap.sum() > 0.7 * capped.sum()
+
+
+@pytest.mark.parametrize("cover", [_cap, _fringe, _glasses])
+def test_what_hides_the_face_turns_with_it(cover):
+    turned = np.stack([POINTS[:, 1], SIZE - 1 - POINTS[:, 0]], 1)  # a quarter turn, as np.rot90
+    for seed in range(6):
+        upright, tilted = (
+            cv2.GaussianBlur(cover(GRAY.copy(), p, np.random.default_rng(seed)), (0, 0), 2).mean(-1) - 0.5
+            for p in (POINTS, turned)
+        )
+        assert np.corrcoef(np.rot90(upright).ravel(), tilted.ravel())[0, 1] > 0.85
+
+
+def test_glasses_are_around_the_eyes_and_seldom_tinted():
+    worn = np.array([_glasses(GRAY.copy(), POINTS, np.random.default_rng(seed)) for seed in range(200)])
+    hidden = (np.abs(worn - 0.5).max(-1) > 0.02).mean(0)
+    eyes = np.array([POINTS[36:42].mean(0), POINTS[42:48].mean(0)])
+    x, y = np.round([*eyes, eyes.mean(0), POINTS[0], POINTS[16]]).astype(int).T
+    *tinted, bridge, right_temple, left_temple = hidden[y, x]
+    assert tinted == pytest.approx([0.22, 0.22], abs=0.08)
+    assert bridge == right_temple == left_temple == 1
 
 
 def test_a_fringe_hides_forehead_and_now_and_then_brows_but_neither_mouth_nor_chin():

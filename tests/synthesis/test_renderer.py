@@ -7,19 +7,21 @@ from PIL import Image
 
 from actionunits.landmarks import SCHEMES
 from actionunits.synthesis import renderer
-from actionunits.synthesis.head_model import EYE, LANDMARK_VERTICES, SKIN
+from actionunits.synthesis.fitting import Camera
+from actionunits.synthesis.head_model import EYE, LANDMARK_VERTICES, SKIN, TEETH
 from actionunits.synthesis.person import (
     FACE_WIDTH,
     TEMPLATE_POINTS,
     Person,
     _crop_to_head,
     _vertex_colors,
+    _warp_to_points,
     _without_background,
     read_people,
     read_template,
 )
 from actionunits.synthesis.rasterizer import vertex_normals
-from actionunits.synthesis.renderer import _eyes, highlight, render, shading
+from actionunits.synthesis.renderer import TEETH_COLOR, _eyes, highlight, render, shading
 from actionunits.synthesis.sampling import Light, neutral_scene
 from actionunits.synthesis.wrinkles import WRINKLED_AUS, wrinkle_maps
 
@@ -114,6 +116,24 @@ def test_cropping_keeps_the_points_on_the_photograph(tmp_path):
         photo, moved = _crop_to_head(tmp_path / "spot.png", points)
         assert np.ptp(moved[:17, 0]) == pytest.approx(FACE_WIDTH)
         np.testing.assert_allclose(centroid(photo[..., 0].astype(float)), moved[i], atol=0.1)
+
+
+def test_the_texture_has_the_points_where_the_photograph_has_them(head):
+    """The outline less so, since it is no place on the skin; the eyes and what is far away not at all."""
+    drawn = dataclasses.replace(
+        head,
+        triangles=np.concatenate([np.resize(LANDMARK_VERTICES, (23, 3)), head.triangles]),
+        surface=np.r_[np.full(23, SKIN), head.surface],
+    )
+    projected = Camera(np.eye(3), np.array([150.0, 150.0]), 15.0).project(head.vertices)[:, :2]
+    offset = np.array([6.0, -4.0])
+    texture = _warp_to_points(projected, projected[LANDMARK_VERTICES] + offset, drawn)
+    moved = texture - projected
+    np.testing.assert_allclose(moved[LANDMARK_VERTICES[17:]], np.tile(offset, (51, 1)), atol=0.4)
+    np.testing.assert_allclose(moved[LANDMARK_VERTICES[:17]], np.tile(0.3 * offset, (17, 1)), atol=0.4)
+    eyes, corner = (np.unique(head.triangles[head.surface == code]) for code in (EYE, SKIN))
+    np.testing.assert_allclose(moved[eyes], 0, atol=1e-4)
+    np.testing.assert_allclose(moved[corner[0]], 0, atol=0.1)
 
 
 def test_a_tinted_wall_is_balanced_and_is_not_the_person():
@@ -285,6 +305,19 @@ def test_a_darker_complexion_darkens_the_skin_and_leaves_geometry(head, person):
     nose = tuple(np.round(as_photographed.landmarks[30]).astype(int)[::-1])
     assert (darker.image[nose] < 0.9 * as_photographed.image[nose]).all()
     np.testing.assert_array_equal(darker.landmarks, as_photographed.landmarks)
+
+
+def test_teeth_have_their_own_colour_and_darken_towards_the_throat(head, person):
+    bared = dataclasses.replace(head, surface=np.where(head.surface == SKIN, TEETH, head.surface))
+    light = Light((0.0, 0.0, 1.0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    plain = dataclasses.replace(person, vertices=head.vertices)
+    still = {"expression": np.zeros(len(head.expression_names), np.float32), "light": light}
+    picture, brighter = (draw(bared, plain, teeth=teeth, **still) for teeth in (0.8, 1.0))
+    x, y = np.round(picture.landmarks[30]).astype(int)
+    from_nose_to_rim = picture.image[y, x : x + 28] / (0.8 * TEETH_COLOR)
+    np.testing.assert_allclose(from_nose_to_rim[0], 0.85, atol=0.05)  # in front of the lips: as lit
+    assert (np.diff(from_nose_to_rim, axis=0) < 0.01).all() and from_nose_to_rim[-1].max() < 0.7
+    np.testing.assert_allclose(brighter.image[y, x] / picture.image[y, x], 1.25, rtol=1e-4)
 
 
 def test_highlight_is_brightest_half_way_between_light_and_camera():
