@@ -129,6 +129,22 @@ def test_lost_faces_are_resumed_for_a_while(stage):
         assert face.track.number == number and not face.continues
 
 
+def test_a_steady_face_is_expected_where_it_will_be_even_after_a_gap(stage):
+    tracker = FaceTracker(stage)
+
+    def goes_to(x):
+        (face,) = tracker(stage.picture((x, 100, 200)))
+        return face.track, face.box
+
+    for x in range(60, 200, 10):
+        track, box = goes_to(x)
+    for frames_ahead in (1, 2, 3):
+        np.testing.assert_allclose(track.expected_box - box, [10 * frames_ahead, 0] * 2, atol=0.01)
+        tracker(stage.picture())
+    _, box = goes_to(190 + 4 * 10)
+    np.testing.assert_allclose(track.expected_box - box, [10, 0] * 2, atol=0.01)
+
+
 def test_looks_decide_where_places_do_not(stage):
     """Of two people, one above the other, each is seen next a little closer to the other's place."""
     tracker = FaceTracker(stage)
