@@ -241,7 +241,8 @@ def test_check_landmarks_refuses(points, scheme, message):
 
 def test_inside():
     square = np.array([[0.0, 0], [9, 0], [0, 9], [9, 9]])
-    for points in (square, square - 0.5, square + 0.5, square - [5, 0]):
+    one_beyond_a_corner = [[-3.0, -3], *square[1:]]
+    for points in (square, square - 0.5, square + 0.5, square - [5, 0], one_beyond_a_corner):
         check_inside(points, 10, 10)
 
 

@@ -92,6 +92,14 @@ def test_glasses_are_around_the_eyes_and_seldom_tinted():
     assert bridge == right_temple == left_temple == 1
 
 
+def test_the_brim_of_a_cap_shades_some_brows_and_brightens_nothing():
+    capped = np.array([_cap(GRAY.copy(), POINTS, np.random.default_rng(seed)) for seed in range(100)])
+    below = capped[:, round(float(POINTS[27, 1])) :]
+    assert below.max() <= 0.5 + 1e-6 and below[:, -20:].min() >= 0.5 - 1e-6
+    x, y = np.round(POINTS[19]).astype(int)
+    assert 0.1 < np.mean(capped[:, y, x].max(-1) < 0.49) < 0.4
+
+
 def test_a_fringe_hides_forehead_and_now_and_then_brows_but_neither_mouth_nor_chin():
     combed = np.array([_fringe(GRAY, POINTS, np.random.default_rng(seed)) for seed in range(200)])
     assert combed.dtype == np.float32 and combed.min() >= 0 and combed.max() <= 1
