@@ -74,6 +74,23 @@ def test_report_counts_lost_faces_and_names_what_it_left_out(openface, labels):
     assert report["thresholds_from"] == "the training subjects" and "calibrated" in report
     without = score_predictions(predictions, labels, missing="unknown")
     assert [row["f1"] for row in without["at_half"]["per_au"].values()] == [1, 1]
+    ours = score_predictions(predictions, labels, "train")  # thresholds of the very same rows tell nothing
+    assert "calibrated" not in ours and ours["thresholds_from"] == "none: no training rows"
+    assert (ours["pictures"], ours["people"]) == (1, 1)
+
+
+def test_lost_faces_count_for_the_intensity_as_for_the_occurrence(openface, tmp_path):
+    (tmp_path / "labels.csv").write_text(
+        "video,frame,AU12,AU1\nv1,1,0,5\nv1,2,5,1\nv1,3,4,4\nv2,1,1,0\nv2,2,9,2\n"
+    )
+    labels = read_labels(tmp_path / "labels.csv", first_frame=1, from_intensity=2)
+    predictions = read_predictions(openface, "openface", "intensity")
+    truth, scores = np.array([5, 1, 4, 0, 2]), np.array([3, 0.1, 0, 0, 2])  # of AU1; no face in the third
+    for missing, rows in (("nothing", [0, 1, 2, 3, 4]), ("unknown", [0, 1, 3, 4])):
+        report = score_predictions(predictions, labels, missing=missing)
+        row = report["at_half"]["per_au"]["AU1"]
+        assert row["correlation"] == pytest.approx(np.corrcoef(scores[rows], truth[rows])[0, 1])
+        assert row["base_rate"] == (truth[rows] >= 2).mean()
 
 
 def test_py_feat_by_picture(tmp_path):

@@ -59,13 +59,14 @@ def score_predictions(
     if not found.any():
         raise ValueError(_stranger(predictions, labels))
     columns = [labels.aus.index(au) for au in aus]
-    truth = labels.occurrence[:, columns]
     scores = scores[:, [predictions.aus.index(au) for au in aus]]
-    if missing == "unknown":
-        truth[~found] = UNKNOWN
+    counts = (found | (missing != "unknown"))[:, None]
+    truth = np.where(counts, labels.occurrence[:, columns], UNKNOWN)
+    intensities = None
+    if labels.intensities is not None:
+        intensities = np.where(counts, labels.intensities[:, columns], np.nan)[chosen]
     training = labels.rows_of("train") if split != "train" else chosen[:0]
     calibrated = calibrate_thresholds(scores[training], truth[training]) if len(training) else None
-    intensities = None if labels.intensities is None else labels.intensities[chosen][:, columns]
     alone = sorted(set(labels.aus) ^ set(predictions.aus))
     people = labels.subjects[chosen] if labels.subjects is not None else None
     return {
