@@ -227,7 +227,9 @@ class CompositeAUConfig(AUConfig):
     @property
     def processor_options(self) -> dict[str, Any]:
         """Options of the image processor that fits all networks."""
-        return next(iter(self.networks.values())).processor_options | self.center_options
+        first = next(iter(self.networks.values())).processor_options
+        first.pop("au_definition", None)  # it may read no centres where others do
+        return first | self.center_options
 
     def relabel(self, **names: Any) -> None:
         """Rename the outputs of the whole and of every network."""

@@ -251,17 +251,20 @@ def test_weights_of_the_mean(networks):
             EnsembleConfig.from_dict(model.config.to_dict(), network_weights=wrong)
 
 
+def answer(model):
+    """Logits for a photo, by the image processor that the model's configuration asks for."""
+    processor = AUImageProcessor(**model.config.processor_options)
+    landmarks = np.random.default_rng(0).uniform(40, 160, (68, 2))
+    return model(
+        **processor(Image.new("RGB", (200, 200), "gray"), landmarks=landmarks, return_tensors="pt")
+    ).logits
+
+
 def test_a_network_of_places_reads_those_and_others_their_own(networks, tmp_path):
     lsc, geometry = networks[0], GeometryTester().make_model()
     EnsembleForAUDetection.from_networks(lsc, geometry).save_pretrained(tmp_path)
     model = AutoModel.from_pretrained(tmp_path)
     assert model.config.places == [*AUS, 6] and geometry.config.places == [1, 6, 12]
-    landmarks = np.random.default_rng(0).uniform(40, 160, (68, 2))
-    photo, options = Image.new("RGB", (200, 200), "gray"), {"landmarks": landmarks, "return_tensors": "pt"}
-
-    def answer(one):
-        return one(**AUImageProcessor(**one.config.processor_options)(photo, **options)).logits
-
     torch.testing.assert_close(answer(model), (answer(lsc) + answer(geometry)) / 2, rtol=1e-3, atol=1e-4)
     few = AutoModel.from_pretrained(tmp_path, aus=[25, 1])
     assert few.config.places == [25, 1, 6, 12]
@@ -283,9 +286,17 @@ def test_places_are_read_even_if_the_labels_have_none(networks, tmp_path, labels
     pictures, centers = torch.zeros(1, 3, 48, 48), 48 * torch.rand(1, 3, 2, 2)
     expected = model.geometry(au_centers=(centers + 0.5) * 32 / 48 - 0.5).logits
     torch.testing.assert_close(model(pictures, centers).branch_logits[:, 1], expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(answer(model), (answer(model.gda) + answer(model.geometry)) / 2)
     with_lsc = AutoModel.from_pretrained(tmp_path, **labels, lsc_config=BACKBONE | BRANCH)
     with pytest.raises(ValueError, match="LscForAUDetection needs the centres of .*leave it out"):
         with_lsc(pictures, centers)
+
+
+def test_the_processor_gives_centres_even_if_the_first_network_reads_none(networks):
+    gtlenet, geometry = networks[2], GeometryTester().make_model()
+    model = EnsembleForAUDetection.from_networks(gtlenet, geometry)
+    expected = (answer(gtlenet) + answer(geometry)) / 2
+    torch.testing.assert_close(answer(model), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_places_in_another_order_are_told_apart():
