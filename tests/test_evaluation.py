@@ -109,10 +109,13 @@ def test_report_names_its_rules_and_the_papers_figures(faces, tmp_path):
     assert "Calibrated thresholds: the training people." in text
     assert "ICC(3,1)" in figures_table(report["calibrated"])
 
-    red = (np.abs(np.asarray(draw_bars(report)).astype(int) - [0xD0, 0x3A, 0x2B]).max(-1) < 8).any(0)
+    bars = np.asarray(draw_bars(report)).astype(int)
+    red = (np.abs(bars - [0xD0, 0x3A, 0x2B]).max(-1) < 8).any(0)
     left, right = 64, 640 - 64
     marks = [left + (right - left) * f1 for f1 in (0.6, 0.75)]
     assert all(red[int(mark)] for mark in marks) and red.sum() <= 6
+    dark = (np.abs(bars - 0x44).max(-1) < 8)[2 * 24 + 3, left + 8 : right + 8]  # above AU26, 1 at 0.5
+    assert np.flatnonzero(dark).tolist() == pytest.approx([right - left - 8] * 2, abs=2)
 
     unnamed = evaluation_report(np.zeros((12, 2)), faces, 0.5, "test", {"paper": {"f1": {}, "mean": 0.0}})
     assert "paper" not in unnamed and f1_table(unnamed).splitlines()[0].endswith("| oracle |")
@@ -154,6 +157,10 @@ def test_corpora_cross_over_the_action_units_that_all_share(faces):
     table = cross_corpus_table(matrix).splitlines()
     assert table[2] == "| trained on | tested on a | tested on b |"
     assert table[-1] == "| b | 0.0 (50.0, 2 AUs) | 100.0 (100.0, 1 AUs) |"
+    part = cross_corpus({"a": {"b": report([26])}, "b": {"a": report([26, 12]), "b": report([26])}})
+    table = cross_corpus_table(part).splitlines()  # nobody trained on a was tested on it
+    assert table[2] == "| trained on | tested on b | tested on a |"
+    assert table[-2] == "| a | 100.0 (100.0, 1 AUs) | - |"
     with pytest.raises(ValueError, match="no action unit is in all 2"):
         cross_corpus({"a": {"a": report([12]), "b": report([26])}})
 
