@@ -527,10 +527,24 @@ def test_a_processor_of_other_action_units_is_found(folder):
 def test_a_path_of_this_machine_is_found(folder):
     spoil(folder, "config.json", lambda c: c.update(backbone_name_or_path="/home/somebody/vit"))
     assert "config.json names a place on this machine: /home/somebody/vit." in check_model(folder)
-    (folder / "run.json").write_text(
-        json.dumps({"recipe": {"split": {"folds_file": "/home/somebody/folds.csv"}}})
-    )
-    assert "run.json names a place on this machine: /home/somebody/folds.csv." in check_model(folder)
+    recipe = {"split": {"folds_file": "/home/somebody/folds.csv"}}
+    run = {"recipe": recipe, "inherited": {"/home/somebody/gda": ["synthetic"]}}
+    (folder / "run.json").write_text(json.dumps(run))
+    problems = check_model(folder)
+    for place in ("folds.csv", "gda"):
+        assert f"run.json names a place on this machine: /home/somebody/{place}." in problems
+
+
+def test_an_onnx_file_of_other_weights_is_found(folder, monkeypatch):
+    (folder / "model.onnx").write_bytes(b"no graph")
+    (problem,) = check_model(folder)
+    assert problem.startswith("model.onnx cannot be checked: ")
+    exported = AutoModel.from_pretrained(folder).eval()  # answers as a file of the same weights would
+    monkeypatch.setattr("actionunits.publishing_checks.OnnxAUModel", lambda file, config: exported)
+    assert check_model(folder) == []
+    with torch.no_grad():
+        exported.classifier["AU12"].bias += 0.01
+    assert check_model(folder) == ["model.onnx answers otherwise than the weights, by 0.01; export anew."]
 
 
 def test_a_broken_file_is_a_problem_not_an_error(folder):

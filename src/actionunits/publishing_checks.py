@@ -386,11 +386,11 @@ def _with_code_note(text: str, repo: str) -> str:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Yield all strings in a JSON value."""
+    """Yield all strings in a JSON value, keys included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
+        for inner in [*value, *value.values()] if isinstance(value, dict) else value:
             yield from _strings(inner)
 
 
