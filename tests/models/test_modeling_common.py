@@ -216,6 +216,11 @@ class AUModelTester:
                 assert value.shape[0] == len(output.logits), f"{name} is not batch-first"
         assert model(**inputs).au_attentions is None
 
+    def test_pictures_that_are_not_normalised_are_refused(self, model, inputs):
+        inputs["pixel_values"] = (255 * torch.rand(inputs["pixel_values"].shape)).to(torch.uint8)
+        with pytest.raises(RuntimeError):
+            model(**inputs)
+
     def test_hidden_states(self, model, inputs):
         hidden_states = model(**inputs, output_hidden_states=True).hidden_states
         assert len(hidden_states) > 1

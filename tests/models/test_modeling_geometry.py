@@ -28,6 +28,10 @@ class TestGeometry(AUModelTester):
     def test_au_attentions(self, model, inputs):
         assert model(**inputs, output_au_attentions=True).au_attentions is None
 
+    def test_pictures_that_are_not_normalised_are_refused(self, model, inputs):
+        changed = inputs | {"pixel_values": torch.zeros(3, 3, 32, 32, dtype=torch.uint8)}
+        assert torch.equal(model(**changed).logits, model(**inputs).logits)  # it does not look at them
+
 
 @pytest.fixture
 def tester():
