@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from actionunits.action_units import UNKNOWN
 from actionunits.data import AlignedFaces
 from actionunits.evaluation import (
     cross_corpus,
@@ -108,6 +109,7 @@ def test_report_names_its_rules_and_the_papers_figures(faces, tmp_path):
     assert "the best on the evaluated pictures themselves" in text
     assert "Calibrated thresholds: the training people." in text
     assert "ICC(3,1)" in figures_table(report["calibrated"])
+    assert groups_table(report) in text
 
     bars = np.asarray(draw_bars(report)).astype(int)
     red = (np.abs(bars - [0xD0, 0x3A, 0x2B]).max(-1) < 8).any(0)
@@ -119,6 +121,19 @@ def test_report_names_its_rules_and_the_papers_figures(faces, tmp_path):
 
     unnamed = evaluation_report(np.zeros((12, 2)), faces, 0.5, "test", {"paper": {"f1": {}, "mean": 0.0}})
     assert "paper" not in unnamed and f1_table(unnamed).splitlines()[0].endswith("| oracle |")
+
+
+def test_what_nobody_coded_measured_or_published_is_a_dash():
+    labels = np.array([[1, UNKNOWN], [0, UNKNOWN], [1, UNKNOWN]])
+    reports = threshold_reports([1, 12], np.array([[0.9, 0.9], [0.1, 0.1], [0.8, 0.2]]), labels)
+    paper = {"table": "Table 1", "f1": {"AU1": 60.0}, "mean": 60.0}
+    report = {"split": "test", "pictures": 3, "paper": paper, **reports}  # without calibrated thresholds
+    assert f1_table(report).splitlines()[2:4] == [
+        "| AU1 | inner brow raiser | 67 % | 100.0 | 100.0 | 60.0 |",
+        "| AU12 | lip corner puller | - | - | - | - |",
+    ]
+    assert figures_table(report["at_half"]).splitlines()[3].startswith("| AU12 | 0.50 | - | - |")
+    assert "Further figures, calibrated" not in report_text(report)
 
 
 def test_figures_of_folds_are_averaged_and_folds_of_other_corpora_refused(faces):
