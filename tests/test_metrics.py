@@ -88,6 +88,13 @@ def test_unknown_labels_are_left_out_per_au(predictions, figure):
         )
 
 
+@pytest.mark.parametrize("figure", metrics.DECISION_FIGURES.values())
+def test_action_units_without_a_known_label_have_no_figure(predictions, figure):
+    scores, labels = predictions
+    labels[:, 0] = UNKNOWN
+    assert np.isnan(figure(scores, labels)[:2]).tolist() == [True, False]
+
+
 def test_correlation_equals_numpy_and_skips_unknown():
     rng = np.random.default_rng(1)
     truth, noise = rng.random((50, 3)), rng.random((50, 3))

@@ -112,10 +112,13 @@ def balanced_accuracy(scores: ArrayLike, labels: ArrayLike, thresholds: ArrayLik
 
 
 def mcc(scores: ArrayLike, labels: ArrayLike, thresholds: ArrayLike = 0.5) -> np.ndarray:
-    """Matthews' correlation coefficient of decisions and labels, -1 to 1; 0 where either is constant."""
+    """Matthews' correlation coefficient of decisions and labels, -1 to 1.
+
+    It is 0 where either is constant, and nan where no label is known.
+    """
     tp, fp, fn, tn = (cell.astype(float) for cell in confusion(scores, labels, thresholds))
     spread = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
-    return _ratio(tp * tn - fp * fn, spread, otherwise=0.0)
+    return _ratio(tp * tn - fp * fn, spread, otherwise=np.where(tp + fp + fn + tn > 0, 0.0, math.nan))
 
 
 def false_alarm_rate(scores: ArrayLike, labels: ArrayLike, thresholds: ArrayLike = 0.5) -> np.ndarray:
@@ -345,9 +348,9 @@ def _f1(count: Confusion) -> np.ndarray:
     return np.where(sum(count) > 0, f1, math.nan)
 
 
-def _ratio(part: ArrayLike, whole: ArrayLike, otherwise: float = math.nan) -> np.ndarray:
+def _ratio(part: ArrayLike, whole: ArrayLike, otherwise: ArrayLike = math.nan) -> np.ndarray:
     part, whole = np.asarray(part, float), np.asarray(whole, float)
-    return np.divide(part, whole, out=np.full(whole.shape, otherwise), where=whole > 0)
+    return np.divide(part, whole, out=np.full(whole.shape, otherwise, float), where=whole > 0)
 
 
 def _per_column(

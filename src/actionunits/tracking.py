@@ -11,6 +11,7 @@ takes another's place at a cut inherits the number.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ class FaceTracker:
 
     def __init__(self, detector: Any, detect_every: int = 1, patience: int = 25):
         for name, value, least in (("detect_every", detect_every, 1), ("patience", patience, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
                 raise ValueError(f"{name} must be a whole number from {least} on, got {value!r}.")
         self.detector = detector
         self.detect_every = detect_every

@@ -663,11 +663,13 @@ def test_configurations_that_make_no_sense(fields, message):
         AUFormerConfig(**fields)
 
 
-def test_a_backbone_config_serves_pictures_of_several_sizes():
+def test_a_backbone_config_serves_pictures_of_several_sizes(tmp_path):
     vit = ViTConfig(**BACKBONE)
     configs = [AUFormerConfig(backbone_config=vit, image_size=size) for size in (48, 64)]
     assert [config.image_size for config in configs] == [48, 64]
     assert vit.image_size == 32
+    configs[0].save_pretrained(tmp_path)
+    assert AUFormerConfig.from_pretrained(tmp_path, image_size=96).vit_config.image_size == 96
 
 
 def test_losses_of_the_ablations():

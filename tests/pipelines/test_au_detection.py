@@ -293,6 +293,7 @@ def test_a_batch_size_that_is_none_is_refused_at_once(detect, escda_folder, phot
 def test_top_k(detect, photo):
     every = sorted(scores(detect(photo))[0], reverse=True)
     assert scores(detect(photo, top_k=4))[0].tolist() == every[:4]
+    assert scores(detect(photo, top_k=np.int64(4)))[0].tolist() == every[:4]
     assert len(detect(photo, top_k=99)[0]["action_units"]) == 12
     for wrong in (0, 2.5, True):
         with pytest.raises(ValueError, match="top_k"):

@@ -9,6 +9,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,7 @@ def answer_video(
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
     """Raise `ValueError` unless an option is left out (None) or a whole number from `least` on."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+    if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < least):
         raise ValueError(f"{name} must be a whole number from {least} on, got {value!r}.")
 
 

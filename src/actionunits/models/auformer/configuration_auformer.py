@@ -126,11 +126,8 @@ class AUFormerConfig(AUConfig):
     def __post_init__(self, **kwargs):
         """Convert the backbone's dictionary to a configuration, and tuples to lists, as JSON does."""
         given = self.backbone_config or {}
-        backbone = given if isinstance(given, ViTConfig) else ViTConfig(**given)
-        if (image_size := kwargs.pop("image_size", None)) is not None:
-            backbone = copy.deepcopy(backbone)  # the caller's may serve other models
-            backbone.image_size = image_size
-        self.backbone_config = backbone
+        # A copy, as `image_size` changes it.
+        self.backbone_config = copy.copy(given) if isinstance(given, ViTConfig) else ViTConfig(**given)
         self.mrf_dilations = list(self.mrf_dilations)
         self.gamma_bounds = list(self.gamma_bounds)
         super().__post_init__(**kwargs)
@@ -185,8 +182,12 @@ class AUFormerConfig(AUConfig):
 
     @property
     def image_size(self) -> int:
-        """Height and width of the input in pixels."""
+        """Height and width of the input in pixels: the backbone's."""
         return cast(int, self.vit_config.image_size)
+
+    @image_size.setter
+    def image_size(self, value: int) -> None:
+        self.vit_config.image_size = value
 
     @property
     def patch_size(self) -> int:
