@@ -170,6 +170,8 @@ def test_fewer_than_16_bits_are_told_of(photo, caplog, bits, factor):
         (".", FileNotFoundError, "a folder, not a picture; name the files in it"),
         (b"no picture at all", PictureError, r"not a picture that Pillow can read \(17 bytes\)\.$"),
         (b"\0\0\0\x18ftypheic" + bytes(99), PictureError, "HEIC file: save it as JPEG, or call pillow_heif"),
+        (b"\0\0\0\nftypisom" + bytes(99), PictureError, "It is a video: give it to `actionunits video`"),
+        (b"\0\0\0\x18ftypavif" + bytes(99), PictureError, r"that Pillow can read \(111 bytes\)\.$"),
         (np.zeros((40, 40, 2), np.uint8), PictureError, r"\(40, 40, 2\)"),
         (np.zeros((2, 40, 40, 3), np.uint8), PictureError, "as a list"),
         (np.zeros((0, 40, 3), np.uint8), PictureError, "no pixels"),

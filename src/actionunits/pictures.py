@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import string
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,8 +29,12 @@ ROUNDING = 0.001
 """Tolerated rounding error of float pixels beyond 0..1: less than half a step of 8 bits."""
 
 _LONGEST_PATH, _LONGEST_NAME = 4096, 255  # [characters] of a file, and of each part of its path
-_HEIF = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftypmif1")  # the format of phones
 _OF_HEIF = " It is a HEIC file: save it as JPEG, or call pillow_heif.register_heif_opener() of pillow-heif."
+_OF_VIDEO = " It is a video: give it to `actionunits video`, or to the pipeline as video=."
+_REMEDIES = (  # where the first bytes match
+    (rb"....ftyp(?:hei[cxms]|mif1)", _OF_HEIF),  # the format of phones
+    (rb"....ftyp(?!avi)|RIFF....AVI |\x1aE\xdf\xa3", _OF_VIDEO),  # MP4 (not AVIF), AVI, Matroska
+)
 _URL_TIMEOUT = 30.0  # [s]
 _USER_AGENT = "actionunits"  # some servers refuse Python's default
 
@@ -155,7 +160,7 @@ def _from_bytes(name: str, data: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise PictureError(f"{name} is too large: {error}") from error
     except Exception as error:
-        remedy = _OF_HEIF if data[4:12] in _HEIF else ""
+        remedy = next((text for start, text in _REMEDIES if re.match(start, data, re.DOTALL)), "")
         raise PictureError(
             f"{name} is not a picture that Pillow can read ({len(data)} bytes).{remedy}"
         ) from error
