@@ -103,6 +103,8 @@ def test_saving_again_is_an_ordinary_save(saved, tmp_path):
 def test_numbers_beyond_float16_are_refused():
     model = torch.nn.Linear(2, 1)
     with torch.no_grad():
-        model.weight.fill_(7e4)
-    with pytest.raises(ValueError, match=r"weight reaches 7e\+04, but float16 ends at 65504"):
+        model.weight.fill_(0.1)
+        model.bias.fill_(-7e4)
+    with pytest.raises(ValueError, match=r"bias reaches 7e\+04, but float16 ends at 65504"):
         round_parameters(model)
+    assert (model.weight == torch.tensor(0.1)).all(), "rounded, though it is to be saved as float32"

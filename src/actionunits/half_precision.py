@@ -20,14 +20,14 @@ def round_parameters(model: Any) -> None:
     """Round the parameters of a model, in place, to float16 values.
 
     Raises:
-        ValueError: A parameter is too large for float16; the message names it.
+        ValueError: A parameter is too large for float16; the message names it, and none is rounded.
     """
     for name, parameter in model.named_parameters():
-        rounded = parameter.to(torch.float16).to(parameter.dtype)
-        if not rounded.isfinite().all():
+        if not parameter.to(torch.float16).isfinite().all():
             largest = parameter.abs().max().item()
             raise ValueError(f"{name} reaches {largest:.3g}, but float16 ends at 65504; save it as float32.")
-        parameter.copy_(rounded)
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(torch.float16))
 
 
 def save_in_half(model: Any, folder: str | os.PathLike) -> None:
