@@ -170,6 +170,12 @@ def test_groups_and_the_largest_gap_are_given(model):
     assert "| skin tone: III | 2 | 30 | 0.65 |" in text
 
 
+def test_a_gap_of_nothing_still_names_two_groups():
+    groups = {name: {"f1": 0.5, "people": people} for name, people in (("f", 3), ("m", 2))}
+    (gap,) = group_gaps({"groups": {"sex": groups}})
+    assert {gap.worst, gap.best} == {"f", "m"} and (gap.size, gap.people) == (0, 2)
+
+
 def test_a_corpus_without_groups_is_said_to_have_none(model):
     metrics = json.loads((model / "metrics.json").read_text())
     metrics["test"]["groups"] = {}

@@ -200,9 +200,9 @@ def group_gaps(report: Mapping[str, Any]) -> list[GroupGap]:
     for kind, groups in report["groups"].items():
         known = {name: g for name, g in groups.items() if name != "unknown" and g.get("f1") is not None}
         if len(known) > 1:
-            worst, best = (choose(known, key=lambda name: known[name]["f1"]) for choose in (min, max))
-            people = min(known[worst]["people"], known[best]["people"])
-            gaps.append(GroupGap(kind, worst, best, known[worst]["f1"], known[best]["f1"], people))
+            (worst, low), *_, (best, high) = sorted(known.items(), key=lambda group: group[1]["f1"])
+            people = min(low["people"], high["people"])
+            gaps.append(GroupGap(kind, worst, best, low["f1"], high["f1"], people))
     return sorted(gaps, key=lambda gap: -gap.size)
 
 
