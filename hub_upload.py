@@ -115,6 +115,7 @@ def publish(upload: HubUpload, files: Sequence[PublishedFile], args: argparse.Na
     if args.dry_run:
         print("Dry run: nothing was sent, no network was used.")
         return
+    upload.check_weights(files)
     upload.check_tag(args.tag, is_complete=not missing)
     if not args.yes and not agreed():
         raise PublishError("Nothing was sent.")

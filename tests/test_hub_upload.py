@@ -167,6 +167,20 @@ def test_resumes_after_an_interruption(hub, folder, publish, request_, how):
     assert hub.repos[REPO].tags["v0.1.0"] == hub.repos[REPO].head
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "model-00001-of-00002.safetensors"])
+def test_weights_of_an_older_version_may_not_stay(hub, folder, publish, name):
+    assert publish(folder, "--yes")[0] == 0
+    repo = hub.repos[REPO]
+    head = repo.head
+    repo.commits[head][name] = repo.commits[head]["model.safetensors"]
+    (folder / "LICENSE").write_text("MIT")
+    code, said = publish(folder, "--yes", "--tag", "v2")
+    assert code == 1 and f"lab/tiny has {name}, of another version; delete that there" in said
+    assert repo.head == head and "v2" not in repo.tags
+    del repo.commits[head][name]
+    assert publish(folder, "--yes", "--tag", "v2")[0] == 0
+
+
 def test_damage_on_the_way_is_found(hub, folder):
     upload = HubUpload(REPO)
     upload.create(private=False, gated=None)
@@ -325,7 +339,13 @@ def test_pickles_are_found(folder, name):
     assert check_files(folder) == [f"{name} may run code when it is read; publish safetensors only."]
 
 
-@pytest.mark.parametrize("name", [".env", "notes.txt", "helper.py", "checkpoint-5/config.json", "photo.jpg"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(".env", "notes.txt", "helper.py", "checkpoint-5/config.json", "photo.jpg"),
+        *("LICENSES/photo.jpg", "model-5/model.safetensors", "face_landmarks/helper.py"),
+    ],
+)
 def test_stray_files_are_found(folder, name):
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text("import os")
@@ -429,9 +449,14 @@ def test_figures_are_of_the_corpus_that_was_measured(folder, publish, old):
 
 
 def test_thresholds_that_were_not_measured_are_found(folder):
-    spoil(folder, "config.json", lambda c: c.update(au_thresholds=[0.5, 0.1, 0.7]))
+    spoil(folder, "config.json", lambda c: c.update(au_thresholds=[0.5, 0.599, 0.7]))
     assert card_problems(folder, "# toy-model", "# toy-model") == [
-        "config.json decides AU12 at 0.1, but metrics.json was measured at 0.6."
+        "config.json decides AU12 at 0.599, but metrics.json was measured at 0.6."
+    ]
+    spoil(folder, "config.json", lambda c: c.pop("au_thresholds"))
+    assert check_card(folder) == [
+        f"config.json decides {label} at 0.5, but metrics.json was measured at {threshold}."
+        for label, threshold in (("AU12", 0.6), ("AU25", 0.7))
     ]
 
 
@@ -488,10 +513,11 @@ def test_no_card_and_a_broken_head(folder):
     assert check_card(folder)[0].startswith("There is no card")
 
 
-def test_licensed_weights_under_a_free_licence_are_found(tmp_path):
+@pytest.mark.parametrize("licence", ["apache-2.0", "mit"])
+def test_licensed_weights_under_a_free_licence_are_found(tmp_path, licence):
     folder = publishable_folder(tmp_path / "bp4d", TEMPLATE, corpus="disfa")
-    problems = card_problems(folder, "license: other", "license: apache-2.0")
-    assert problems == ["README.md puts weights trained on DISFA under apache-2.0; say `other`."]
+    problems = card_problems(folder, "license: other", f"license: {licence}")
+    assert problems == [f"README.md puts weights trained on DISFA under {licence}; say `other`."]
 
 
 def test_a_card_is_written_where_the_run_allows_it(folder, publish):

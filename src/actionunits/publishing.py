@@ -2,6 +2,7 @@
 
     upload = HubUpload("org/name")
     upload.check_access()                     # fails for a wrong token, another's namespace, no network
+    upload.check_weights(list_files(folder))  # no others may lie there
     upload.create(private=True, gated=None)
     commit = upload.send(upload.missing(list_files(folder)), "Add the model")
     upload.read_back(list_files(folder), commit)
@@ -12,6 +13,7 @@ The checks before an upload are in `publishing_checks`; the command is `hub_uplo
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import re
 import tempfile
@@ -29,6 +31,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from huggingface_hub.utils import validate_repo_id
+
+WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "model.onnx")
+"""Files of a repository that a model may be loaded from."""
 
 
 class PublishError(RuntimeError):
@@ -98,12 +103,17 @@ class HubUpload:
 
     def missing(self, files: Sequence[PublishedFile]) -> list[PublishedFile]:
         """Return the files that the repository lacks or has with other content."""
-        with self._explained():
-            try:
-                remote = {entry.path: entry for entry in self.api.list_repo_tree(self.repo, recursive=True)}
-            except RepositoryNotFoundError:
-                remote = {}
+        remote = self._remote_files()
         return [file for file in files if not _is_same(file, remote.get(file.name))]
+
+    def check_weights(self, files: Sequence[PublishedFile]) -> None:
+        """Refuse a repository that keeps weights that the files lack: they might be loaded instead."""
+        others = self._remote_files().keys() - {file.name for file in files}
+        if left := [name for pattern in WEIGHTS for name in sorted(fnmatch.filter(others, pattern))]:
+            raise PublishError(
+                f"{self.repo} has {', '.join(left)}, of another version; delete that there, or add a new one "
+                "to the folder."
+            )
 
     def check_tag(self, tag: str, is_complete: bool) -> None:
         """Refuse a tag that names another version already."""
@@ -164,6 +174,14 @@ class HubUpload:
         """Tag a commit."""
         with self._explained():
             self.api.create_tag(self.repo, tag=tag, revision=commit, exist_ok=True)
+
+    def _remote_files(self) -> dict[str, Any]:
+        """Return the entries of the repository's tree, by path; {} if there is no repository."""
+        with self._explained():
+            try:
+                return {entry.path: entry for entry in self.api.list_repo_tree(self.repo, recursive=True)}
+            except RepositoryNotFoundError:
+                return {}
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

@@ -269,7 +269,10 @@ def _copy_writable(folder: Path, copy: Path) -> None:
 def _belongs(name: str, path: Path) -> bool:
     if path.suffix == ".py" and "/" not in name:
         return path.read_text(encoding="utf-8", errors="replace").startswith(EXPORTED)
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in ALLOWED)
+    return any(
+        fnmatch.fnmatchcase(name, pattern) and name.count("/") == pattern.count("/")  # * matches a / too
+        for pattern in ALLOWED
+    )
 
 
 def _check_figures(folder: Path, card: ModelCard, text: str) -> list[str]:
@@ -336,8 +339,9 @@ def _check_terms(folder: Path, card: ModelCard, text: str) -> list[str]:
         for terms in bound
         if terms.terms not in text or terms.name not in text
     ]
-    if bound and card.data.to_dict().get("license") == "apache-2.0":
-        problems.append(f"README.md puts weights trained on {bound[0].name} under apache-2.0; say `other`.")
+    licence = card.data.to_dict().get("license")
+    if bound and licence not in (None, "other"):
+        problems.append(f"README.md puts weights trained on {bound[0].name} under {licence}; say `other`.")
     return problems
 
 
