@@ -220,6 +220,13 @@ def test_a_mean_is_bound_by_the_data_of_each_of_its_networks():
     ]
 
 
+def test_terms_are_given_once():
+    started = {"recipe": {"teachers": ["a/b"]}, "inherited": {"a/b": ["bp4d_plus", "DISFA", "disfa"]}}
+    encoder = {"name": "c/d", "triplets": "bp4d+"}
+    run = started | {"corpus": {"name": ["bp4d+", "bp4d"]}, "encoder": encoder}
+    assert [terms.name for terms in training_terms(run)] == ["BP4D+", "BP4D", "DISFA"]
+
+
 @pytest.mark.parametrize(
     "recipe",
     [

@@ -51,22 +51,23 @@ OPEN_TRIPLETS = "synthetic corpus"
 
 
 def training_terms(run: Mapping[str, Any] | None) -> list[DataTerms]:
-    """Return the terms of all corpora of a run; an unknown one counts as licensed.
+    """Return the terms of all corpora of a run, each once; an unknown one counts as licensed.
 
     Args:
         run: The content of `run.json`, or None if the training data are unknown.
     """
     if run is None:
         return [DataTerms("unrecorded pictures", "unknown", "Nobody recorded what the model was trained on.")]
-    return [
+    found = [
         TERMS.get(ALIASES.get(name.lower(), name.lower()))
         or DataTerms(name, "unknown", "terms unknown to this project.")
         for name in training_corpora(run)
     ]
+    return list(dict.fromkeys(found))  # a corpus has an alias
 
 
 def training_corpora(run: Mapping[str, Any]) -> list[str]:
-    """Return the names of the corpora that a run was trained on, as keys of `TERMS`."""
+    """Return the names of the corpora that a run was trained on, as keys of `TERMS` or `ALIASES`."""
     corpus = run.get("corpus") or {}
     manifest = corpus.get("manifest") or {}
     named = corpus.get("name") or run.get("recipe", {}).get("corpus") or manifest.get("corpus")
@@ -79,11 +80,10 @@ def training_corpora(run: Mapping[str, Any]) -> list[str]:
     if encoder.get("init"):
         corpora.append(f"what {encoder['init']} was trained on")
     for name in started_from(run):
-        known = (run.get("inherited") or {}).get(name) or [f"what {name} was trained on"]
-        corpora += [corpus for corpus in known if corpus not in corpora]
+        corpora += (run.get("inherited") or {}).get(name) or [f"what {name} was trained on"]
     for member in (run.get("members") or {}).values():
-        corpora += [name for name in training_corpora(member) if name not in corpora]
-    return corpora
+        corpora += training_corpora(member)
+    return list(dict.fromkeys(corpora))
 
 
 def started_from(run: Mapping[str, Any]) -> list[str]:
