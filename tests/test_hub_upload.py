@@ -181,6 +181,23 @@ def test_weights_of_an_older_version_may_not_stay(hub, folder, publish, name):
     assert publish(folder, "--yes", "--tag", "v2")[0] == 0
 
 
+def test_what_somebody_else_sends_meanwhile_is_kept(hub, folder, monkeypatch):
+    upload = HubUpload(REPO)
+    upload.create(private=False, gated=None)
+    repo, look = hub.repos[REPO], upload.api.model_info
+
+    def look_before_a_change(name):
+        found = look(name)
+        files = repo.commits[repo.head]
+        repo.commit({**files, "config.json": files[".gitattributes"]})
+        return found
+
+    monkeypatch.setattr(upload.api, "model_info", look_before_a_change)
+    with pytest.raises(PublishError, match="Somebody else has changed lab/tiny meanwhile; run this again"):
+        upload.send(list_files(folder), "all")
+    assert set(hub.files(REPO)) == {".gitattributes", "config.json"}
+
+
 def test_damage_on_the_way_is_found(hub, folder):
     upload = HubUpload(REPO)
     upload.create(private=False, gated=None)
