@@ -232,6 +232,7 @@ def test_terms_are_given_once():
     [
         {"networks": {"gda": {"pretrained": "gda-bp4d/model"}}},
         {"networks": {"lsc": {"backbone_from": "gda-bp4d/model"}}},
+        {"networks": {"lac": {"config": {"backbone_name_or_path": "gda-bp4d/model"}}}},
         {"networks": {"gda": {}}, "teachers": ["gda-bp4d/model"]},
     ],
 )

@@ -347,6 +347,8 @@ def describe_run(
     backbones = take_out_backbones(described)
     for network in described["networks"].values():
         network["pretrained"] = short_name(network["pretrained"])
+        if backbone := network["config"].get("backbone_name_or_path"):
+            network["config"]["backbone_name_or_path"] = short_name(backbone)
     return {
         "name": recipe.name if not member else name_of_member(recipe.name, member),
         "member": member,
@@ -410,10 +412,12 @@ def inherited_corpora(recipe: Recipe) -> dict[str, list[str]]:
 
 
 def take_out_encoder(model: nn.Module, recipe: dict[str, Any]) -> dict[str, Any]:
-    """Name and metrics of a network's local initial encoder, whose path is removed from model and recipe."""
+    """Name and metrics of a network's initial encoder; model and recipe lose the path of a local one."""
     name = getattr(model.config, "encoder_name_or_path", None)
-    if name is None or not (folder := Path(name)).is_dir():
+    if name is None:
         return {}
+    if not (folder := Path(name)).is_dir():  # on the Hub
+        return {"name": name}
     model.config.encoder_name_or_path = None
     short = short_name(name)
     for network in recipe["networks"].values():

@@ -91,5 +91,6 @@ def started_from(run: Mapping[str, Any]) -> list[str]:
     recipe = run.get("recipe") or {}
     networks = (recipe.get("networks") or {}).values()
     names = [network.get("pretrained") for network in networks]
+    names += [(network.get("config") or {}).get("backbone_name_or_path") for network in networks]
     names += [name for network in networks if "/" in (name := network.get("backbone_from") or "")]
     return list(dict.fromkeys(name for name in [*names, *(recipe.get("teachers") or [])] if name))

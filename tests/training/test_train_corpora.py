@@ -10,6 +10,7 @@ from transformers import AutoModel
 
 from actionunits.data.corpora import CORPORA
 from actionunits.data.preparing import prepare_corpus
+from actionunits.publishing_terms import training_corpora
 from recipe import load_recipe
 
 SMALL = [
@@ -78,7 +79,10 @@ def test_gda_trains_on_a_fold_of_bp4d_and_is_evaluated_on_it(train_on, prepared,
 
 def test_a_run_names_its_lists_but_not_where_they_lay(train, train_on, prepared, tmp_path):
     run = train_on("gda-bp4d", prepared("bp4d"), [*GDA, "split.fold=1"])
-    recipe = load_recipe(run / "recipe.yaml", ["split.folds_file=/home/somebody/lists/folds.csv"])
+    places = {"split.folds_file": "lists/folds.csv", "networks.gda.config.backbone_name_or_path": "nets/vit"}
+    recipe = load_recipe(
+        run / "recipe.yaml", [f"{key}=/home/somebody/{place}" for key, place in places.items()]
+    )
     manifest = {"corpus": "bp4d", "frames": "/home/somebody/lists/frames.txt"}
     model = AutoModel.from_pretrained(run / "model")
     described = train.describe_run(
@@ -86,6 +90,7 @@ def test_a_run_names_its_lists_but_not_where_they_lay(train, train_on, prepared,
     )
     assert described["recipe"]["split"]["folds_file"] == "lists/folds.csv"
     assert described["corpus"]["manifest"]["frames"] == "lists/frames.txt"
+    assert training_corpora(described) == ["bp4d", "what nets/vit was trained on"]
     assert "/home" not in json.dumps(described)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from actionunits import (
     GlobalExpressionEncoderConfig,
     GtleNetForAUDetection,
 )
+from actionunits.publishing_terms import training_corpora
 
 TINY = {
     "encoder_config": {"width_multiplier": 0.125, "depths": [1, 1, 1]},
@@ -75,6 +77,14 @@ def test_a_result_knows_its_encoder_but_not_where_it_lay(run, encoder_folder):
     gone_on = run(networks=further, epochs=1, name="further") / "model" / "run.json"
     assert json.loads(gone_on.read_text())["encoder"] == described["encoder"]
     assert str(folder) not in gone_on.read_text()
+
+
+def test_what_a_result_began_with_on_the_hub_is_known_by_its_terms(train):
+    config = GtleNetForAUDetection.config_class.paper(encoder_name_or_path="lab/encoder")
+    recipe = {"networks": {"gtlenet": {"config": {"encoder_name_or_path": "lab/encoder"}}}}
+    encoder = train.take_out_encoder(SimpleNamespace(config=config), recipe)
+    run = {"recipe": recipe, "encoder": encoder, "corpus": {"name": "synthetic"}}
+    assert training_corpora(run) == ["synthetic", "what lab/encoder was trained on"]
 
 
 def test_the_learning_rate_falls_with_the_root_of_the_steps():
