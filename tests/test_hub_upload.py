@@ -402,6 +402,32 @@ def test_a_changed_table_is_found(folder):
     ]
 
 
+def test_changed_figures_of_groups_are_found(folder):
+    sexes = json.loads((folder / "metrics.json").read_text())["test"]["groups"]["sex"].values()
+    gap = f"{max(s['f1'] for s in sexes) - min(s['f1'] for s in sexes):.2f}"
+    missing = f"README.md does not give the largest gap between groups, {gap}."
+    assert card_problems(folder, f"**{gap}**", "**0.001**") == [missing]
+    assert card_problems(folder, "| sex: f |", "| sex: m |") == [
+        missing,
+        "The table of groups of people in README.md is not that of metrics.json.",
+    ]
+
+
+def test_a_measurement_without_figures_in_the_head_is_found(folder):
+    text = (folder / "README.md").read_text()
+    figures = text[text.index("model-index:") : text.index("\n---\n")]
+    assert card_problems(folder, figures, "model_name: toy-model") == [
+        "README.md gives no figures in its head (model-index)."
+    ]
+
+
+def test_figures_without_a_measurement_are_found(folder):
+    (folder / "metrics.json").unlink()
+    assert card_problems(folder, "# toy-model", "# toy-model") == [
+        "README.md has figures, but there is no metrics.json that they come from."
+    ]
+
+
 def test_figures_of_an_older_measurement_are_found(folder):
     spoil(folder, "metrics.json", lambda m: m["test"]["calibrated"]["mean"].update(auc=0.1234))
     problems = card_problems(folder, "# toy-model", "# toy-model")
