@@ -588,7 +588,8 @@ def test_fec_needs_two_thirds_of_the_raters(tmp_path, votes, choice):
     faces = [f"http://farm5.staticflickr.com/4117/{n}_o.jpg?size=big,0.3,0.7,0.1,0.6" for n in "abc"]
     raters = ",".join(f"rater{i},{vote}" for i, vote in enumerate(votes))
     table = tmp_path / "faceexp-comparison-data-test-public.csv"
-    table.write_text(f"{','.join(faces)},ONE_CLASS_TRIPLET,{raters}\n")
+    padded = f"{raters},,"  # shorter rows end in empty cells once a spreadsheet has saved them
+    table.write_text(f"{','.join(faces)},ONE_CLASS_TRIPLET,{padded}\n")
     (row,) = read_triplets(table, tmp_path)
     assert (row["choice"], row["votes"], row["split"]) == (choice, votes, "test")
     assert row["images"] == [str(tmp_path / f"{n}_o.jpg") for n in "abc"]
@@ -605,7 +606,7 @@ def test_rows_that_are_no_triplets_are_named(own, old, new):
         CORPORA["fec"].check(root)
 
 
-def test_the_check_counts_triplets_that_lack_a_picture(own):
+def test_triplets_that_lack_a_picture_are_counted_and_left_out(own, load):
     root = own("fec")
     (root / "images" / "test1_2_b.jpg").unlink()
     report = CORPORA["fec"].check(root)
@@ -616,6 +617,7 @@ def test_the_check_counts_triplets_that_lack_a_picture(own):
     }
     assert report.found["triplets with three pictures"] == report.found["usable"] == 7
     assert len(report.problems) == 1 and "1 of 8 triplets lack a picture" in report.problems[0]
+    assert [row["votes"][0] for row in load("fec", root=root)["test"]] == [1]  # of the first, not the second
 
 
 @pytest.mark.parametrize("line", ["m.010abc/1-FaceId-0.jpg", "m.010abc/1-FaceId-0.jpg one", "7"])
@@ -840,6 +842,16 @@ def test_the_check_opens_pictures(name, own):
         broken = place(root.rglob("*.jpg"))
         broken.write_bytes(broken.read_bytes()[:200])
         assert any(str(broken) in problem for problem in CORPORA[name].check(root).problems)
+
+
+@pytest.mark.parametrize("name", ["fec", "ms_celeb"])
+def test_the_check_of_a_large_corpus_opens_evenly_spaced_pictures(name, discs, monkeypatch):
+    module, opened = f"actionunits.data.corpora.{name}", []
+    monkeypatch.setattr(f"{module}.try_picture", opened.append)
+    monkeypatch.setattr(f"{module}.OPENED", 5)
+    monkeypatch.setattr(f"{module}.LOOKED_FOR", 12, raising=False)
+    CORPORA[name].check(discs / name)
+    assert opened == sorted((discs / name).rglob("*.jpg"))[::4]  # 6 of 24
 
 
 LABELS = {
