@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -644,6 +644,24 @@ def test_teachers_soften_the_labels(run, corpus, monkeypatch):
     card = (output / "model" / "README.md").read_text()
     assert "75 % ground truth and 25 % predictions of teachers" in card
     assert "`first/model`, `second/model`" in card
+
+
+def test_what_nobody_coded_is_not_learnt_from_teachers_either(monkeypatch):
+    """Elsewhere a teacher in doubt, with a logit of 0, moves the label a quarter of the way to 1/2."""
+
+    @dataclass
+    class Faces:
+        occurrence: np.ndarray
+        intensities: np.ndarray
+
+    faces = Faces(np.int8([[1, -1], [0, 1]]), np.float32([[0.4, 0.2], [-1, 1.0]]))
+    monkeypatch.setattr(teaching, "_logits", lambda *_: np.zeros((2, 2)))
+    recipe = SimpleNamespace(teachers=["one"], teacher_weight=0.25, full_intensity=0.8)
+    softened = teaching.taught(faces, recipe, torch.device("cpu"), Path()).intensities / 0.8
+    expected = [[0.75 * 0.5 + 0.25 * 0.5, -1 / 0.8], [-1 / 0.8, 0.75 * 1 + 0.25 * 0.5]]
+    np.testing.assert_allclose(softened, expected, rtol=1e-6)
+    with pytest.raises(ValueError, match="need labels of intensity, which this corpus lacks"):
+        teaching.taught(replace(faces, intensities=None), recipe, torch.device("cpu"), Path())
 
 
 def test_a_teacher_is_asked_once_about_the_same_pictures(run, corpus, tmp_path, monkeypatch):
