@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 from datasets.exceptions import DatasetGenerationError
 
+from actionunits import __version__
 from actionunits.data.corpora.base import Corpus, Selection
 
 FULL = "full"  # "all" has a meaning of its own in `datasets`
@@ -24,18 +25,20 @@ class CorpusConfig(datasets.BuilderConfig):
         frames: Frame list.
         min_intensity: Intensity from which on an action unit counts as occurring.
         disc: Fingerprint of the label files.
+        package: Version of this package, as another may read them better.
     """
 
     aus: tuple[int, ...] = ()
     frames: str = "all"
     min_intensity: int = 2
     disc: str = ""
+    package: str = ""
 
 
 def read_rows(
     corpus: Corpus, root: Path, selection: Selection, cache_dir: str | Path | None = None
 ) -> datasets.Dataset:
-    """All rows of a corpus, from the cache if the label files have not changed.
+    """All rows of a corpus, from the cache if neither the label files nor the package have changed.
 
     Raises:
         ValueError: A file is invalid (the reader's error, not `datasets`' "An error occurred").
@@ -75,6 +78,7 @@ class CorpusBuilder(datasets.GeneratorBasedBuilder):
             frames=selection.frames,
             min_intensity=selection.min_intensity,
             disc=corpus.fingerprint(root, selection.frames),
+            package=__version__,
         )
 
     @property
