@@ -1,10 +1,13 @@
 """Paint, shadow and cutting: what they change, and what they leave."""
 
+from collections import Counter
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
 
-from actionunits.synthesis.make_up import BEARD, LIPS, MOUSTACHE, PAINTS, make_up
+from actionunits.synthesis.make_up import BEARD, LIDS, LIPS, MOUSTACHE, PAINTS, _put_on, make_up
 from actionunits.synthesis.photography import FILL, _cap, _fringe, _glasses, cast_shadow, cut_tightly, occlude
 
 from .conftest import mean_face
@@ -41,6 +44,30 @@ def test_paint_goes_where_its_points_are():
     touched = np.mean([np.abs(r - 0.5).sum(-1) > 0.01 for r in painted], 0)
     x, y = np.round(POINTS[36:40].mean(0)).astype(int)
     assert touched[y, x] > 0.2 and touched[:4].max() == 0 and touched[-4:].max() == 0
+
+
+def test_paints_are_worn_as_often_as_they_say(monkeypatch):
+    """Each of make-up's own chance by a quarter of the faces; beards by one in 7, moustaches in 12."""
+    worn = Counter()
+    monkeypatch.setattr("actionunits.synthesis.make_up._put_on", lambda _, paint, *__: worn.update([paint]))
+    for seed in range(4000):
+        make_up(GRAY, POINTS, np.random.default_rng(seed))
+    expected = {paint: paint.chance / 4 for paint in PAINTS} | {BEARD: 1 / 7, MOUSTACHE: 1 / 12}
+    assert {paint: worn[paint] / 4000 for paint in worn} == pytest.approx(expected, abs=0.015)
+
+
+def test_shadow_of_the_lids_lies_above_their_edges():
+    """By up to `lift`; without it, the same paint is on the edges."""
+    (shadow,) = (paint for paint in PAINTS if paint.areas == LIDS and paint.lift > 0.1)
+    heights = []
+    for paint in (replace(shadow, lift=0.0), shadow):
+        worn = [_put_on(GRAY, paint, POINTS, np.random.default_rng(seed)) for seed in range(100)]
+        rows = [np.abs(w - GRAY).sum((1, 2)) for w in worn]
+        heights.append(np.array([r @ np.arange(SIZE) / r.sum() for r in rows]))
+    edges, unit = POINTS[36:40, 1].mean(), POINTS[42, 0] - POINTS[39, 0]
+    assert np.abs(heights[0] - edges).max() < 0.1 * unit
+    lifted = (heights[0] - heights[1]) / unit
+    assert lifted.mean() == pytest.approx(shadow.lift / 2, abs=0.01) and lifted.max() < shadow.lift + 0.01
 
 
 def test_shadow_darkens_one_side_and_brightens_nothing():

@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 from tiny_run import load_script
 
+from actionunits.synthesis.head_model import AU_SHAPES
+
 
 @pytest.fixture(scope="module")
 def comparison():
@@ -35,6 +37,17 @@ def test_figures_by_hand(comparison):
         "correlation": pytest.approx(0.7),
     }
     assert figures["AU26"]["present"] == 1 and figures["AU26"]["model"] is None
+
+
+def test_an_action_unit_has_the_blendshapes_that_draw_it(comparison):
+    """On both sides of the face. Lips part by several, of which AU 25 draws one."""
+    for au, names in comparison.BLENDSHAPES.items():
+        left, right = (
+            {name.removesuffix(side) for name in names if name.endswith(side)} for side in ("Left", "Right")
+        )
+        assert left == right
+        shapes = {name.removesuffix("Left").removesuffix("Right") for name in names}
+        assert shapes <= AU_SHAPES[au].keys() or (au == 25 and shapes > AU_SHAPES[au].keys())
 
 
 def test_mediapipe_sees_the_face_with_half_of_its_size_around_it(comparison, monkeypatch, tmp_path):
