@@ -92,6 +92,25 @@ def test_folds_are_averaged_and_corpora_crossed(measure, tmp_path):
         measure("--matrix", f"a:a={reports[0]}", f"a:a={reports[1]}")
 
 
+def test_every_model_meets_every_fold_and_their_pictures_count_once(measure, evaluate, monkeypatch):
+    def report(args, state):
+        f1 = {"a": 0.25, "b": 0.5, "c": 0.75}[args.model] + {"1": 0, "2": 0.125}[args.fold]
+        people, rule = int(args.fold), {"per_au": {}, "mean": {"f1": f1}}
+        return {"split": args.split, "pictures": 100 * people, "people": people, "at_half": rule}
+
+    written = []
+    monkeypatch.setattr(evaluate, "find_model", str)
+    monkeypatch.setattr(evaluate, "measure_model", report)
+    monkeypatch.setattr(evaluate, "write_report", lambda _, report: written.append(report))
+    monkeypatch.setattr(evaluate, "f1_table", str)
+    measure("--model", *"abc", "--data", "corpus", "--fold", "1", "2")
+    measure("--model", "c", "--data", "corpus", "--fold", "2")
+    mean, alone = written
+    assert mean["at_half"]["mean"]["f1"] == pytest.approx(0.5625)
+    assert (mean["folds"], mean["pictures"], mean["people"]) == (6, 300, 3)
+    assert (alone["at_half"]["mean"]["f1"], alone["pictures"]) == (0.875, 200)
+
+
 @pytest.mark.parametrize("text, message", [("{", "is no JSON"), ('{"test": {}}', "is not a report")])
 def test_what_is_no_report_is_named(measure, tmp_path, text, message):
     (tmp_path / "metrics.json").write_text(text)
