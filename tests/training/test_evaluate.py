@@ -211,10 +211,15 @@ def test_the_table_takes_up_what_was_obtained(tmp_path):
         report = {"split": "test", "pictures": 1, "people": 1, "at_half": {"per_au": {}, "mean": {"f1": f1}}}
         (tmp_path / "gda-bp4d" / f"fold-{fold}").mkdir(parents=True)
         (tmp_path / "gda-bp4d" / f"fold-{fold}" / "metrics-test.json").write_text(json.dumps(report))
+    whole = report | {"at_half": {"per_au": {}, "mean": {"f1": 0.5}}}
+    (tmp_path / "gtlenet-bp4d-for-bp4d+").mkdir()
+    (tmp_path / "gtlenet-bp4d-for-bp4d+" / "metrics-full.json").write_text(json.dumps(whole))
     lines = table.make_table(tmp_path).splitlines()
     (line,) = (line for line in lines if ": gda-bp4d |" in line)
     assert line.endswith("| 64.2 | 65.0 (2 folds) |")
-    assert sum("not run here" in line for line in lines) == len(lines) - 3
+    (line,) = (line for line in lines if ": gtlenet-bp4d-for-bp4d+ |" in line)
+    assert line.endswith(" 50.0 |")
+    assert sum("not run here" in line for line in lines) == len(lines) - 4
 
 
 @pytest.mark.parametrize("method", ["escda", "lsc", "gda"])
