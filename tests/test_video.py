@@ -200,6 +200,16 @@ def test_a_matroska_file_that_is_cut_off(tmp_path, pictures):
     assert last.picture is None and re.match(r"the file is cut off here, 1\.\d s before its end", last.error)
 
 
+def test_slides_are_shown_to_the_end(tmp_path, pictures):
+    """The last one is seen for as long as the others, so that the file ends long after its last picture."""
+    path = toy_videos.write_at_rate(tmp_path / "slides.mkv", pictures, "mpeg4", Fraction(1, 5))
+    frames = list(VideoReader(path))
+    assert [frame.error for frame in frames] == [None] * 12
+    np.testing.assert_allclose([frame.timestamp for frame in frames], np.arange(12) * 5.0)
+    *_, last = VideoReader(toy_videos.cut(path, 7))
+    assert re.fullmatch(r"the file is cut off here, 2[05]\.0 s before its end", last.error)
+
+
 @pytest.mark.parametrize("codec", [*toy_videos.CODECS, "mjpeg", "rawvideo"])
 def test_an_avi_file_that_is_cut_off(tmp_path, pictures, codec):
     """Its head says how many frames there are, not where they lie."""

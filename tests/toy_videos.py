@@ -43,10 +43,10 @@ def write(
     return path
 
 
-def write_at_rate(path, pictures, codec):
-    """Write 25 pictures a second by the clock of the frames, as cameras write AVI, Flash and MXF files."""
+def write_at_rate(path, pictures, codec, rate=25):
+    """Write so many pictures a second by the clock of the frames, as cameras write AVI, Flash and MXF."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25, options={"bf": "0"})
+        stream = container.add_stream(codec, rate=rate, options={"bf": "0"})
         stream.width, stream.height = pictures[0].size
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         for i, picture in enumerate(pictures):

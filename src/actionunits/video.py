@@ -135,7 +135,7 @@ class VideoReader:
         cut = set[int]()  # times of frames that are stored in part; not every decoder notices
         try:
             for packet in container.demux(stream, *container.streams.audio):
-                end = max(end, _time(packet, start) or end)
+                end = max(end, _end(packet, start))
                 if packet.stream.index != stream.index:
                     continue
                 packets += packet.size > 0  # the last one is empty, it flushes the decoder
@@ -345,6 +345,12 @@ def _ordered(
 def _time(timed: Any, start: Fraction) -> Fraction | None:
     """Time of a packet or frame since the start of the file [s]."""
     return None if timed.pts is None else timed.pts * timed.time_base - start
+
+
+def _end(packet: Any, start: Fraction) -> Fraction:
+    """Time at which what a packet holds ends, since the start of the file [s]; 0 if it has no time."""
+    time = _time(packet, start)
+    return Fraction(0) if time is None else time + (packet.duration or 0) * packet.time_base
 
 
 def _upright(frame: Any, decoder: str, aspect: Fraction | None) -> Image.Image:
