@@ -55,6 +55,8 @@ def test_consistency_is_rewarded():
     labels = torch.tensor([[0.0, 1.0]])
     assert consistency_loss(similarities, overall, labels).item() == pytest.approx(0.02)
     assert consistency_loss(overall[..., None].expand(-1, -1, 2), overall, labels) == 0
+    labels[0, 1] = UNKNOWN
+    assert consistency_loss(similarities, overall, labels).item() == pytest.approx(0.04)
 
 
 @pytest.mark.parametrize("loss", [localization_loss, activation_loss, partial(activation_loss, balance=True)])

@@ -317,6 +317,7 @@ def test_stream_of_the_default_length_gives_maps_and_takes_vectors():
     assert output.au_attentions.shape == output.au_evidence.shape == (7, 4, 4, 4)
     expected = [model(part[None]).logits[0] for part in video.split(3)]
     torch.testing.assert_close(output.logits, torch.cat(expected))
+    assert set(model.stream()(video)) == {"logits"}  # maps only on demand
     vectors = model.spatial_vectors(torch.cat([video, -video]))  # two faces in one batch
     streams = [model.stream(), model.stream()]
     torch.testing.assert_close(streams[0].advance(vectors[:7]), output.logits)
