@@ -66,6 +66,7 @@ def test_the_configuration_may_ask_for_tuples():
 def test_a_map_points_where_its_mass_lies():
     class Peaks(torch.nn.Module):
         def forward(self, x):
+            assert x.shape == (2, 6, 8, 8)  # as fine as the finest
             maps = torch.zeros(2, 68, 8, 8)
             maps[:, :, 2, 5] = maps[:, 0, 3, 5] = 40.0  # row 2, column 5; the first point's is twice as high
             maps[1] = 0
@@ -99,7 +100,16 @@ def test_the_mirror_image_of_a_crop_counts_as_much_as_the_crop():
     with torch.inference_mode():
         (points,), (score,) = model._look(picture, [crop], also_mirrored=True)
         (others,), (other,) = model._look(mirror, [crop], also_mirrored=True)
-        (alone,), _ = model._look(picture, [crop])
+        (alone,), (alone_score,) = model._look(picture, [crop])
+        (other_alone,), (other_alone_score,) = model._look(mirror, [crop])
+        pixels = (torch.from_numpy(noise).permute(2, 0, 1)[None] / 255 - 0.5) / 0.5  # the crop is all of it
+        output = model(pixels)
+    assert np.abs(alone - 15.5).max() < 3  # an untrained network points to the middle
+    np.testing.assert_allclose(alone, 32 * output.landmarks[0] - 0.5, atol=1e-3)
+    assert alone_score == pytest.approx(torch.sigmoid(output.face_logits).item(), abs=1e-5)
+    mean = (alone + mirror_landmarks(other_alone, "ibug68", 32)) / 2
+    np.testing.assert_allclose(points, mean, atol=1e-4)
+    assert score == pytest.approx((alone_score + other_alone_score) / 2, abs=1e-6)
     np.testing.assert_allclose(mirror_landmarks(others, "ibug68", 32), points, atol=1e-4)
     assert score == pytest.approx(other, abs=1e-6)
     assert np.abs(alone - points).max() > 0.01
