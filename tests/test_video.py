@@ -1,7 +1,10 @@
+import contextlib
+import errno
 import gc
 import re
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,6 +78,15 @@ def test_time_counts_from_the_start_of_the_file(tmp_path, pictures):
     times = [5000 + 40 * i for i in range(12)]
     frames = VideoReader(toy_videos.write(tmp_path / "clip.ts", pictures, times_ms=times))
     np.testing.assert_allclose([frame.timestamp for frame in frames], np.arange(12) * 0.04, atol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_sound_is_no_picture_but_may_outlast_them(tmp_path, pictures, suffix):
+    path = toy_videos.write_at_rate(tmp_path / f"clip{suffix}", pictures, "mpeg4", sound=3)
+    frames = list(VideoReader(path))
+    np.testing.assert_allclose([frame.timestamp for frame in frames], np.arange(12) * 0.04, atol=1e-3)
+    for frame, picture in zip(frames, pictures, strict=True):
+        assert frame.error is None and difference(frame.picture, picture) < 6
 
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
@@ -281,6 +293,10 @@ def test_files_that_cannot_be_read_at_all(tmp_path, pictures):
     for name in ("text.mp4", "empty.mp4", "index_at_the_end.mp4"):
         with pytest.raises(VideoError, match=f"{name} is not a video that FFmpeg can read, or it is cut off"):
             VideoReader(tmp_path / name)
+    head_only = toy_videos.write(tmp_path / "head_only.mkv", pictures)
+    head_only.write_bytes(head_only.read_bytes()[: toy_videos.packets(head_only)[0][0]])
+    with pytest.raises(VideoError, match="head_only.mkv holds not a single frame"):
+        list(VideoReader(head_only))
     with pytest.raises(VideoError, match=r"has no video stream, it holds \['audio'\]"):
         VideoReader(toy_videos.sound(tmp_path / "sound.m4a"))
 
@@ -335,6 +351,8 @@ def test_written_videos_keep_pictures_and_times(tmp_path, pictures, encoder):
             video.add(picture.crop((0, 0, 95, 79)), time)  # odd sides become even
     frames = list(VideoReader(tmp_path / "out.mp4"))
     np.testing.assert_allclose([frame.timestamp for frame in frames], [0, 0.04, 0.1, 0.101, 1.5], atol=1e-6)
+    data = (tmp_path / "out.mp4").read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")  # a browser plays it while it loads
     assert frames[0].picture.size == (94, 78)
     assert difference(frames[4].picture, pictures[4].resize((94, 78))) < 12
 
@@ -352,6 +370,15 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, pictures):
         part.write_bytes(b"new")
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+def test_a_full_disk_is_told_as_such(monkeypatch, pictures):
+    """It is no fault of the pictures."""
+    monkeypatch.setattr("actionunits.video.whole_file", lambda path: contextlib.nullcontext("/dev/full"))
+    with pytest.raises(OSError) as caught, write_video("out.mp4") as video:
+        video.add(pictures[0], 0.0)
+    assert caught.value.errno == errno.ENOSPC
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (7, 1)])

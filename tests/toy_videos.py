@@ -43,12 +43,17 @@ def write(
     return path
 
 
-def write_at_rate(path, pictures, codec, rate=25):
-    """Write so many pictures a second by the clock of the frames, as cameras write AVI, Flash and MXF."""
+def write_at_rate(path, pictures, codec, rate=25, sound=0):
+    """Write so many pictures a second by the clock of the frames, as cameras write AVI, Flash and MXF.
+
+    `sound` is the length of a sound track beside them [s].
+    """
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, options={"bf": "0"})
         stream.width, stream.height = pictures[0].size
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        if sound:
+            add_silence(container, sound)
         for i, picture in enumerate(pictures):
             frame = av.VideoFrame.from_image(picture)
             frame.pts = i
@@ -83,9 +88,14 @@ def damage(path, frame, keep=8):
 def sound(path):
     """Write a file that has sound only."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=8000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-        frame.rate = 8000
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+        add_silence(container, 0.128)
     return path
+
+
+def add_silence(container, seconds):
+    stream = container.add_stream("aac", rate=8000, layout="mono")
+    samples = np.zeros((1, round(8000 * seconds)), np.float32)
+    frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+    frame.rate = 8000
+    container.mux(stream.encode(frame))
+    container.mux(stream.encode())
