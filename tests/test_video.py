@@ -74,6 +74,39 @@ def test_a_repeated_time_does_not_shift_those_after_it():
     np.testing.assert_allclose(seen, [0, 10, 10.001, 10.04, 10.08, 10.12, 10.16, 10.66, 14], atol=1e-9)
 
 
+def test_failed_frames_are_sorted_in_by_their_time():
+    """Decoders report them before the earlier frames that they still hold; one frame has no time."""
+    entries = [
+        (0, "a"),
+        (3, None),
+        (1, "b"),
+        (2, None),
+        (4, "c"),
+        (6, None),
+        (None, "d"),
+        (9, None),
+        (8, None),
+    ]
+    told = [
+        (None if time is None else Fraction(time), picture, None if picture else f"lost at {time}")
+        for time, picture in entries
+    ]
+    expected = [
+        (0, "a"),
+        (1, "b"),
+        (2, None),
+        (3, None),
+        (4, "c"),
+        (6, None),
+        (6.5, "d"),
+        (8, None),
+        (9, None),
+    ]
+    seen = list(_ordered(told, rate=Fraction(2)))
+    assert [(time, picture) for time, picture, _ in seen] == expected
+    assert all(error == (None if picture else f"lost at {time}") for time, picture, error in seen)
+
+
 def test_time_counts_from_the_start_of_the_file(tmp_path, pictures):
     times = [5000 + 40 * i for i in range(12)]
     frames = VideoReader(toy_videos.write(tmp_path / "clip.ts", pictures, times_ms=times))
