@@ -655,6 +655,7 @@ def test_trainer_resumes_exactly(tmp_path):
         ({"adaptation": "prefix"}, "adaptation"),
         ({"ca_border": "reflect"}, "ca_border"),
         ({"image_size": 100}, "image_size=100"),
+        ({"image_size": 0}, "image_size=0"),
         ({"backbone_config": {"patch_size": [16, 8]}}, r"patch_size=\[16, 8\]"),
     ],
 )

@@ -212,7 +212,8 @@ class AUFormerConfig(AUConfig):
     def validate_architecture(self):
         """Check the sizes."""
         sizes = (self.vit_config.image_size, self.vit_config.patch_size)
-        if not all(isinstance(size, int) for size in sizes) or self.image_size % self.patch_size:
+        whole = all(isinstance(size, int) and size > 0 for size in sizes)
+        if not whole or self.image_size % self.patch_size:
             raise ValueError(
                 f"The backbone's image_size={sizes[0]} must be a number of pixels that its "
                 f"patch_size={sizes[1]} divides: faces are square."
