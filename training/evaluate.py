@@ -96,6 +96,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     tool.add_argument("--from-intensity", type=float, help="labels are 0 to 5; from this on it occurs")
     tool.add_argument("--missing", default="nothing", choices=("nothing", "unknown"), help="faces not found")
     args = parser.parse_args(arguments)
+    refuse_without_effect(parser, args, {"model": model, "predictions": tool})
     if args.model and not args.data:
         parser.error("--model needs --data, the corpus to evaluate it on")
     if args.calibrate_on and args.split in (args.calibrate_on, "full"):
@@ -108,6 +109,18 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if args.predictions and not (args.format and args.labels):
         parser.error("--predictions needs --format, the tool that wrote them, and --labels")
     return args
+
+
+def refuse_without_effect(
+    parser: argparse.ArgumentParser,
+    args: argparse.Namespace,
+    groups: dict[str, argparse._ArgumentGroup],
+) -> None:
+    """Refuse options of a group, by the option that makes use of them, where that is not given."""
+    for needed, group in groups.items():
+        changed = (a for a in group._group_actions if getattr(args, a.dest) != a.default)
+        if (given := [a.option_strings[0] for a in changed]) and not getattr(args, needed):
+            parser.error(f"{' and '.join(given)} would have no effect without --{needed}")
 
 
 def measure_model(args: argparse.Namespace, state: PartialState) -> dict[str, Any]:

@@ -153,6 +153,8 @@ def test_what_is_missing_is_asked_for(measure, capsys):
         (["--model", "m"], "needs --data"),
         (["--model", "m", "--data", "d", "--batch-size", -1], "--batch-size -1"),
         (["--predictions", "v.csv"], "needs --format"),
+        (["--predictions", "v.csv", "--fold", 1, "--recipe", "r"], "--fold and --recipe would have no"),
+        (["--model", "m", "--labels", "l.csv"], "--labels would have no effect without --predictions"),
         (["--model", "m", "--data", "d", "--calibrate-on", "test"], "invalid choice"),
         (["--model", "m", "--data", "d", "--calibrate-on", "train", "--split", "train"], "another split"),
         (["--model", "m", "--data", "d", "--calibrate-on", "train", "--split", "full"], "another split"),
