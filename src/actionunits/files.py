@@ -1,4 +1,4 @@
-"""Write files atomically, so that an interrupted program leaves no partial one."""
+"""Write files atomically, so that an interrupted program leaves no partial one, and tell changed ones."""
 
 import os
 from collections.abc import Iterator
@@ -17,4 +17,13 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-__all__ = ["whole_file"]
+def file_version(path: str | os.PathLike) -> tuple[str, int, int]:
+    """Path, size [bytes] and time [ns] of a file or folder, to tell a change; zeros for a dead link."""
+    try:
+        stat = os.stat(path)
+    except FileNotFoundError:
+        return os.fspath(path), 0, 0
+    return os.fspath(path), stat.st_size, stat.st_mtime_ns
+
+
+__all__ = ["file_version", "whole_file"]

@@ -331,7 +331,10 @@ def test_faces_of_fec_are_cut_out_and_aligned(fec, detector, landmarks, photo, t
     box = (*corner, *(corner + side))
     direct = photo.transform((256, 256), Image.Transform.EXTENT, box, Image.Resampling.BILINEAR)
     assert np.abs(cut - np.asarray(direct.resize((32, 32), Image.Resampling.BOX), float)).mean() < 3
-    shutil.copy(fec[1] / "a_o.jpg", fec[1] / "broken_o.jpg")  # downloaded again
+    (broken := fec[1] / "broken_o.jpg").unlink()
+    broken.symlink_to(tmp_path / "moved.jpg")
+    assert len(prepare_fec(read_fec(*fec), tmp_path / "prepared", detector)) == 2, "the link leads nowhere"
+    shutil.copy(fec[1] / "a_o.jpg", tmp_path / "moved.jpg")  # downloaded again
     assert len(prepare_fec(read_fec(*fec), tmp_path / "prepared", detector)) == 3
 
 

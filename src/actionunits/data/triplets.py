@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 
 from actionunits.data.aligned_faces import AlignedFaces, prepare_faces
 from actionunits.data.corpora.fec import read_triplets
+from actionunits.files import file_version
 from actionunits.pictures import PictureError, load_picture
 
 FEC_MARGINS = {"ONE_CLASS_TRIPLET": 0.1, "TWO_CLASS_TRIPLET": 0.2, "THREE_CLASS_TRIPLET": 0.2}
@@ -156,7 +157,7 @@ def read_fec(table: str | Path, photographs: str | Path, agreement: float = 2 / 
     folder = Path(photographs)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; download FEC's photographs into it first.")
-    there = {path.name for path in folder.iterdir()}
+    there = {path.name for path in folder.iterdir() if path.is_file()}  # not links to nothing
     faces: dict[tuple[str, tuple[float, ...]], int] = {}
     triplets, margins, counts = [], [], {"triplets": 0, "undecided": 0, "without a photograph": 0}
     for row in read_triplets(Path(table), folder):
@@ -203,7 +204,7 @@ def prepare_fec(
         count=len(table.files),
         aus=(),
         scheme="ibug68",
-        key={"files": list(map(_version, table.files)), "boxes": table.boxes.tolist()},
+        key={"files": list(map(file_version, table.files)), "boxes": table.boxes.tolist()},
         aligned_size=aligned_size,
     )
     place = np.full(len(table.files), -1)
@@ -271,11 +272,6 @@ def _margin(kind: str, table: str | Path) -> float:
     if kind not in FEC_MARGINS:
         raise ValueError(f"{table}: a triplet of type {kind!r}; known are {', '.join(FEC_MARGINS)}.")
     return FEC_MARGINS[kind]
-
-
-def _version(file: Path) -> list[Any]:
-    """Path, size and time of a photograph, which change when it is downloaded again."""
-    return [str(file), (stat := file.stat()).st_size, stat.st_mtime_ns]
 
 
 def _fec_records(table: FecTable, detector: Any) -> Iterator[dict[str, Any]]:

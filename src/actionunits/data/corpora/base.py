@@ -23,6 +23,7 @@ import numpy as np
 
 from actionunits.action_units import UNKNOWN, check_aus
 from actionunits.data.corpora.reading import find_files, read_frame_list
+from actionunits.files import file_version
 
 logger = logging.getLogger(__name__)
 
@@ -138,15 +139,6 @@ def _folders_and_points(root: Path) -> Iterator[str]:
         seen.add(real)
         yield folder
         yield from (os.path.join(folder, name) for name in files if name.endswith(".mat"))
-
-
-def _version(path: str) -> tuple[str, int, int]:
-    """Name, size and time of a file or folder; zeros if it is a link to nothing."""
-    try:
-        stat = os.stat(path)
-    except FileNotFoundError:
-        return path, 0, 0
-    return path, stat.st_size, stat.st_mtime_ns
 
 
 def _meets(counts: dict[str, Any]) -> bool:
@@ -275,7 +267,7 @@ class AUCorpus(Corpus):
         """Hash of labels, frame lists, landmarks, and folders, which change with their pictures."""
         files = find_files(root / "landmarks", "*.csv")
         files += [file for glob in self.frame_lists.values() for file in root.glob(glob)]
-        stats = sorted(map(_version, [*map(str, files), *_folders_and_points(root)]))
+        stats = sorted(map(file_version, [*map(str, files), *_folders_and_points(root)]))
         seen = super().fingerprint(root, frames) + repr(stats)
         return hashlib.sha256(seen.encode()).hexdigest()[:16]
 
